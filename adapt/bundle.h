@@ -1,0 +1,34 @@
+/* bundle.h: the model bundle: one safetensors file with the adapter and head tensors under DINOv2 names; its metadata
+ * holds backbone hash, labels with codes, preprocessing, split hash and metrics. */
+#ifndef RADAPT_BUNDLE_H
+#define RADAPT_BUNDLE_H
+#include "adapt/features.h"
+#include "io/findings.h"
+#include "io/safetensors.h"
+
+typedef struct bundle_info {
+    char backbone[HASH_HEX];           /* vit_hash */
+    char backbone_path[FILE_PATH_MAX]; /* where it was; a hint */
+    char backbone_random[128];         /* "vit-ti/16 seed=7" when it was a random init */
+    peft_method method;
+    char window[64]; /* window_parse text */
+    int size;
+    float resize;
+    char split_hash[HASH_HEX], version[65];
+    char metrics_json[1024];
+    label_code *labels;
+    int n_labels;
+} bundle_info;
+
+typedef struct bundle bundle; /* an opened bundle on its backbone, ready to predict */
+/* backbone_path NULL: the hint. ERR_CONFLICT when the backbone's hash differs. */
+err_code bundle_open(bundle **b, device *d, const char *path, const char *backbone_path, err *e);
+void bundle_close(bundle *b);
+const bundle_info *bundle_get_info(const bundle *b);
+const char *bundle_hash(const bundle *b); /* SHA-256 of the file */
+
+/* Every study of the cohort (frames grouped by study): mean probability over frames, with the frames that speak for it.
+ * Studies in `done` (keys, may be NULL) are skipped. */
+err_code bundle_predict(bundle *b, const cohort *c, findings *out, err *e);
+
+#endif

@@ -1,0 +1,51 @@
+/* cohort.h: frames, labels and the patient-level split, as both stages see them. labels.c and split.c fill it.
+ *
+ * labels.csv: any of patient_id, study_uid, series_uid, sop_uid, path (the finest given level is what is labelled) and
+ * label. One labelled thing is a case: a set of frames of one patient. */
+#ifndef RADAPT_COHORT_H
+#define RADAPT_COHORT_H
+#include "io/catalogue.h"
+#include "io/findings.h"
+#include "io/frame_store.h"
+
+typedef enum { SPLIT_TRAIN, SPLIT_VALIDATION, SPLIT_TEST, SPLIT_NONE } split_part;
+
+typedef struct {
+    char key[KEY_HEX]; /* pseudonym of the labelled patient, study, series or instance */
+    char patient_key[KEY_HEX];
+    int label; /* index into labels */
+    split_part part;
+    uint32_t *frames; /* (n_frames) indices into cohort.frames */
+    size_t n_frames;
+} labelled_case;
+
+typedef struct cohort {
+    frame_info *frames; /* all stored frames */
+    size_t n_frames;
+    split_part *part; /* (n_frames), of the frame's patient */
+    frame_store *store;
+    labelled_case *cases;
+    size_t n_cases;
+    char (*labels)[65]; /* sorted by name */
+    int n_labels;
+    char split_hash[HASH_HEX], data_hash[HASH_HEX]; /* of split.csv; of the frames (keys, sizes) and labels */
+    /* what was set aside in the label table */
+    size_t rows, rows_without_image, rows_conflicting, rows_empty;
+} cohort;
+
+typedef struct {
+    float validation, test; /* shares of the patients: 0.15, 0.2 */
+    uint64_t seed;
+} split_options;
+
+/* labels_path NULL: no cases; every patient not in an existing work/split.csv is in training. With labels: the split is
+ * read from work/split.csv, patients that are not there yet are added (stratified by label, at least one patient a
+ * class in each part where there are enough), and the file is written if it changed. Labels of a case that disagree:
+ * the case is dropped and counted. Errors: unknown or missing column, no label matches an image (ERR_EMPTY), fewer than
+ * two labels (ERR_USAGE). */
+err_code cohort_open(cohort *c, catalogue *cat, const char *work, const char *labels_path, const split_options *o,
+                     err *e);
+void cohort_close(cohort *c);
+const void *cohort_pixels(const cohort *c, size_t frame); /* mapped; checked at open */
+
+#endif

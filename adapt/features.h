@@ -1,0 +1,19 @@
+/* features.h: frozen features of frames: final-norm class tokens. */
+#ifndef RADAPT_FEATURES_H
+#define RADAPT_FEATURES_H
+#include "adapt/cohort.h"
+#include "model/vit.h"
+#include "preprocess/sampler.h"
+
+typedef struct {
+    int size;     /* 224 */
+    float resize; /* size / resize: the centre crop's share of each side, 224/256 */
+    int batch;    /* 0: 32 */
+    window_choice window;
+} view_options;
+
+/* out (n, dim) f32, for frames[index[i]] of the cohort. ERR_INTERRUPTED when asked to stop. */
+err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *index, size_t n, const view_options *v,
+                          float *out, err *e);
+
+#endif

@@ -1,0 +1,24 @@
+/* optim.h: schedules, clipping and the optimiser step shared by both stages. */
+#ifndef RADAPT_OPTIM_H
+#define RADAPT_OPTIM_H
+#include "model/vit.h"
+
+/* Linear warm-up from 0 over warm steps, then half a cosine from base to last over the rest; step from 0. */
+float schedule_warm_cosine(float base, float last, uint64_t step, uint64_t warm, uint64_t total);
+float schedule_cosine(float first, float last, uint64_t step, uint64_t total);
+float schedule_linear(float first, float last, uint64_t step, uint64_t over);
+
+typedef struct optim {
+    device *d;
+    param_set *ps;
+    float clip; /* global norm; 0: none */
+    dv *scalar; /* f32 (1) */
+    float norm; /* of the last step, before clipping */
+} optim;
+err_code optim_init(optim *o, device *d, param_set *ps, float clip, err *e);
+void optim_fini(optim *o);
+void optim_zero(optim *o);
+/* Clips (grad_scale is set here) and steps. ERR_NUMERIC if the norm is not finite: nothing was changed. */
+err_code optim_step(optim *o, adamw_step *s, err *e);
+
+#endif

@@ -1,0 +1,49 @@
+/* ssl.h: self-supervised adaptation: DINO + iBOT + KoLeo on unlabelled frames, student and EMA teacher (facts: DINOv2,
+ * ESSA). */
+#ifndef RADAPT_SSL_H
+#define RADAPT_SSL_H
+#include "adapt/cohort.h"
+#include "adapt/features.h"
+#include "preprocess/augment.h"
+
+typedef struct ssl_options {
+    peft_spec peft;
+    double epochs, warmup_epochs, head_warmup_epochs; /* head_warmup: backbone frozen */
+    int batch;
+    int global_size, local_size, locals; /* 0: local_size nearest multiple of the patch to 98 */
+    float lr, head_lr, lr_last, weight_decay, weight_decay_last, clip;
+    float momentum, momentum_last;
+    float teacher_temp, teacher_temp_last, teacher_temp_epochs, student_temp, center_momentum;
+    float dino, ibot, koleo; /* weights */
+    float mask_probability, mask_ratio[2];
+    int hidden, bottleneck, prototypes; /* prototypes 0: scaled to the cohort */
+    bool data_init;                     /* head initialised on the frozen features */
+    double freeze_prototypes_epochs;
+    augment_options augment;
+    view_options view;
+    double evaluate_epochs; /* kNN and effective rank every so often; 0.5 */
+    double checkpoint_minutes;
+    double collapse_rank; /* roll back when the effective rank falls below this share of the start's; 0.25 */
+    uint64_t seed;
+} ssl_options;
+
+void ssl_defaults(ssl_options *o);
+/* "default" or "essa"; ERR_USAGE for others. */
+err_code ssl_recipe(const char *name, ssl_options *o, err *e);
+
+typedef struct {
+    uint64_t steps, images;
+    double seconds, images_per_s;
+    double loss_first, loss_last, knn_start, knn_best, rank_start, rank_best;
+    size_t trainable;
+    double peak_bytes; /* planned device bytes */
+    bool resumed, already_done, rolled_back;
+} ssl_result;
+
+/* Trains into run_dir (made): config is the caller's; here metrics.jsonl, checkpoint.safetensors (resume),
+ * adapter.safetensors (the best teacher's trainable weights: the stage's product) and result.json, written last: where
+ * it exists nothing is done (already_done). Frames of test and validation patients are left out. stop.h: checkpoints
+ * and returns ERR_INTERRUPTED. */
+err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e);
+
+#endif

@@ -1,0 +1,103 @@
+/* catalogue.h: what there is: patients, studies, series, instances, frames, with state and reason (SQLite).
+ *
+ * work/catalogue.db holds pseudonyms only. work/identities.db (mode 0600) holds the key they are made with and
+ * everything that identifies: paths, patients' attributes, UIDs. Every unit of work is one transaction: a kill loses at
+ * most the unit in flight. One process writes; others may read.
+ *
+ * Instance states:  found -> stored (its frames are in the frame store) | aside (with a reason)  */
+#ifndef RADAPT_CATALOGUE_H
+#define RADAPT_CATALOGUE_H
+#include "base/hash.h"
+#include "io/image.h"
+
+typedef struct catalogue catalogue;
+
+/* Opens or makes both databases under work (made if needed). ERR_CONFLICT: another radapt holds this work directory. */
+err_code catalogue_open(catalogue **c, const char *work, err *e);
+void catalogue_close(catalogue *c);
+
+/* One frame in the frame store, all that sampling needs; no PHI. */
+typedef struct frame_info {
+    char patient_key[KEY_HEX], study_key[KEY_HEX], series_key[KEY_HEX], instance_key[KEY_HEX];
+    char modality[17], body_part[17];
+    int frame;                   /* from 1, as ReferencedFrameNumber counts */
+    int rows, columns, channels; /* channels 1 (grey) or 3 (RGB) */
+    pixel_type type;             /* PIXEL_I16 or PIXEL_U16 (grey), PIXEL_U8 (RGB) */
+    int shard;
+    uint64_t offset;         /* of the pixels, from the start of the shard file */
+    double slope, intercept; /* modality value = slope * stored + intercept; (1,0) unless the values did not fit */
+    bool invert;             /* MONOCHROME1 */
+    bool has_padding;
+    double padding_low, padding_high; /* modality units, inclusive */
+    voi_window window;                /* from the header; present == false: none usable */
+    double low, high;                 /* 0.5 and 99.5 percentile of this frame's foreground, modality units */
+    double series_low,
+        series_high;      /* mean of low, high over the stored frames of the series (filled by catalogue_frames) */
+    double spacing_mm[2]; /* of the stored pixels; 0 unknown */
+    double sort_mm;       /* position along the slice normal; instance number where unknown */
+    uint32_t quirks;
+} frame_info;
+
+/* --- scan
+ * ------------------------------------------------------------------------------------------------------------- */
+/* What the catalogue remembers of a path, to skip files that have not changed. */
+bool catalogue_knows(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns);
+/* Adds a usable file (state found), or one set aside: reason is a short code ("not-dicom", "no-pixels", "duplicate",
+ * "truncated", "burned-in", ...), detail one line without PHI; h may be NULL if the header could not be read. A
+ * duplicate SOP Instance UID is set aside here: "duplicate" (same size and hash) or "conflict". */
+err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns, const image_header *h,
+                       const char *reason, const char *detail, err *e);
+/* Groups many catalogue_add / catalogue_store calls into one transaction. */
+err_code catalogue_begin(catalogue *c, err *e);
+err_code catalogue_commit(catalogue *c, err *e);
+
+typedef struct {
+    uint64_t files, found, stored, aside, patients, studies, series, frames;
+} catalogue_counts;
+err_code catalogue_count(catalogue *c, catalogue_counts *out, err *e);
+
+/* --- prepare
+ * ---------------------------------------------------------------------------------------------------------- */
+/* Instances in state found: their keys and paths, in a fixed order. Caller frees with catalogue_pending_free. */
+typedef struct {
+    char instance_key[KEY_HEX];
+    char *path;
+} pending_instance;
+err_code catalogue_pending(catalogue *c, pending_instance **out, size_t *n, err *e);
+void catalogue_pending_free(pending_instance *p, size_t n);
+/* found -> stored, with its frames (keys of the frames are filled in from the instance), in one transaction. */
+err_code catalogue_store(catalogue *c, const char *instance_key, const frame_info *frames, size_t n, err *e);
+/* -> aside. */
+err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char *reason, const char *detail, err *e);
+/* All stored frames, ordered by patient, study, series, sort_mm, frame. Caller frees *out with free(). */
+err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e);
+/* Writes work/quarantine.csv: path,reason,detail. The path is PHI, so the file is 0600 like identities.db. */
+err_code catalogue_write_quarantine(catalogue *c, err *e);
+
+/* --- labels and reports
+ * --------------------------------------------------------------------------------------------------- */
+typedef enum { ID_PATIENT, ID_STUDY, ID_SERIES, ID_SOP, ID_PATH } id_kind;
+/* Pseudonym of a real identifier as a user's table holds it; for ID_PATH the absolute path, a path relative to a
+ * scanned folder or its file name if that is unique. false: no such thing in the catalogue. *out is the key of the
+ * patient, study, series, or instance; its level is that of kind (ID_PATH gives an instance). An NIfTI's patient id,
+ * study, series and SOP UID are derived from its path: 'nifti:<relative path>'. A patient id matches under any issuer
+ * if that is unambiguous. */
+bool catalogue_find(catalogue *c, id_kind kind, const char *value, char out[KEY_HEX]);
+
+/* The real identity of a study, for the report that goes back to the archive (PHI: do not log). */
+typedef struct {
+    char instance_key[KEY_HEX], series_uid[65], sop_class[65], sop_uid[65];
+    char modality[17];
+    int frames;
+} study_instance;
+typedef struct {
+    image_header header; /* of the study's first instance: patient and study attributes */
+    study_instance *instances;
+    size_t n_instances;
+} study_identity;
+/* ERR_NOTFOUND; ERR_UNSUPPORTED for a study that is not DICOM (nothing to send back). Free with catalogue_study_fini.
+ */
+err_code catalogue_study(catalogue *c, const char *study_key, study_identity *out, err *e);
+void catalogue_study_fini(study_identity *s);
+
+#endif

@@ -1,0 +1,61 @@
+/* safetensors.h: the safetensors format: 8 bytes little-endian header length, a JSON header, tensor bytes.
+ *
+ *     safetensors s;
+ *     TRY(safetensors_open(&s, path, &e));
+ *     const tensor *t = safetensors_find(&s, "norm.weight");   // NULL: not there
+ *     safetensors_close(&s);
+ *
+ * Reading maps the file and checks every offset, shape and overlap against the bytes that are there before anything is
+ * used. */
+#ifndef RADAPT_SAFETENSORS_H
+#define RADAPT_SAFETENSORS_H
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/file.h"
+
+typedef enum {
+    TENSOR_F32,
+    TENSOR_F16,
+    TENSOR_BF16,
+    TENSOR_F64,
+    TENSOR_U8,
+    TENSOR_I8,
+    TENSOR_I16,
+    TENSOR_U16,
+    TENSOR_I32,
+    TENSOR_I64,
+    TENSOR_BOOL
+} tensor_type;
+enum { TENSOR_DIMS = 8 };
+
+typedef struct {
+    const char *name;
+    tensor_type type;
+    int dims;
+    size_t shape[TENSOR_DIMS];
+    size_t count;     /* elements */
+    const void *data; /* may be unaligned when read from a file: use tensor_to_f32 or memcpy */
+} tensor;
+
+typedef struct {
+    file_map map;
+    tensor *tensors; /* sorted by name */
+    size_t n;
+    char **meta_keys, **meta_values; /* __metadata__, owned */
+    size_t n_meta;
+} safetensors;
+
+err_code safetensors_open(safetensors *s, const char *path, err *e);
+void safetensors_close(safetensors *s);
+const tensor *safetensors_find(const safetensors *s, const char *name);
+const char *safetensors_meta(const safetensors *s, const char *key); /* NULL: not there */
+/* out[count] = t as fp32. ERR_UNSUPPORTED for bool. */
+err_code tensor_to_f32(const tensor *t, float *out, err *e);
+size_t tensor_type_bytes(tensor_type t);
+
+/* Atomic. tensors: name, type, dims, shape, data set (count ignored). Data is aligned to 64 bytes. */
+err_code safetensors_write(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
+                           const char *const *meta_values, size_t n_meta, err *e);
+
+#endif

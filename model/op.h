@@ -1,0 +1,190 @@
+/* op.h: every computation the engine asks of a device. One const table per back end (op_cpu.c; later op_cuda.c), filled
+ * positionally so that a missing op does not compile. The model above this line is written once.
+ *
+ *     device d; TRY(device_open_cpu(&d, 0, COMPUTE_AUTO, &e));
+ *     d.op->linear_fwd(&d, y, x, &w, N);
+ *     TRY(device_sync(&d, &e));            // device errors are sticky and read once, here
+ *
+ * Conventions. Device memory is an incomplete type: host code cannot index it. "ct" is the device's compute type (bf16
+ * or fp32): activations and the live weights of linear layers; everything marked f32 is fp32: statistics, losses,
+ * biases, LayerNorm and LayerScale vectors, master weights, gradients of parameters. Tensors are row-major and
+ * contiguous. Gradients of parameters accumulate (+=); gradients of activations are assigned (=). Outputs may not alias
+ * inputs unless said. B batch, T tokens, C channels, H heads, D head size, N = B*T rows, I/O in/out features, K
+ * prototypes. Nothing allocates inside an op: scratch comes from the device's workspace (device_reserve, at plan time).
+ */
+#ifndef RADAPT_OP_H
+#define RADAPT_OP_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef struct dv dv; /* device memory */
+typedef struct device device;
+
+typedef enum { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 } compute_type;
+
+static inline dv *dv_at(const dv *p, size_t bytes)
+{
+    return (dv *)((char *)(uintptr_t)p + bytes);
+}
+
+/* A linear layer's live weight. The back end caches packed copies in packed[] while version stands still; whoever
+ * changes w bumps version. frozen: never changes, so packing both directions pays. */
+typedef struct linear_w {
+    size_t out, in;
+    dv *w;    /* (O,I) ct, as PyTorch stores it */
+    dv *bias; /* (O) f32, or NULL */
+    bool frozen;
+    uint32_t version;
+    void *packed[2];            /* [0] forward, [1] dX; owned by the back end: linear_release */
+    uint32_t packed_version[2]; /* 0: none; versions start at 1 */
+} linear_w;
+
+/* A trainable tensor: master weights, Adam state, EMA teacher, and where the model reads it. */
+typedef struct param {
+    char name[96];           /* DINOv2 name */
+    size_t rows, cols;       /* trainable part: rows x cols; a vector is (n,1) */
+    size_t full_rows;        /* rows of the whole tensor (== rows unless row_index) */
+    int32_t *rows_host;      /* (rows) which rows of the whole tensor, ascending; NULL: all. Owned by the param_set */
+    dv *row_index;           /* the same on the device, int32 */
+    dv *master, *grad;       /* f32 (rows, cols) */
+    dv *m, *v;               /* f32 (rows, cols): Adam */
+    dv *teacher;             /* f32 (rows, cols): EMA, or NULL */
+    dv *live, *live_teacher; /* (full_rows, cols) in live_ct ? ct : f32; live_teacher NULL if no teacher */
+    bool live_ct;
+    linear_w *linear, *linear_teacher; /* whose version to bump, or NULL */
+    float lr_scale;                    /* layer-wise decay, patch-embedding factor */
+    bool decay;                        /* weight decay applies (not on biases and other 1-D tensors) */
+    bool head;                         /* SSL head or classifier: has its own learning rate */
+    bool prototypes;                   /* last layer of the SSL head: gradients cancelled at first */
+} param;
+
+typedef struct {
+    float beta1, beta2, eps, weight_decay, lr, head_lr;
+    int64_t t;                           /* from 1 */
+    float grad_scale;                    /* multiplies gradients: clip / norm */
+    bool skip_prototypes, skip_backbone; /* first epochs; head warm-up */
+} adamw_step;
+
+typedef struct op_table {
+    const char *name;
+    /* --- memory
+     * ------------------------------------------------------------------------------------------------------- */
+    err_code (*alloc)(device *d, size_t bytes, dv **out, err *e); /* 64-byte aligned, zeroed */
+    void (*free)(device *d, dv *p);
+    void (*upload)(device *d, dv *dst, const void *src, size_t bytes);
+    void (*download)(device *d, void *dst, const dv *src, size_t bytes);
+    void (*zero)(device *d, dv *p, size_t bytes);
+    void (*copy)(device *d, dv *dst, const dv *src, size_t bytes);
+    void (*to_ct)(device *d, dv *dst, const dv *src_f32, size_t n);
+    void (*to_f32)(device *d, dv *dst_f32, const dv *src, size_t n);
+    void (*add)(device *d, dv *dst, const dv *src, size_t n); /* ct: dst += src */
+
+    /* --- matrix work (op_cpu_matmul.c)
+     * ------------------------------------------------------------------------------------ */
+    void (*linear_fwd)(device *d, dv *y /*(N,O)*/, const dv *x /*(N,I)*/, linear_w *w, size_t N);
+    /* y = GELU(pre), pre = x W^T + b; exact (erf) GELU. pre may be NULL when nothing is to be differentiated. */
+    void (*linear_gelu_fwd)(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
+    void (*linear_dx)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, size_t N);
+    /* dw (R,I) f32 += dy[:,rows]^T x; db (R) f32 += column sums. rows int32 (R) or NULL (R == O). dw or db may be NULL.
+     */
+    void (*linear_dw)(device *d, dv *dw, dv *db, const dv *dy /*(N,O)*/, const dv *x /*(N,I)*/, const dv *rows,
+                      size_t R, size_t N, size_t O, size_t I);
+    void (*linear_release)(device *d, linear_w *w); /* frees packed copies */
+
+    /* --- transformer (op_cpu_vit.c, op_cpu_attention.c)
+     * --------------------------------------------------------------------- */
+    /* Pixels (B,3,Hp,Wp) f32 -> (B*P, 3*p*p) ct in the order of a flattened conv weight (channel, row, column). */
+    void (*patchify)(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p);
+    /* x (B,T,C) = [cls + pos0 | registers | patch or mask token, + pos]; mask (B,P) uint8 or NULL. pos f32 (1+P,C) on
+     * this grid (row 0 is the class token's); cls/reg/mask_token f32, cls NULL: none. R registers. */
+    void (*embed_fwd)(device *d, dv *x, const dv *patches /*(B*P,C) ct*/, const dv *cls, const dv *reg, const dv *pos,
+                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C);
+    /* dpatches = (0 where masked), d* f32 += ; any of them NULL: not wanted. */
+    void (*embed_bwd)(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
+                      const dv *mask, size_t B, size_t P, size_t R, size_t C);
+    /* y = LN(x) * gamma + beta; mean, rstd f32 (N), NULL when nothing is to be differentiated. */
+    void (*norm_fwd)(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
+                     size_t N, size_t C);
+    /* dx = (accumulate ? dx + : ) LN'(dy); dgamma, dbeta f32 += or NULL. xhat is recomputed from x, mean, rstd. */
+    void (*norm_bwd)(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
+                     const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
+    /* The normalised input again, for a layer that needs it in backward: y = LN(x). */
+    void (*norm_again)(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
+                       size_t N, size_t C);
+    /* out = x + ls * branch, ls f32 (C) or NULL (1); out may be x. */
+    void (*residual_fwd)(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C);
+    /* dbranch = ls * dout; dls f32 += sum dout*branch, or NULL. (dx is dout itself.) */
+    void (*residual_bwd)(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
+                         size_t C);
+    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);
+    void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n); /* dpre may be dy */
+    /* o (B,T,C) from qkv (B,T,3C), scale 1/sqrt(D); lse f32 (B,H,T) log-sum-exp of the scaled scores, or NULL. */
+    void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
+    void (*attention_bwd)(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
+                          size_t T, size_t H, size_t D);
+    /* out[i] = x[rows[i]] and dx[rows[i]] += dout[i]; rows int32 (n), distinct; C columns ct. */
+    void (*gather)(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
+    void (*scatter_add)(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);
+
+    /* --- objective (op_cpu_loss.c)
+     * -------------------------------------------------------------------------------------------- */
+    /* y = x / |x| per row (eps 1e-12 as torch), norm f32 (N) kept. */
+    void (*l2_fwd)(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C);
+    void (*l2_bwd)(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C);
+    /* Weight normalisation with g = 1: live ct rows of v / |v|, v f32 (K,C); and dv f32 from dw f32, in place allowed.
+     */
+    void (*weight_norm_fwd)(device *d, dv *w_ct, const dv *v, size_t K, size_t C);
+    void (*weight_norm_bwd)(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C);
+    /* Teacher targets: q (N,K) ct = softmax((logits - center) / tau); sum f32 (K) = sum of the raw logits over N (for
+     * the centre); stats f32 (2) = mean entropy of the rows, entropy of the mean row (nats). */
+    void (*teacher_softmax)(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
+                            size_t N, size_t K);
+    /* center f32 (K) = m * center + (1-m) * sum / N */
+    void (*center_update)(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
+    /* Soft cross-entropy. Row i of logits (N,K) has up to P targets q[pair[i*P+j]] (-1: none) with weights
+     * weight[i*P+j] f32: loss f32 (1) += sum_i sum_j weight * H(q_j, softmax(logits_i / tau)); dlogits (N,K) ct =
+     * gradient, may be logits. */
+    void (*soft_ce)(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair, const dv *weight,
+                    size_t P, float tau, size_t N, size_t K);
+    /* KoLeo on x (N,C) ct, not yet normalised: loss f32 (1) += w * mean_i -log(|u_i - u_nn(i)| + 1e-8), u = x/|x| in
+     * fp32; dx (N,C) ct = gradient. N == 1: nothing (dx = 0). */
+    void (*koleo)(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C);
+    /* Hard-label softmax cross-entropy: label int32 (N), class weight f32 (K) or NULL, label smoothing; loss f32 (1) +=
+     * w * mean; dlogits (N,K) f32 = gradient. logits f32. */
+    void (*softmax_ce)(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label, const dv *class_weight,
+                       float smoothing, float w, size_t N, size_t K);
+
+    /* --- optimiser (op_cpu_optim.c)
+     * ------------------------------------------------------------------------------------------- */
+    /* out f32 (1) = sum of squares of all gradients (skipped groups excluded as in s). */
+    void (*grad_square)(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
+    /* Decoupled AdamW on masters, then live = cast(master) (row-scattered) and versions bumped. */
+    void (*adamw)(device *d, param *p, size_t n, const adamw_step *s);
+    /* teacher = m * teacher + (1-m) * master, then live_teacher = cast. */
+    void (*ema)(device *d, param *p, size_t n, float m);
+    void (*refresh)(device *d, param *p, size_t n); /* live and live_teacher from master and teacher, after a load */
+} op_table;
+
+struct device {
+    const op_table *op;
+    compute_type ct; /* COMPUTE_F32 or COMPUTE_BF16, never AUTO */
+    size_t ct_bytes; /* 4 or 2 */
+    int threads;
+    dv *work; /* scratch of ops */
+    size_t work_bytes;
+    void *impl; /* the back end's own */
+    err sticky;
+};
+
+/* threads 0: one per processor. COMPUTE_AUTO: bf16 where the processor multiplies it natively, else fp32; asking for
+ * bf16 where it is only emulated is ERR_UNSUPPORTED. */
+err_code device_open_cpu(device *d, int threads, compute_type ct, err *e);
+void device_close(device *d);
+/* The workspace is at least bytes large. Ops document what they need; device_needs_* in op_cpu.h sum it up. */
+err_code device_reserve(device *d, size_t bytes, err *e);
+err_code device_sync(device *d, err *e);
+
+#endif

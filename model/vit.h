@@ -1,0 +1,122 @@
+/* vit.h: Vision Transformer of any size: forward, backward, weights. vit.c is the forward pass, vit_grad.c mirrors it
+ * line for line, vit_load.c maps DINOv2, timm and Hugging Face names onto DINOv2's.
+ *
+ *     vit *m; TRY(vit_open(&m, &dev, &(vit_source){.path = "vits14.safetensors"}, &e));
+ *     vit_pass a = {0}; arena dry = {0}; vit_pass_plan(&a, &dry, m, B, 224, 224, VIT_INFER);   // dry.used bytes
+ *     ... allocate, arena_init, plan again ...
+ *     vit_patches(m, &a, pixels_f32); vit_fwd(m, VIT_STUDENT, &a, a.patches, NULL);
+ *     // a.out: (B,T,C) ct after the final norm; row b*T is the class token (the mean of patches where the model has
+ * none) vit_close(m);
+ *
+ * Pre-norm blocks (DINOv2, eq. as in facts: x += ls1*proj(attn(norm1 x)); x += ls2*mlp(norm2 x)); exact GELU; eps 1e-6
+ * (timm, DINOv2) or 1e-12 (Hugging Face ViTModel). */
+#ifndef RADAPT_VIT_H
+#define RADAPT_VIT_H
+#include "base/arena.h"
+#include "base/hash.h"
+#include "model/op.h"
+
+typedef enum {
+    POS_DINOV2 /* scale (grid+0.1)/G, bicubic, no antialias */,
+    POS_SIZE_ANTIALIAS /* timm; DINOv2 with registers */
+} pos_interpolation;
+
+typedef struct vit_config {
+    int dim, depth, heads, patch, hidden; /* hidden: of the MLP, usually 4*dim */
+    int grid;                             /* pos_embed is for grid x grid patches */
+    int registers;
+    bool class_token, layer_scale;
+    bool qkv_bias;
+    float eps;
+    pos_interpolation pos;
+    float mean[3], std[3]; /* pixel normalisation that the weights were trained with */
+} vit_config;
+
+typedef struct vit vit;
+
+/* path: a safetensors state dict; the shape is read from the tensors; heads = dim/64 unless set. NULL: seeded random
+ * init of `random`. normalisation: "auto" (0.5 for timm AugReg weights without LayerScale, else ImageNet), "imagenet",
+ * "half". */
+typedef struct vit_source {
+    const char *path;
+    vit_config random;
+    uint64_t seed;
+    int heads; /* 0: dim/64 */
+    const char *normalisation;
+} vit_source;
+
+/* Allocates the frozen weights on the device. ERR_SHAPE/ERR_FORMAT name the tensor that does not fit. */
+err_code vit_open(vit **m, device *d, const vit_source *s, err *e);
+void vit_close(vit *m);
+const vit_config *vit_get_config(const vit *m);
+device *vit_device(const vit *m);
+const char *
+vit_hash(const vit *m); /* SHA-256 over the tensors as loaded (names, shapes, fp32 values): identifies the backbone */
+/* "tiny", "small", "base", "large" (patch 14 or 16): a config for random init. */
+err_code
+vit_named_config(const char *name, vit_config *out,
+                 err *e); /* "vit-ti/16", "vit-s/14", "vit-b/14", ..., or "dim=64,depth=2,heads=2,patch=16,grid=14" */
+
+/* --- what is trained
+ * ------------------------------------------------------------------------------------------------------- */
+typedef enum { METHOD_LINEAR /* nothing in the backbone */, METHOD_APLA, METHOD_FULL } peft_method;
+typedef struct peft_spec {
+    peft_method method;
+    int rows;      /* APLA: r output features per block; 0: all */
+    uint64_t seed; /* draws the rows */
+    bool teacher;  /* make an EMA teacher (own trainable slices; everything frozen is shared) */
+} peft_spec;
+
+typedef struct param_set {
+    param *p;
+    size_t n, capacity;
+} param_set;
+/* Room for one more; zeroed, lr_scale 1. NULL when out of memory. The pointer is valid until the next add. */
+param *param_add(param_set *ps, const char *name, size_t rows, size_t cols);
+/* Allocates master/grad/m/v/teacher of p on the device (teacher if wanted), master from host values (rows, cols) f32,
+ * the teacher equal. */
+err_code param_alloc(device *d, param *p, const float *values, bool teacher, err *e);
+param *param_find(const param_set *ps, const char *name);
+void param_set_free(device *d, param_set *ps);
+
+/* Turns the model's weights trainable as the spec says and appends them to ps, in a fixed order. Once per vit.
+ * row_index sets given in `rows` (param_set of an earlier checkpoint; NULL: draw) win over drawing. The teacher's
+ * slices are allocated here. */
+err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
+size_t vit_backbone_params(const vit *m);
+
+/* --- passes
+ * --------------------------------------------------------------------------------------------------------------------
+ */
+typedef enum { VIT_STUDENT, VIT_TEACHER } vit_who;
+typedef enum { VIT_INFER, VIT_GRAD } vit_keep;
+
+typedef struct vit_block_acts vit_block_acts;
+typedef struct vit_pass {
+    size_t B, height, width, P, T; /* P patches, T = class token + registers + P */
+    vit_keep keep;
+    dv *patches; /* (B*P, C) ct: patch embedding, before positions and mask */
+    dv *out;     /* (B,T,C) ct: after the final norm */
+    dv *x_last;  /* (B,T,C) ct: before it */
+    dv *dout;    /* (B,T,C) ct: fill (zero first) and call vit_bwd; VIT_GRAD only */
+    void *impl;  /* the rest: vit.c */
+} vit_pass;
+
+/* Two-pass planning (arena.h). The host part (impl) is allocated in the first call and freed by vit_pass_fini. height,
+ * width: multiples of patch (others are ERR_SHAPE). Also reserves nothing: op scratch is vit_pass_work_bytes. */
+err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t height, size_t width, vit_keep keep,
+                       err *e);
+size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep);
+void vit_pass_fini(vit_pass *a);
+
+/* pixels (B,3,height,width) f32 on the device, normalised -> a->patches. The patch weights are shared by student and
+ * teacher unless trained. */
+void vit_patches(vit *m, vit_who who, vit_pass *a, const dv *pixels);
+/* patches: a->patches, or another pass's of the same shape (teacher and student share them). mask (B,P) uint8 on the
+ * device or NULL. */
+void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask);
+/* From a->dout; accumulates into the grads of the params that vit_train made. pixels: needed when the patch embedding
+ * trains (else NULL). */
+void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask);
+
+#endif
