@@ -4,7 +4,7 @@
  *     TRY(csv_read(&t, path, &e));         // row 0 is the header
  *     int c = csv_column(&t, "label");     // -1: not there
  *     const char *v = csv_at(&t, row, c);  // rows 1..t.rows-1; "" where a row is short
- *     csv_free(&t); */
+ *     csv_close(&t); */
 #ifndef RADAPT_CSV_H
 #define RADAPT_CSV_H
 #include <stddef.h>
@@ -18,7 +18,7 @@ typedef struct {
 } csv;
 
 err_code csv_read(csv *t, const char *path, err *e);
-void csv_free(csv *t);
+void csv_close(csv *t);
 int csv_column(const csv *t, const char *name); /* case-insensitive, surrounding blanks ignored */
 const char *csv_at(const csv *t, size_t row, int column);
 /* Writes one field, quoted if needed. */
