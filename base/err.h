@@ -60,8 +60,15 @@ const char *err_name(err_code code);
 }
 #endif
 
-#define FAIL(e, id, ...) return err_set((e), ERR_##id, __FILE__, __LINE__, __VA_ARGS__)
-#define FAIL_ERRNO(e, ...) return err_errno((e), errno, __FILE__, __LINE__, __VA_ARGS__)
+/* A failure is never ERR_OK: said to the compiler, so that static analysis does not follow paths that cannot be. */
+static inline err_code err_failed(err_code code)
+{
+    if (code == ERR_OK) __builtin_unreachable();
+    return code;
+}
+
+#define FAIL(e, id, ...) return err_failed(err_set((e), ERR_##id, __FILE__, __LINE__, __VA_ARGS__))
+#define FAIL_ERRNO(e, ...) return err_failed(err_errno((e), errno, __FILE__, __LINE__, __VA_ARGS__))
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
         err_code try_ = (call);                                                                                        \
@@ -75,7 +82,7 @@ const char *err_name(err_code code);
     } while (0)
 #define FAIL_DONE(rc, e, id, ...)                                                                                      \
     do {                                                                                                               \
-        (rc) = err_set((e), ERR_##id, __FILE__, __LINE__, __VA_ARGS__);                                                \
+        (rc) = err_failed(err_set((e), ERR_##id, __FILE__, __LINE__, __VA_ARGS__));                                    \
         goto done;                                                                                                     \
     } while (0)
 
