@@ -103,7 +103,7 @@ done:
 
 void csv_close(csv *t)
 {
-    for (size_t i = 0; i < t->rows * t->columns; i++) free(t->cells[i]);
+    for (size_t i = 0; t->cells && i < t->rows * t->columns; i++) free(t->cells[i]);
     free(t->cells);
     *t = (csv){0};
 }

@@ -9,8 +9,7 @@
 
 typedef struct frame_store frame_store;
 
-/* Opens work/frames (made if needed); shards left without catalogue entries by a kill are overwritten or removed.
- * first_shard is one past the largest shard number that the catalogue knows. */
+/* Opens work/frames (made if needed); new shards are numbered after the largest there. */
 err_code frame_store_open(frame_store **s, const char *work, err *e);
 void frame_store_close(frame_store *s);
 

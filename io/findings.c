@@ -1,0 +1,208 @@
+/* findings.c: JSON lines with jansson; see findings.h for the format. */
+#include "io/findings.h"
+
+#include <ctype.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/csv.h"
+#include "base/file.h"
+
+enum { EVIDENCE_MAX = 8, LABELS_MAX = 1000, BYTES_MAX = 1 << 30 };
+#define FORMAT_NAME "radapt-findings/1"
+
+static int dump(FILE *f, json_t *j)
+{
+    int bad = json_dumpf(j, f, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    fputc('\n', f);
+    json_decref(j);
+    return bad;
+}
+
+err_code findings_write(const char *path, const findings *f, err *e)
+{
+    file_writer *w;
+    TRY(file_begin(&w, path, e));
+    int bad = 0;
+    json_t *labels = json_array();
+    for (int i = 0; i < f->n_labels; i++) {
+        const label_code *l = &f->labels[i];
+        bad |= json_array_append_new(labels, json_pack("{s:s,s:s,s:s,s:s}", "name", l->name, "value", l->value, "scheme",
+                                                       l->scheme, "meaning", l->meaning));
+    }
+    bad |= dump(w->f, json_pack("{s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "model", "algorithm",
+                                f->algorithm, "version", f->version, "hash", f->model_hash, "parameters",
+                                f->parameters, "labels", labels));
+    for (size_t i = 0; i < f->n_studies && !bad; i++) {
+        const study_finding *s = &f->studies[i];
+        json_t *probability = json_object(), *evidence = json_array();
+        for (int k = 0; k < f->n_labels; k++)
+            bad |= json_object_set_new(probability, f->labels[k].name, json_real(s->probability[k]));
+        for (int k = 0; k < s->n_evidence; k++)
+            bad |= json_array_append_new(evidence,
+                                         json_pack("{s:s,s:i,s:f}", "instance", s->evidence[k].instance_key, "frame",
+                                                   s->evidence[k].frame, "weight", s->evidence[k].weight));
+        bad |= dump(w->f, json_pack("{s:s,s:s,s:o,s:i,s:o}", "study", s->study_key, "label", f->labels[s->label].name,
+                                    "probability", probability, "frames", s->frames, "evidence", evidence));
+    }
+    if (bad) {
+        file_abandon(&w);
+        FAIL(e, INTERNAL, "findings: a text is not UTF-8 or a probability not finite");
+    }
+    return file_commit(&w, e);
+}
+
+/* out[size] = string member; false if missing or too long. */
+static bool text(const json_t *j, const char *key, char *out, size_t size)
+{
+    const char *s = json_string_value(json_object_get(j, key));
+    if (!s || strlen(s) >= size) return false;
+    memcpy(out, s, strlen(s) + 1);
+    return true;
+}
+
+static bool parse_model(findings *f, const json_t *j)
+{
+    const json_t *m = json_object_get(j, "model"), *labels = json_object_get(j, "labels");
+    const char *format = json_string_value(json_object_get(j, "format"));
+    if (!format || strcmp(format, FORMAT_NAME)) return false;
+    if (!text(m, "algorithm", f->algorithm, sizeof f->algorithm) || !text(m, "version", f->version, sizeof f->version) ||
+        !text(m, "hash", f->model_hash, sizeof f->model_hash) ||
+        !text(m, "parameters", f->parameters, sizeof f->parameters))
+        return false;
+    size_t n = json_array_size(labels);
+    if (n < 1 || n > LABELS_MAX || !(f->labels = calloc(n, sizeof *f->labels))) return false;
+    f->n_labels = (int)n;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *l = json_array_get(labels, i);
+        label_code *c = &f->labels[i];
+        if (!text(l, "name", c->name, sizeof c->name) || !text(l, "value", c->value, sizeof c->value) ||
+            !text(l, "scheme", c->scheme, sizeof c->scheme) || !text(l, "meaning", c->meaning, sizeof c->meaning))
+            return false;
+    }
+    return true;
+}
+
+static bool parse_study(const findings *f, study_finding *s, const json_t *j)
+{
+    char label[65];
+    const json_t *probability = json_object_get(j, "probability"), *evidence = json_object_get(j, "evidence");
+    if (!text(j, "study", s->study_key, sizeof s->study_key) || !text(j, "label", label, sizeof label)) return false;
+    s->frames = (int)json_integer_value(json_object_get(j, "frames"));
+    s->label = -1;
+    s->probability = calloc((size_t)f->n_labels, sizeof *s->probability);
+    if (!s->probability) return false;
+    for (int k = 0; k < f->n_labels; k++) {
+        const json_t *p = json_object_get(probability, f->labels[k].name);
+        s->probability[k] = json_number_value(p);
+        if (!json_is_number(p) || !(s->probability[k] >= 0 && s->probability[k] <= 1)) return false;
+        if (!strcmp(label, f->labels[k].name)) s->label = k;
+    }
+    size_t n = json_array_size(evidence);
+    if (s->label < 0 || n > EVIDENCE_MAX || !(s->evidence = calloc(n + 1, sizeof *s->evidence))) return false;
+    for (; (size_t)s->n_evidence < n; s->n_evidence++) {
+        const json_t *v = json_array_get(evidence, (size_t)s->n_evidence);
+        finding_evidence *ev = &s->evidence[s->n_evidence];
+        if (!text(v, "instance", ev->instance_key, sizeof ev->instance_key)) return false;
+        ev->frame = (int)json_integer_value(json_object_get(v, "frame"));
+        ev->weight = json_number_value(json_object_get(v, "weight"));
+        if (ev->frame < 1) return false;
+    }
+    return true;
+}
+
+err_code findings_read(const char *path, findings *f, err *e)
+{
+    *f = (findings){0};
+    char *all = NULL, *next;
+    size_t bytes, line = 0, capacity = 0;
+    err_code rc = file_read(path, BYTES_MAX, &all, &bytes, e);
+    for (char *p = all; !rc && p && *p; p = next, line++) {
+        next = strchr(p, '\n');
+        size_t n = next ? (size_t)(next - p) : strlen(p);
+        next = next ? next + 1 : p + n;
+        json_t *j = json_loadb(p, n, JSON_REJECT_DUPLICATES, NULL);
+        bool good = json_is_object(j);
+        if (good && line == 0) good = parse_model(f, j);
+        else if (good) {
+            if (f->n_studies == capacity) {
+                capacity = capacity ? 2 * capacity : 64;
+                study_finding *s = realloc(f->studies, capacity * sizeof *s);
+                if (s) f->studies = s;
+                else good = false;
+            }
+            if (good) {
+                study_finding *s = &f->studies[f->n_studies++];
+                *s = (study_finding){0};
+                good = parse_study(f, s, j);
+            }
+        }
+        json_decref(j);
+        if (!good) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "findings: line %zu is malformed", line + 1);
+    }
+    if (!rc && line == 0) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "findings: the file is empty");
+    free(all);
+    if (rc) findings_fini(f);
+    return rc;
+}
+
+void findings_fini(findings *f)
+{
+    for (size_t i = 0; i < f->n_studies; i++) {
+        free(f->studies[i].probability);
+        free(f->studies[i].evidence);
+    }
+    free(f->studies);
+    free(f->labels);
+    *f = (findings){0};
+}
+
+/* A private code: the name in capitals, cut to 10 characters, with 5 hex digits of its hash, so that two names never share one. */
+static void private_code(label_code *l)
+{
+    char digest[HASH_HEX];
+    hash_buffer(l->name, strlen(l->name), digest);
+    size_t n = 0;
+    for (const char *p = l->name; *p && n < 10; p++)
+        if (isalnum((unsigned char)*p)) l->value[n++] = (char)toupper((unsigned char)*p);
+    snprintf(l->value + n, sizeof l->value - n, "%s%.5s", n ? "-" : "", digest);
+    snprintf(l->scheme, sizeof l->scheme, "99RADAPT");
+    snprintf(l->meaning, sizeof l->meaning, "%s", l->name);
+}
+
+static err_code take(const csv *t, size_t row, const char *column, char *out, size_t size, err *e)
+{
+    const char *v = csv_at(t, row, csv_column(t, column));
+    size_t n = strlen(v);
+    if (n == 0 || n >= size)
+        FAIL(e, USAGE, "codes: row %zu has a %s of %zu characters, allowed are 1 to %zu", row + 1, column, n, size - 1);
+    if (strchr(v, '\\')) FAIL(e, USAGE, "codes: row %zu has a backslash in %s", row + 1, column);
+    memcpy(out, v, n + 1);
+    return ERR_OK;
+}
+
+err_code findings_codes(const char *path, label_code *labels, int n_labels, err *e)
+{
+    for (int i = 0; i < n_labels; i++) private_code(&labels[i]);
+    if (!path || !*path) return ERR_OK;
+    static const char *const columns[] = {"label", "code_value", "coding_scheme", "code_meaning"};
+    csv t;
+    TRY(csv_read(&t, path, e));
+    err_code rc = ERR_OK;
+    for (int i = 0; i < 4; i++)
+        if (csv_column(&t, columns[i]) < 0)
+            FAIL_DONE(rc, e, USAGE, "codes: no column '%s' (needed: label,code_value,coding_scheme,code_meaning)",
+                      columns[i]);
+    for (size_t r = 1; r < t.rows; r++)
+        for (int i = 0; i < n_labels; i++) {
+            if (strcmp(csv_at(&t, r, csv_column(&t, "label")), labels[i].name)) continue;
+            TRY_DONE(rc, take(&t, r, "code_value", labels[i].value, sizeof labels[i].value, e));
+            TRY_DONE(rc, take(&t, r, "coding_scheme", labels[i].scheme, sizeof labels[i].scheme, e));
+            TRY_DONE(rc, take(&t, r, "code_meaning", labels[i].meaning, sizeof labels[i].meaning, e));
+        }
+done:
+    csv_close(&t);
+    return rc;
+}

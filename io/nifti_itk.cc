@@ -1,0 +1,166 @@
+/* nifti_itk.cc: ITK's NiftiImageIO: geometry (sform, qform) and intensity scaling are its business. Sizes are checked against the file
+ * before it is allowed to allocate: deflate expands at most 1032-fold. */
+#include <itkNiftiImageIO.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "io/nifti_itk.h"
+
+struct nifti_volume {
+    size_t columns, rows, slices;
+    bool flip_columns, flip_rows;
+    std::vector<float> values; /* (slices, rows, columns), file order */
+};
+
+namespace {
+
+constexpr size_t kDeflateMost = 1032, kHeader = 352, kValuesMost = size_t(1) << 31;
+
+struct geometry {
+    size_t dims[3];
+    int time_points;
+    bool flip_columns, flip_rows;
+};
+
+template <class F> err_code guarded(err *e, F body)
+{
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        FAIL(e, NOMEM, "NIfTI: no memory");
+    } catch (...) {
+        FAIL(e, FORMAT, "NIfTI: the file cannot be read");
+    }
+}
+
+/* Axis of the patient (LPS) along which index axis i mostly runs, and its sign. DICOM's habit: columns to +L, rows to +P or to -S. */
+bool against_habit(const std::vector<double> &direction)
+{
+    size_t k = 0;
+    for (size_t i = 1; i < 3; i++)
+        if (std::fabs(direction[i]) > std::fabs(direction[k])) k = i;
+    return k == 2 ? direction[k] > 0 : direction[k] < 0;
+}
+
+err_code look(itk::NiftiImageIO *io, const char *path, size_t file_bytes, geometry *g, err *e)
+{
+    itk::Object::GlobalWarningDisplayOff();
+    io->SetFileName(path);
+    if (!io->CanReadFile(path)) FAIL(e, FORMAT, "NIfTI: not a NIfTI file");
+    io->ReadImageInformation();
+    unsigned n = io->GetNumberOfDimensions();
+    if (n < 2 || n > 7) FAIL(e, UNSUPPORTED, "NIfTI: %u dimensions", n);
+    if (io->GetNumberOfComponents() != 1) FAIL(e, UNSUPPORTED, "NIfTI: %u values a voxel", io->GetNumberOfComponents());
+    size_t values = 1;
+    g->time_points = 1;
+    for (unsigned i = 0; i < 3; i++) g->dims[i] = i < n ? io->GetDimensions(i) : 1;
+    for (unsigned i = 0; i < n; i++) {
+        size_t d = io->GetDimensions(i);
+        if (d == 0 || d > kValuesMost || values > kValuesMost / d) FAIL(e, LIMIT, "NIfTI: more than 2^31 voxels");
+        values *= d;
+        if (i >= 3) g->time_points *= static_cast<int>(d);
+    }
+    if (g->dims[0] > 65535 || g->dims[1] > 65535) FAIL(e, LIMIT, "NIfTI: slices larger than 65535 voxels");
+    size_t bytes = values; /* at least one byte a voxel; the exact size is checked for plain files */
+    bool gz = std::strlen(path) > 3 && !std::strcmp(path + std::strlen(path) - 3, ".gz");
+    if (gz ? bytes > file_bytes * kDeflateMost : bytes > file_bytes)
+        FAIL(e, TRUNCATED, "NIfTI: %zu voxels promised by a file of %zu bytes", values, file_bytes);
+    g->flip_columns = against_habit(io->GetDirection(0));
+    g->flip_rows = n > 1 && against_habit(io->GetDirection(1));
+    return ERR_OK;
+}
+
+template <class T> void copy(const std::vector<char> &raw, std::vector<float> &out)
+{
+    const T *p = reinterpret_cast<const T *>(raw.data());
+    for (size_t i = 0; i < out.size(); i++) out[i] = static_cast<float>(p[i]);
+}
+
+} // namespace
+
+extern "C" err_code nifti_read_header(const char *path, size_t file_bytes, image_header *h, err *e)
+{
+    return guarded(e, [&]() -> err_code {
+        auto io = itk::NiftiImageIO::New();
+        geometry g;
+        TRY(look(io, path, file_bytes, &g, e));
+        h->columns = static_cast<int>(g.dims[0]);
+        h->rows = static_cast<int>(g.dims[1]);
+        h->frames = static_cast<int>(g.dims[2]);
+        h->samples = 1;
+        h->has_pixels = true;
+        h->has_spacing = true;
+        h->spacing_mm[0] = io->GetSpacing(1);
+        h->spacing_mm[1] = io->GetSpacing(0);
+        if (io->GetNumberOfDimensions() > 2) h->slice_spacing_mm = io->GetSpacing(2);
+        for (unsigned i = 0; i < 3; i++) h->position_mm[i] = i < io->GetNumberOfDimensions() ? io->GetOrigin(i) : 0;
+        h->has_position = true;
+        for (unsigned i = 0; i < 6; i++) {
+            const std::vector<double> d = io->GetDirection(i / 3);
+            h->orientation[i] = i % 3 < d.size() ? d[i % 3] : 0;
+        }
+        h->has_orientation = true;
+        if (g.time_points > 1) h->quirks |= QUIRK_FOUR_D;
+        return ERR_OK;
+    });
+}
+
+extern "C" err_code nifti_open(nifti_volume **out, const char *path, size_t file_bytes, err *e)
+{
+    *out = nullptr;
+    return guarded(e, [&]() -> err_code {
+        auto io = itk::NiftiImageIO::New();
+        geometry g;
+        TRY(look(io, path, file_bytes, &g, e));
+        size_t values = g.dims[0] * g.dims[1] * g.dims[2], size = io->GetComponentSize();
+        bool gz = !std::strcmp(path + std::strlen(path) - 3, ".gz");
+        /* The file's own type may be smaller than ITK's after scaling, never larger than it says by more than float's four bytes. */
+        if (!gz && values > file_bytes) FAIL(e, TRUNCATED, "NIfTI: %zu voxels in a file of %zu bytes", values, file_bytes);
+        itk::ImageIORegion region(io->GetNumberOfDimensions());
+        for (unsigned i = 0; i < io->GetNumberOfDimensions(); i++) {
+            region.SetIndex(i, 0);
+            region.SetSize(i, i < 3 ? io->GetDimensions(i) : 1);
+        }
+        io->SetIORegion(region);
+        std::vector<char> raw(values * size);
+        io->Read(raw.data());
+        std::unique_ptr<nifti_volume> v(new nifti_volume{g.dims[0], g.dims[1], g.dims[2], g.flip_columns, g.flip_rows, {}});
+        v->values.resize(values);
+        switch (io->GetComponentType()) {
+        case itk::IOComponentEnum::UCHAR: copy<unsigned char>(raw, v->values); break;
+        case itk::IOComponentEnum::CHAR: copy<signed char>(raw, v->values); break;
+        case itk::IOComponentEnum::USHORT: copy<unsigned short>(raw, v->values); break;
+        case itk::IOComponentEnum::SHORT: copy<short>(raw, v->values); break;
+        case itk::IOComponentEnum::UINT: copy<unsigned int>(raw, v->values); break;
+        case itk::IOComponentEnum::INT: copy<int>(raw, v->values); break;
+        case itk::IOComponentEnum::ULONG: copy<unsigned long>(raw, v->values); break;
+        case itk::IOComponentEnum::LONG: copy<long>(raw, v->values); break;
+        case itk::IOComponentEnum::FLOAT: copy<float>(raw, v->values); break;
+        case itk::IOComponentEnum::DOUBLE: copy<double>(raw, v->values); break;
+        default: FAIL(e, UNSUPPORTED, "NIfTI: voxel type not supported");
+        }
+        *out = v.release();
+        return ERR_OK;
+    });
+}
+
+extern "C" void nifti_close(nifti_volume *v)
+{
+    delete v;
+}
+
+extern "C" err_code nifti_frame(const nifti_volume *v, int frame, float *out, size_t count, err *e)
+{
+    if (frame < 0 || static_cast<size_t>(frame) >= v->slices || count != v->rows * v->columns)
+        FAIL(e, INTERNAL, "NIfTI: slice %d of %zu", frame, v->slices);
+    const float *in = v->values.data() + static_cast<size_t>(frame) * count;
+    for (size_t y = 0; y < v->rows; y++) {
+        const float *row = in + (v->flip_rows ? v->rows - 1 - y : y) * v->columns;
+        for (size_t x = 0; x < v->columns; x++) out[y * v->columns + x] = row[v->flip_columns ? v->columns - 1 - x : x];
+    }
+    return ERR_OK;
+}

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The whole job, to look at: a made-up export plus Debian's sample DICOM files -> adapted model -> structured reports, checked by
+# other people's validators.   demo.sh RADAPT FOLDER
+set -euo pipefail
+radapt=$(realpath "$1") out=$2
+samples=/usr/lib/python3/dist-packages/pydicom/data/test_files
+
+rm -rf "$out"
+mkdir -p "$out"
+echo "== 1. an export: 24 made-up patients, and the sample files of python3-pydicom"
+"$radapt" phantom "$out/export" --patients 24 --seed 1
+cp -rL "$samples" "$out/export/pydicom-samples"
+
+echo "== 2. the job: radapt run $out/export -o $out/work --labels $out/export.labels.csv"
+status=0
+"$radapt" run "$out/export" -o "$out/work" --labels "$out/export.labels.csv" --config tests/demo.yaml || status=$?
+[ $status = 0 ] || [ $status = 3 ] || { echo "demo: radapt run ended with $status"; exit 1; }
+
+echo "== 3. the reports, as dciodvfy, dsrdump and pydicom see them"
+reports=("$out"/work/reports/*.dcm)
+[ -e "${reports[0]}" ] || { echo "demo: no report was written"; exit 1; }
+for r in "${reports[@]}"; do
+    if dciodvfy "$r" 2>&1 | grep -a '^Error'; then echo "demo: dciodvfy: $r"; exit 1; fi
+    if dsrdump "$r" 2>&1 | grep -aE '^[WEF]:'; then echo "demo: dsrdump: $r"; exit 1; fi
+done
+/usr/bin/python3 - "${reports[@]}" <<'PY'
+import sys, pydicom
+for path in sys.argv[1:]:
+    assert pydicom.dcmread(path).ContentSequence
+PY
+echo "${#reports[@]} reports, no error from any of them. To read one:  dsrdump ${reports[0]}"
+echo "Reports: $out/work/reports   Set aside, with reasons: $out/work/quarantine.csv   Model: $out/work/runs"
+exit $status
