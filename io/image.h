@@ -66,7 +66,8 @@ enum {
     QUIRK_ZERO_WINDOW = 1 << 5,    /* WindowWidth not usable: ignored */
     QUIRK_FRAME_COUNT = 1 << 6,    /* NumberOfFrames differs from the frames that are there */
     QUIRK_FOUR_D = 1 << 7,         /* NIfTI with more than one time point: the first is used */
-    QUIRK_LONG_PIXEL_DATA = 1 << 8 /* more bytes than the frames need */
+    QUIRK_LONG_PIXEL_DATA = 1 << 8, /* more bytes than the frames need */
+    QUIRK_NOT_FINITE = 1 << 9       /* NaN or infinity among the values: taken as the least finite one */
 };
 
 typedef struct image_header {

@@ -13,10 +13,12 @@
 
 typedef struct loader loader;
 typedef err_code (*loader_fill)(void *ctx, uint64_t step, float *out, err *e);
-/* last_step: nothing is filled beyond it. */
+/* last_step: the last that is filled. Steps are taken one by one, from first_step on. A failure of fill is delivered by
+ * the take of its step, and again by every later one. */
 err_code loader_open(loader **l, loader_fill fill, void *ctx, size_t floats, uint64_t first_step, uint64_t last_step,
                      err *e);
 err_code loader_take(loader *l, uint64_t step, const float **batch, err *e);
+/* Waits for a fill under way. NULL is allowed. */
 void loader_close(loader *l);
 
 #endif

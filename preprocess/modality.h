@@ -2,7 +2,11 @@
  *
  * Grey: slope * stored + intercept (or the modality LUT), kept as int16 or uint16 where every value is integral and
  * fits, else quantised over the frame's range with info->slope, intercept undoing it. Colour: uint8 RGB, rescale
- * ignored. The shorter side is reduced to store_size (area-correct, antialiased) if it is larger. */
+ * ignored. The shorter side is reduced to store_size (area-correct, antialiased) if it is larger.
+ *
+ * Padding is recognised in stored values and left out of the averages, so it does not bleed into its neighbours. All of
+ * it is stored as one value: its own where no pixel can be taken for it, else one just outside the pixels' range.
+ * info->has_padding says that there is some in this frame. */
 #ifndef RADAPT_MODALITY_H
 #define RADAPT_MODALITY_H
 #include "io/catalogue.h"
