@@ -6,9 +6,11 @@
 typedef struct {
     size_t n;
     double accuracy, macro_recall, kappa_quadratic;
-    double auc; /* ROC-AUC: of class 1 for two classes, else the mean of one-against-rest over classes that occur; NaN
-                   if undefined */
-} metrics;
+    double auc;  /* ROC-AUC: of class 1 for two classes, else the mean of one-against-rest over classes that occur; NaN
+                    if undefined */
+    double loss; /* mean -log of the true label's probability */
+} metrics;       /* NaN where a value is undefined (n == 0, one class only) */
+int metrics_argmax(const double *probability, int classes);
 void metrics_compute(metrics *m, const double *probability, const int *label, size_t n, int classes);
 double metrics_auc(const double *score, const unsigned char *positive, size_t n); /* ties count half */
 
