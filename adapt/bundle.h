@@ -6,12 +6,16 @@
 #include "io/findings.h"
 #include "io/safetensors.h"
 
+/* Who fills it for finetune_run: the caller backbone_path or backbone_random, normalisation, peft, window and labels;
+ * the rest is filled in there. */
 typedef struct bundle_info {
     char backbone[HASH_HEX];           /* vit_hash */
     char backbone_path[FILE_PATH_MAX]; /* where it was; a hint */
     char backbone_random[128];         /* "vit-ti/16 seed=7" when it was a random init */
-    peft_method method;
-    char window[64]; /* window_parse text */
+    char normalisation[16];            /* vit_source.normalisation; "": auto */
+    int heads;                         /* of the backbone */
+    peft_spec peft;  /* what vit_train was called with: its tensors are in the bundle. METHOD_LINEAR: none */
+    char window[64]; /* window_parse text; "": auto */
     int size;
     float resize;
     char split_hash[HASH_HEX], version[65];
@@ -19,6 +23,12 @@ typedef struct bundle_info {
     label_code *labels;
     int n_labels;
 } bundle_info;
+
+/* Writes the masters of ps (backbone's trained tensors, head.weight, head.bias). Atomic. */
+err_code bundle_write(const char *path, device *d, const param_set *ps, const bundle_info *info, err *e);
+/* The metadata alone; free with bundle_info_fini. */
+err_code bundle_read_info(const char *path, bundle_info *info, err *e);
+void bundle_info_fini(bundle_info *info);
 
 typedef struct bundle bundle; /* an opened bundle on its backbone, ready to predict */
 /* backbone_path NULL: the hint. ERR_CONFLICT when the backbone's hash differs. */
@@ -28,7 +38,7 @@ const bundle_info *bundle_get_info(const bundle *b);
 const char *bundle_hash(const bundle *b); /* SHA-256 of the file */
 
 /* Every study of the cohort (frames grouped by study): mean probability over frames, with the frames that speak for it.
- * Studies in `done` (keys, may be NULL) are skipped. */
+ * out is whole or empty; free with findings_fini. */
 err_code bundle_predict(bundle *b, const cohort *c, findings *out, err *e);
 
 #endif

@@ -1,7 +1,8 @@
 /* cohort.h: frames, labels and the patient-level split, as both stages see them. labels.c and split.c fill it.
  *
  * labels.csv: any of patient_id, study_uid, series_uid, sop_uid, path (the finest given level is what is labelled) and
- * label. One labelled thing is a case: a set of frames of one patient. */
+ * label. One labelled thing is a case: a set of frames of one patient. A frame belongs to one case at most: where a
+ * study and one of its images are both labelled, the image's label is the image's and the study's is the rest's. */
 #ifndef RADAPT_COHORT_H
 #define RADAPT_COHORT_H
 #include "io/catalogue.h"
@@ -22,14 +23,16 @@ typedef struct {
 typedef struct cohort {
     frame_info *frames; /* all stored frames */
     size_t n_frames;
-    split_part *part; /* (n_frames), of the frame's patient */
+    const void **pixels; /* (n_frames) mapped: cohort_pixels */
+    split_part *part;    /* (n_frames), of the frame's patient */
     frame_store *store;
-    labelled_case *cases;
+    labelled_case *cases; /* in the order of the label table, so that nothing depends on the pseudonyms' key */
     size_t n_cases;
-    char (*labels)[65]; /* sorted by name */
+    char (*labels)[65]; /* sorted by name; by value where all are whole numbers */
     int n_labels;
     char split_hash[HASH_HEX], data_hash[HASH_HEX]; /* of split.csv; of the frames (keys, sizes) and labels */
-    /* what was set aside in the label table */
+    /* rows of the label table, and those set aside: their image is not in the frame store; their keys name two
+     * different things, or the thing is labelled twice differently; no label or no key */
     size_t rows, rows_without_image, rows_conflicting, rows_empty;
 } cohort;
 
@@ -39,10 +42,10 @@ typedef struct {
 } split_options;
 
 /* labels_path NULL: no cases; every patient not in an existing work/split.csv is in training. With labels: the split is
- * read from work/split.csv, patients that are not there yet are added (stratified by label, at least one patient a
- * class in each part where there are enough), and the file is written if it changed. Labels of a case that disagree:
- * the case is dropped and counted. Errors: unknown or missing column, no label matches an image (ERR_EMPTY), fewer than
- * two labels (ERR_USAGE). */
+ * read from work/split.csv, labelled patients that are not there yet are added (stratified by label, at least one
+ * patient a class in each part where there are three), and the file is written if it changed. Labels of a case that
+ * disagree: the case is dropped and counted. Errors: no frames (ERR_EMPTY), a missing column (ERR_USAGE), no label
+ * matches an image (ERR_EMPTY), fewer than two labels (ERR_USAGE), a damaged split.csv (ERR_FORMAT, ERR_CONFLICT). */
 err_code cohort_open(cohort *c, catalogue *cat, const char *work, const char *labels_path, const split_options *o,
                      err *e);
 void cohort_close(cohort *c);

@@ -10,6 +10,7 @@ typedef struct {
     float resize; /* size / resize: the centre crop's share of each side, 224/256 */
     int batch;    /* 0: 32 */
     window_choice window;
+    const char *stage; /* progress is shown under this name (a literal); NULL: none */
 } view_options;
 
 /* out (n, dim) f32, for frames[index[i]] of the cohort. ERR_INTERRUPTED when asked to stop. */

@@ -1,5 +1,9 @@
 /* finetune.h: supervised adaptation on the labelled cohort: linear classifier on the class token (+ adapter),
- * cross-entropy. */
+ * cross-entropy.
+ *
+ * METHOD_LINEAR fits the classifier alone, on features taken once: logistic regression to its optimum, the L2 penalty
+ * chosen on the validation cases. The other methods start from that classifier and train it together with the
+ * backbone's params, so that they can only lose to it by what they do themselves. */
 #ifndef RADAPT_FINETUNE_H
 #define RADAPT_FINETUNE_H
 #include "adapt/bundle.h"
@@ -7,7 +11,7 @@
 #include "adapt/metrics.h"
 
 typedef struct finetune_options {
-    peft_spec peft; /* METHOD_LINEAR: the head alone, on frozen features */
+    peft_method method; /* METHOD_LINEAR: the head alone; else every param of the adapter set is stepped */
     double epochs;
     int batch;
     float lr, head_lr, lr_last, weight_decay, clip, label_smoothing;
@@ -27,10 +31,18 @@ typedef struct {
     bool has_test, resumed, already_done;
 } finetune_result;
 
-/* Starts from the vit's weights as they are now (adapter already loaded). Writes run_dir/metrics.jsonl,
- * checkpoint.safetensors, model.safetensors (the bundle of the best validation epoch), predictions.csv (case key, part,
- * label, probabilities) and, last, result.json. */
+/* Starts from the vit's weights as they are now. adapter: what vit_train(m, &info->peft) made (empty where
+ * info->peft.method is METHOD_LINEAR), with the SSL stage's adapter loaded into it if there is one; without a teacher.
+ * All of it goes into the bundle, stepped or not. Writes run_dir/metrics.jsonl, checkpoint.safetensors,
+ * model.safetensors (the bundle of the best validation epoch; of the last where no case is in validation),
+ * predictions.csv (case key, part, label, probabilities) and, last, result.json: where it exists nothing is done.
+ * ERR_CONFLICT: run_dir holds a run with another identity. ERR_INTERRUPTED: the same call goes on. */
 err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetune_options *o, const bundle_info *info,
                       const char *run_dir, finetune_result *out, err *e);
+
+/* SHA-256 of all that decides the result: backbone, adapter as it is now, options, labels, split, frames. A good name
+ * for run_dir. */
+err_code finetune_identity(vit *m, const param_set *adapter, const cohort *c, const finetune_options *o,
+                           char out[HASH_HEX], err *e);
 
 #endif
