@@ -1,5 +1,5 @@
-/* dicom_dcmtk.cc: the only file of io that speaks DCMTK. It copies attributes and bytes and decides nothing: image.c does. DCMTK's own
- * messages are switched off, since they quote values and paths. */
+/* dicom_dcmtk.cc: the only file of io that speaks DCMTK. It copies attributes and bytes and decides nothing: image.c
+ * does. DCMTK's own messages are switched off, since they quote values and paths. */
 #include "dcmtk/config/osconfig.h"
 #include "dcmtk/dcmdata/dcfcache.h"
 #include "dcmtk/dcmdata/dcpixel.h"
@@ -25,7 +25,8 @@ struct dicom_file {
     DcmFileCache cache;
 };
 
-namespace {
+namespace
+{
 
 void set_up()
 {
@@ -143,13 +144,17 @@ void read_lut(DcmItem *d, bool is_signed, lookup_table *out)
     for (unsigned long i = 0; i < 3; i++) {
         Uint16 u;
         Sint16 s;
-        if (descriptor->getUint16(u, i).good()) v[i] = u;
-        else if (descriptor->getSint16(s, i).good()) v[i] = i == 1 ? s : static_cast<Uint16>(s);
-        else return;
+        if (descriptor->getUint16(u, i).good())
+            v[i] = u;
+        else if (descriptor->getSint16(s, i).good())
+            v[i] = i == 1 ? s : static_cast<Uint16>(s);
+        else
+            return;
     }
     if (is_signed && v[1] > 32767) v[1] -= 65536;
     long entries = v[0] ? v[0] : 65536;
-    if (d->findAndGetUint16Array(DCM_LUTData, data, &count).bad() || !data || static_cast<long>(count) < entries) return;
+    if (d->findAndGetUint16Array(DCM_LUTData, data, &count).bad() || !data || static_cast<long>(count) < entries)
+        return;
     if (v[2] < 8 || v[2] > 16) return;
     out->data = static_cast<uint16_t *>(std::malloc(static_cast<size_t>(entries) * sizeof(uint16_t)));
     if (!out->data) throw std::bad_alloc();
@@ -187,14 +192,16 @@ void read_geometry(DcmItem &d, image_header *h)
     if (h->slice_spacing_mm == 0) number(d, DCM_SpacingBetweenSlices, &h->slice_spacing_mm);
 }
 
-/* PS3.3 C.7.6.16: an enhanced object keeps window, rescale and geometry in functional groups: shared, then the first frame's. */
+/* PS3.3 C.7.6.16: an enhanced object keeps window, rescale and geometry in functional groups: shared, then the first
+ * frame's. */
 void read_functional_groups(DcmItem &d, image_header *h)
 {
     DcmItem *groups[] = {item(&d, DCM_SharedFunctionalGroupsSequence), item(&d, DCM_PerFrameFunctionalGroupsSequence)};
     for (DcmItem *g : groups) {
         if (DcmItem *i = item(g, DCM_PixelValueTransformationSequence)) read_rescale(*i, h);
         if (DcmItem *i = item(g, DCM_FrameVOILUTSequence)) read_window(*i, h);
-        const DcmTagKey geometry[] = {DCM_PlanePositionSequence, DCM_PlaneOrientationSequence, DCM_PixelMeasuresSequence};
+        const DcmTagKey geometry[] = {DCM_PlanePositionSequence, DCM_PlaneOrientationSequence,
+                                      DCM_PixelMeasuresSequence};
         for (const DcmTagKey &tag : geometry)
             if (DcmItem *i = item(g, tag)) read_geometry(*i, h);
     }
@@ -205,10 +212,14 @@ photometric photometric_of(const char *s)
     static const struct {
         const char *name;
         photometric p;
-    } known[] = {{"MONOCHROME1", PHOTOMETRIC_MONOCHROME1},   {"MONOCHROME2", PHOTOMETRIC_MONOCHROME2},
-                 {"PALETTE COLOR", PHOTOMETRIC_PALETTE},     {"RGB", PHOTOMETRIC_RGB},
-                 {"YBR_FULL", PHOTOMETRIC_YBR_FULL},         {"YBR_FULL_422", PHOTOMETRIC_YBR_FULL_422},
-                 {"YBR_PARTIAL_420", PHOTOMETRIC_YBR_PARTIAL_420}, {"YBR_ICT", PHOTOMETRIC_YBR_ICT},
+    } known[] = {{"MONOCHROME1", PHOTOMETRIC_MONOCHROME1},
+                 {"MONOCHROME2", PHOTOMETRIC_MONOCHROME2},
+                 {"PALETTE COLOR", PHOTOMETRIC_PALETTE},
+                 {"RGB", PHOTOMETRIC_RGB},
+                 {"YBR_FULL", PHOTOMETRIC_YBR_FULL},
+                 {"YBR_FULL_422", PHOTOMETRIC_YBR_FULL_422},
+                 {"YBR_PARTIAL_420", PHOTOMETRIC_YBR_PARTIAL_420},
+                 {"YBR_ICT", PHOTOMETRIC_YBR_ICT},
                  {"YBR_RCT", PHOTOMETRIC_YBR_RCT}};
     for (auto &k : known)
         if (!std::strcmp(k.name, s)) return k.p;
@@ -226,7 +237,6 @@ size_t native_bytes(const image_header *h)
 void read_pixels(DcmDataset &d, image_header *h)
 {
     char word[17];
-    double v;
     h->rows = integer(d, DCM_Rows, 0);
     h->columns = integer(d, DCM_Columns, 0);
     h->samples = integer(d, DCM_SamplesPerPixel, 1);
@@ -236,7 +246,8 @@ void read_pixels(DcmDataset &d, image_header *h)
     h->is_signed = integer(d, DCM_PixelRepresentation, 0) == 1;
     h->planar = integer(d, DCM_PlanarConfiguration, 0) == 1;
     h->frames = 1;
-    if (number(d, DCM_NumberOfFrames, &v) && v >= 1 && v < 1e6) h->frames = static_cast<int>(v);
+    Sint32 frames;
+    if (d.findAndGetSint32(DCM_NumberOfFrames, frames).good() && frames > 1) h->frames = frames;
     text(d, DCM_PhotometricInterpretation, word);
     h->photometric = photometric_of(word);
     DcmElement *low = nullptr;
@@ -244,17 +255,44 @@ void read_pixels(DcmDataset &d, image_header *h)
         Uint16 u;
         Sint16 s;
         auto value = [&](DcmElement *el, int *out) {
-            if (el->getSint16(s).good()) *out = h->is_signed ? s : static_cast<Uint16>(s);
-            else if (el->getUint16(u).good()) *out = h->is_signed ? static_cast<Sint16>(u) : u;
-            else return false;
+            if (el->getSint16(s).good())
+                *out = h->is_signed ? s : static_cast<Uint16>(s);
+            else if (el->getUint16(u).good())
+                *out = h->is_signed ? static_cast<Sint16>(u) : u;
+            else
+                return false;
             return true;
         };
         DcmElement *high = nullptr;
         h->has_padding = value(low, &h->padding_low);
         h->padding_high = h->padding_low;
-        if (h->has_padding && d.findAndGetElement(DCM_PixelPaddingRangeLimit, high).good() && high) value(high, &h->padding_high);
+        if (h->has_padding && d.findAndGetElement(DCM_PixelPaddingRangeLimit, high).good() && high)
+            value(high, &h->padding_high);
         if (h->padding_high < h->padding_low) std::swap(h->padding_low, h->padding_high);
     }
+}
+
+/* NumberOfFrames against what is there: the frames that are whole count. */
+err_code count_frames(DcmDataset &d, DcmElement &pixels, image_header *h, err *e)
+{
+    DcmPixelData *p = dynamic_cast<DcmPixelData *>(&pixels);
+    DcmPixelSequence *s = nullptr;
+    size_t frames = static_cast<size_t>(h->frames), one = native_bytes(h), have;
+    if (p && p->getEncapsulatedRepresentation(d.getOriginalXfer(), nullptr, s).good() && s) {
+        have = s->card() ? s->card() - 1 : 0; /* at least one fragment a frame; item 0 is the offset table */
+        if (have == 0) FAIL(e, TRUNCATED, "DICOM: encapsulated pixel data without a fragment");
+    } else {
+        size_t bytes = pixels.getLengthField();
+        if (one == 0) return ERR_OK;
+        if (bytes < one) FAIL(e, TRUNCATED, "DICOM: %zu bytes of pixel data, a frame needs %zu", bytes, one);
+        have = bytes / one;
+        if (have >= frames && bytes > one * frames + 1) h->quirks |= QUIRK_LONG_PIXEL_DATA;
+    }
+    if (have < frames) {
+        h->quirks |= QUIRK_FRAME_COUNT;
+        h->frames = static_cast<int>(have);
+    }
+    return ERR_OK;
 }
 
 } // namespace
@@ -270,7 +308,8 @@ extern "C" err_code dicom_read_header(const char *path, image_header *h, err *e)
         if (!*h->sop_class) text(*file.getMetaInfo(), DCM_MediaStorageSOPClassUID, h->sop_class);
         if (!*h->sop_class) FAIL(e, FORMAT, "DICOM: no SOP Class UID (0008,0016)");
         if (*h->character_set && std::strcmp(h->character_set, "ISO_IR 192") && d.convertToUTF8().bad()) {
-            /* A set that cannot be converted: what is not ASCII would be garbage in a report, so it is dropped there (report_sr). */
+            /* A set that cannot be converted: what is not ASCII would be garbage in a report, so it is dropped there
+             * (report_sr). */
             std::strcpy(h->character_set, "unknown");
         }
         text(d, DCM_PatientID, h->patient_id);
@@ -310,16 +349,17 @@ extern "C" err_code dicom_read_header(const char *path, image_header *h, err *e)
         read_functional_groups(d, h);
         read_lut(item(&d, DCM_ModalityLUTSequence), h->is_signed, &h->modality_lut);
         read_lut(item(&d, DCM_VOILUTSequence), h->is_signed && !h->has_rescale, &h->voi_lut);
-        std::snprintf(h->transfer_syntax, sizeof h->transfer_syntax, "%s", DcmXfer(d.getOriginalXfer()).getXferID());
+        /* A syntax that the toolkit does not know is parsed as explicit little endian; image.c must see its real name.
+         */
+        text(*file.getMetaInfo(), DCM_TransferSyntaxUID, h->transfer_syntax);
+        if (!*h->transfer_syntax || DcmXfer(h->transfer_syntax).getXfer() != EXS_Unknown)
+            std::snprintf(h->transfer_syntax, sizeof h->transfer_syntax, "%s",
+                          DcmXfer(d.getOriginalXfer()).getXferID());
         DcmElement *p = nullptr;
         h->has_pixels = d.findAndGetElement(DCM_PixelData, p, OFFalse).good() && p;
         if (!h->has_pixels && (d.tagExists(DCM_FloatPixelData) || d.tagExists(DCM_DoubleFloatPixelData)))
             FAIL(e, UNSUPPORTED, "DICOM: floating-point pixel data");
-        if (h->has_pixels && !DcmXfer(d.getOriginalXfer()).isEncapsulated()) {
-            size_t want = native_bytes(h) * static_cast<size_t>(h->frames), have = p->getLengthField();
-            if (want > have) FAIL(e, TRUNCATED, "DICOM: %zu bytes of pixel data, the header needs %zu", have, want);
-            if (have > want + 1) h->quirks |= QUIRK_LONG_PIXEL_DATA;
-        }
+        if (h->has_pixels) TRY(count_frames(d, *p, h, e));
         return ERR_OK;
     });
 }
@@ -340,50 +380,122 @@ extern "C" void dicom_close(dicom_file *f)
     delete f;
 }
 
+static bool starts_codestream(DcmPixelItem &k)
+{
+    unsigned char b[4] = {0, 0, 0, 0};
+    if (k.getLength() < sizeof b || k.getPartialValue(b, 0, sizeof b).bad()) return false;
+    return (b[0] == 0xFF && b[1] == 0xD8 && b[2] == 0xFF) || (b[0] == 0xFF && b[1] == 0x4F && b[2] == 0xFF) ||
+           (b[0] == 0 && b[1] == 0 && b[2] == 0 && b[3] == 12); /* JPEG, JPEG 2000, JP2 */
+}
+
+/* Fragments (from 1) of a frame (from 0), PS3.5 A.4: all of them, one each, by the basic offset table, or, where that
+ * is empty or wrong, by the codestreams' first bytes. */
+static err_code locate(DcmPixelSequence &s, unsigned long frames, unsigned long frame, unsigned long *first,
+                       unsigned long *last, err *e)
+{
+    unsigned long fragments = s.card() ? s.card() - 1 : 0; /* item 0 is the table */
+    *first = *last = 0;
+    if (frames == 1 && fragments) {
+        *first = 1;
+        *last = fragments;
+        return ERR_OK;
+    }
+    if (fragments == frames) {
+        *first = *last = frame + 1;
+        return ERR_OK;
+    }
+    DcmPixelItem *table = nullptr, *k = nullptr;
+    Uint8 *t = nullptr;
+    bool usable =
+        s.getItem(table, 0).good() && table && table->getLength() == 4 * frames && table->getUint8Array(t).good() && t;
+    for (int by_table = usable; by_table >= 0; by_table--) {
+        unsigned long begun = 0, from = 0, to = 0;
+        size_t at = 0;
+        for (unsigned long i = 1; i <= fragments; i++) {
+            if (s.getItem(k, i).bad() || !k) FAIL(e, TRUNCATED, "DICOM: fragment %lu cannot be read", i);
+            bool begins;
+            if (by_table) {
+                const Uint8 *o = t + 4 * (begun < frames ? begun : 0);
+                begins = begun < frames && at == (o[0] | static_cast<size_t>(o[1]) << 8 |
+                                                  static_cast<size_t>(o[2]) << 16 | static_cast<size_t>(o[3]) << 24);
+            } else
+                begins = starts_codestream(*k);
+            if (begins) begun++;
+            if (begins && begun == frame + 1) from = i;
+            if (begun == frame + 1) to = i;
+            at += 8 + k->getLength();
+        }
+        if (begun != frames) continue;
+        *first = from;
+        *last = to;
+        return ERR_OK;
+    }
+    FAIL(e, UNSUPPORTED, "DICOM: %lu fragments for %lu frames, and no offset table that fits", fragments, frames);
+}
+
 static DcmPixelData *pixel_data(dicom_file *f)
 {
     DcmElement *p = nullptr;
     return f->file.getDataset()->findAndGetElement(DCM_PixelData, p, OFFalse).good() ? dynamic_cast<DcmPixelData *>(p)
-                                                                                    : nullptr;
+                                                                                     : nullptr;
 }
 
-extern "C" err_code dicom_frame(dicom_file *f, const image_header *h, int frame, void *out, size_t bytes, bool *decoded_rgb,
-                                err *e)
+extern "C" err_code dicom_frame(dicom_file *f, const image_header *h, int frame, void *out, size_t bytes,
+                                bool *decoded_rgb, err *e)
 {
     *decoded_rgb = false;
     return guarded(e, [&]() -> err_code {
         DcmPixelData *p = pixel_data(f);
         if (!p) FAIL(e, FORMAT, "DICOM: no pixel data (7FE0,0010)");
         DcmDataset *d = f->file.getDataset();
-        if (!DcmXfer(d->getOriginalXfer()).isEncapsulated()) {
+        DcmXfer syntax(d->getOriginalXfer());
+        if (!syntax.isEncapsulated()) {
             size_t size = native_bytes(h), at = size * static_cast<size_t>(frame);
             if (size > bytes || at + size > p->getLengthField())
                 FAIL(e, TRUNCATED, "DICOM: frame %d ends behind the pixel data", frame + 1);
-            /* In cells of 8 bits in OW words the toolkit counts words: an odd offset would swap wrongly, so it is read from the even one. */
+            /* In cells of 8 bits in OW words the toolkit counts words: an odd offset would swap wrongly, so it is read
+             * from the even one. */
             size_t odd = at & 1;
             std::unique_ptr<char[]> even(odd ? new char[size + 1] : nullptr);
             OFCondition c = p->getPartialValue(odd ? even.get() : out, static_cast<Uint32>(at - odd),
                                                static_cast<Uint32>(size + odd), &f->cache);
             if (c.bad()) FAIL(e, TRUNCATED, "DICOM: the pixel data of frame %d cannot be read", frame + 1);
             if (odd) std::memcpy(out, even.get() + 1, size);
+            /* Big endian OW: the toolkit swaps words of 16 bits, so the halves of a 32-bit cell are still in file
+             * order. */
+            if (h->bits_allocated == 32 && syntax.getByteOrder() == EBO_BigEndian)
+                for (unsigned char *k = static_cast<unsigned char *>(out), *stop = k + size / 4 * 4; k < stop; k += 4) {
+                    std::swap(k[0], k[2]);
+                    std::swap(k[1], k[3]);
+                }
             return ERR_OK;
         }
-        Uint32 start = 0;
+        Uint32 start = 0; /* the toolkit finds it where every frame is one fragment */
+        DcmPixelSequence *sequence = nullptr;
+        if (h->frames > 1 && p->getEncapsulatedRepresentation(d->getOriginalXfer(), nullptr, sequence).good() &&
+            sequence) {
+            unsigned long first = 0, last = 0;
+            TRY(locate(*sequence, static_cast<unsigned long>(h->frames), static_cast<unsigned long>(frame), &first,
+                       &last, e));
+            start = static_cast<Uint32>(first);
+        }
         OFString model;
         std::memset(out, 0, bytes);
-        OFCondition c =
-            p->getUncompressedFrame(d, static_cast<Uint32>(frame), start, out, static_cast<Uint32>(bytes), model, &f->cache);
+        OFCondition c = p->getUncompressedFrame(d, static_cast<Uint32>(frame), start, out, static_cast<Uint32>(bytes),
+                                                model, &f->cache);
         if (c.bad()) {
             if (c == EC_CannotChangeRepresentation || c == EC_UnsupportedEncoding)
                 FAIL(e, UNSUPPORTED, "DICOM: this compression or pixel layout is not supported");
-            FAIL(e, FORMAT, "DICOM: frame %d cannot be decompressed (condition %04x:%04x)", frame + 1, c.module(), c.code());
+            FAIL(e, FORMAT, "DICOM: frame %d cannot be decompressed (condition %04x:%04x)", frame + 1, c.module(),
+                 c.code());
         }
         *decoded_rgb = model == "RGB" && h->photometric != PHOTOMETRIC_RGB;
         return ERR_OK;
     });
 }
 
-extern "C" err_code dicom_codestream(dicom_file *f, const image_header *h, int frame, unsigned char **out, size_t *bytes, err *e)
+extern "C" err_code dicom_codestream(dicom_file *f, const image_header *h, int frame, unsigned char **out,
+                                     size_t *bytes, err *e)
 {
     *out = nullptr;
     return guarded(e, [&]() -> err_code {
@@ -391,37 +503,15 @@ extern "C" err_code dicom_codestream(dicom_file *f, const image_header *h, int f
         DcmPixelSequence *s = nullptr;
         if (!p || p->getEncapsulatedRepresentation(f->file.getDataset()->getOriginalXfer(), nullptr, s).bad() || !s)
             FAIL(e, FORMAT, "DICOM: no encapsulated pixel data");
-        unsigned long fragments = s->card() ? s->card() - 1 : 0, frames = static_cast<unsigned long>(h->frames);
-        unsigned long first = 1, last = fragments; /* item 0 is the basic offset table */
-        if (frames > 1 && fragments == frames) first = last = static_cast<unsigned long>(frame) + 1;
-        else if (frames > 1) { /* several fragments a frame: the offset table says where each begins (PS3.5 A.4) */
-            DcmPixelItem *table = nullptr;
-            Uint8 *t = nullptr;
-            if (s->getItem(table, 0).bad() || !table || table->getLength() != 4 * frames || table->getUint8Array(t).bad() || !t)
-                FAIL(e, UNSUPPORTED, "DICOM: %lu fragments for %lu frames without an offset table", fragments, frames);
-            auto offset = [&](unsigned long i) -> size_t {
-                return static_cast<size_t>(t[4 * i]) | static_cast<size_t>(t[4 * i + 1]) << 8 |
-                       static_cast<size_t>(t[4 * i + 2]) << 16 | static_cast<size_t>(t[4 * i + 3]) << 24;
-            };
-            size_t at = 0, want = offset(static_cast<unsigned long>(frame));
-            size_t end = static_cast<unsigned long>(frame) + 1 < frames ? offset(static_cast<unsigned long>(frame) + 1) : SIZE_MAX;
-            first = 0;
-            last = 0;
-            for (unsigned long i = 1; i <= fragments; i++) {
-                DcmPixelItem *k = nullptr;
-                if (s->getItem(k, i).bad() || !k) break;
-                if (at == want) first = i;
-                if (first && at < end) last = i;
-                at += 8 + k->getLength();
-            }
-        }
-        if (first == 0 || first > last || last > fragments) FAIL(e, FORMAT, "DICOM: no fragment for frame %d", frame + 1);
+        unsigned long first = 0, last = 0;
+        TRY(locate(*s, static_cast<unsigned long>(h->frames), static_cast<unsigned long>(frame), &first, &last, e));
         size_t total = 0;
         for (unsigned long i = first; i <= last; i++) {
             DcmPixelItem *k = nullptr;
             if (s->getItem(k, i).good() && k) total += k->getLength();
         }
-        std::unique_ptr<unsigned char, void (*)(void *)> all(static_cast<unsigned char *>(std::malloc(total + 1)), std::free);
+        std::unique_ptr<unsigned char, void (*)(void *)> all(static_cast<unsigned char *>(std::malloc(total + 1)),
+                                                             std::free);
         if (!all) throw std::bad_alloc();
         size_t at = 0;
         for (unsigned long i = first; i <= last; i++) {
@@ -440,7 +530,8 @@ extern "C" err_code dicom_codestream(dicom_file *f, const image_header *h, int f
 
 extern "C" err_code dicom_read_palette(dicom_file *f, dicom_palette *out, err *e)
 {
-    const DcmTagKey descriptor[] = {DCM_RedPaletteColorLookupTableDescriptor, DCM_GreenPaletteColorLookupTableDescriptor,
+    const DcmTagKey descriptor[] = {DCM_RedPaletteColorLookupTableDescriptor,
+                                    DCM_GreenPaletteColorLookupTableDescriptor,
                                     DCM_BluePaletteColorLookupTableDescriptor};
     const DcmTagKey data[] = {DCM_RedPaletteColorLookupTableData, DCM_GreenPaletteColorLookupTableData,
                               DCM_BluePaletteColorLookupTableData};
@@ -455,9 +546,12 @@ extern "C" err_code dicom_read_palette(dicom_file *f, dicom_palette *out, err *e
             for (unsigned long i = 0; i < 3; i++) {
                 Uint16 u;
                 Sint16 s;
-                if (el->getUint16(u, i).good()) v[i] = i == 1 && integer(d, DCM_PixelRepresentation, 0) == 1 ? static_cast<Sint16>(u) : u;
-                else if (el->getSint16(s, i).good()) v[i] = i == 1 ? s : static_cast<Uint16>(s);
-                else FAIL(e, FORMAT, "DICOM: malformed palette descriptor");
+                if (el->getUint16(u, i).good())
+                    v[i] = i == 1 && integer(d, DCM_PixelRepresentation, 0) == 1 ? static_cast<Sint16>(u) : u;
+                else if (el->getSint16(s, i).good())
+                    v[i] = i == 1 ? s : static_cast<Uint16>(s);
+                else
+                    FAIL(e, FORMAT, "DICOM: malformed palette descriptor");
             }
             long entries = v[0] ? v[0] : 65536;
             const Uint16 *words = nullptr;
@@ -465,7 +559,8 @@ extern "C" err_code dicom_read_palette(dicom_file *f, dicom_palette *out, err *e
             if (d.findAndGetUint16Array(data[c], words, &count).bad() || !words)
                 FAIL(e, UNSUPPORTED, "DICOM: palette without table data (segmented palettes are not supported)");
             bool packed = v[2] == 8 && static_cast<long>(count) * 2 >= entries && static_cast<long>(count) < entries;
-            if (!packed && static_cast<long>(count) < entries) FAIL(e, TRUNCATED, "DICOM: palette data shorter than its descriptor");
+            if (!packed && static_cast<long>(count) < entries)
+                FAIL(e, TRUNCATED, "DICOM: palette data shorter than its descriptor");
             out->first[c] = static_cast<int>(v[1]);
             out->entries[c] = static_cast<int>(entries);
             out->entry[c] = static_cast<unsigned char *>(std::malloc(static_cast<size_t>(entries)));

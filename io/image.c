@@ -1,5 +1,5 @@
-/* image.c: sniffs the format, checks that the header makes sense, and turns the codec's bytes into stored values: bits masked and
- * sign-extended, planes interleaved, palettes and YBR turned into RGB. */
+/* image.c: sniffs the format, checks that the header makes sense, and turns the codec's bytes into stored values: bits
+ * masked and sign-extended, planes interleaved, palettes and YBR turned into RGB. */
 #include "io/image.h"
 
 #include <math.h>
@@ -28,11 +28,14 @@ struct image {
 size_t pixel_bytes(pixel_type t)
 {
     switch (t) {
-    case PIXEL_U8: return 1;
+    case PIXEL_U8:
+        return 1;
     case PIXEL_I16:
-    case PIXEL_U16: return 2;
+    case PIXEL_U16:
+        return 2;
     case PIXEL_I32:
-    case PIXEL_F32: return 4;
+    case PIXEL_F32:
+        return 4;
     }
     return 0;
 }
@@ -103,12 +106,15 @@ err_code image_read_header(const char *path, image_header *h, err *e)
     file_map_close(&m);
     if (bytes == 0) FAIL(e, FORMAT, "the file is empty");
     switch (h->format) {
-    case IMAGE_DICOM: TRY(dicom_read_header(path, h, e)); return check_dicom(h, e);
+    case IMAGE_DICOM:
+        TRY(dicom_read_header(path, h, e));
+        return check_dicom(h, e);
     case IMAGE_NIFTI: {
         snprintf(h->modality, sizeof h->modality, "NIFTI");
         return nifti_read_header(path, bytes, h, e);
     }
-    case IMAGE_NONE: break;
+    case IMAGE_NONE:
+        break;
     }
     FAIL(e, FORMAT, "neither DICOM nor NIfTI");
 }
@@ -179,11 +185,21 @@ static pixel_type grey_type(int bits, bool is_signed)
 static void store(void *out, pixel_type t, size_t i, int64_t v)
 {
     switch (t) {
-    case PIXEL_U8: ((uint8_t *)out)[i] = (uint8_t)v; break;
-    case PIXEL_I16: ((int16_t *)out)[i] = (int16_t)v; break;
-    case PIXEL_U16: ((uint16_t *)out)[i] = (uint16_t)v; break;
-    case PIXEL_I32: ((int32_t *)out)[i] = (int32_t)(v > INT32_MAX ? INT32_MAX : v); break;
-    case PIXEL_F32: ((float *)out)[i] = (float)v; break;
+    case PIXEL_U8:
+        ((uint8_t *)out)[i] = (uint8_t)v;
+        break;
+    case PIXEL_I16:
+        ((int16_t *)out)[i] = (int16_t)v;
+        break;
+    case PIXEL_U16:
+        ((uint16_t *)out)[i] = (uint16_t)v;
+        break;
+    case PIXEL_I32:
+        ((int32_t *)out)[i] = (int32_t)(v > INT32_MAX ? INT32_MAX : v);
+        break;
+    case PIXEL_F32:
+        ((float *)out)[i] = (float)v;
+        break;
     }
 }
 
@@ -205,7 +221,10 @@ static int64_t stored_value(const image_header *h, uint32_t c)
     return v;
 }
 
-static uint8_t to_byte(float v) { return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : lrintf(v)); }
+static uint8_t to_byte(float v)
+{
+    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : lrintf(v));
+}
 
 /* PS3.3 C.7.6.3.1.2, full range, 8 bits. */
 static void ybr_to_rgb(uint8_t *rgb, size_t pixels)
@@ -226,7 +245,8 @@ static void unpack_colour(const image_header *h, const unsigned char *raw, uint8
     for (size_t i = 0; i < pixels; i++)
         for (size_t c = 0; c < 3; c++)
             out[3 * i + c] =
-                (uint8_t)(stored_value(h, cell(raw, h->bits_allocated, interleaved ? 3 * i + c : c * pixels + i)) >> drop);
+                (uint8_t)(stored_value(h, cell(raw, h->bits_allocated, interleaved ? 3 * i + c : c * pixels + i)) >>
+                          drop);
 }
 
 /* YBR_FULL_422, uncompressed: Y1 Y2 Cb Cr for two pixels of a row (PS3.3 C.7.6.3.1.2). */
@@ -245,7 +265,7 @@ static void unpack_422(const image_header *h, const unsigned char *raw, uint8_t 
 
 static bool is_jpeg_2000(const char *syntax)
 {
-    static const char *const j2k[] = {"1.2.840.10008.1.2.4.90",  "1.2.840.10008.1.2.4.91",  "1.2.840.10008.1.2.4.201",
+    static const char *const j2k[] = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.201",
                                       "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"};
     for (size_t i = 0; i < sizeof j2k / sizeof *j2k; i++)
         if (!strcmp(syntax, j2k[i])) return true;
@@ -264,15 +284,19 @@ static err_code frame_j2k(image *im, int frame, raw_frame *out, err *e)
     if (j.rows != h->rows || j.columns != h->columns || j.samples != h->samples)
         FAIL_DONE(rc, e, CONFLICT, "JPEG 2000: codestream is %dx%dx%d, the header says %dx%dx%d", j.columns, j.rows,
                   j.samples, h->columns, h->rows, h->samples);
-    bool make_signed = !j.is_signed && h->is_signed; /* bits of two's complement coded as unsigned */
+    /* The header wins: bits of two's complement coded as unsigned, or the reverse. */
+    int64_t wrap = j.is_signed == h->is_signed ? 0 : (int64_t)1 << j.bits;
     if (j.is_signed != h->is_signed) out->quirks |= QUIRK_SIGN_MISMATCH;
     int drop = h->samples == 3 && j.bits > 8 ? j.bits - 8 : 0;
-    if (h->samples == 3) out->type = PIXEL_U8;
-    else out->type = grey_type(j.bits, j.is_signed || h->is_signed);
+    if (h->samples == 3)
+        out->type = PIXEL_U8;
+    else
+        out->type = grey_type(j.bits, h->is_signed);
     TRY_DONE(rc, reserve(&im->pixels, &im->pixels_bytes, values * pixel_bytes(out->type), e));
     for (size_t i = 0; i < values; i++) {
         int64_t v = j.values[i];
-        if (make_signed && v >> (j.bits - 1)) v -= (int64_t)1 << j.bits;
+        if (wrap && h->is_signed && v >> (j.bits - 1)) v -= wrap;
+        if (wrap && !h->is_signed && v < 0) v += wrap;
         store(im->pixels, out->type, i, v >> drop);
     }
     if (h->photometric == PHOTOMETRIC_YBR_FULL) ybr_to_rgb(im->pixels, values / 3);
@@ -299,8 +323,10 @@ static err_code frame_dicom(image *im, int frame, raw_frame *out, err *e)
         return ERR_OK;
     }
     bool native = !jpeg && strcmp(h->transfer_syntax, "1.2.840.10008.1.2.5") != 0;
-    if (native && h->photometric == PHOTOMETRIC_YBR_FULL_422) unpack_422(h, im->raw, im->pixels);
-    else unpack_colour(h, im->raw, im->pixels, jpeg || !h->planar);
+    if (native && h->photometric == PHOTOMETRIC_YBR_FULL_422)
+        unpack_422(h, im->raw, im->pixels);
+    else
+        unpack_colour(h, im->raw, im->pixels, jpeg || !h->planar);
     if (!rgb && h->photometric != PHOTOMETRIC_RGB) ybr_to_rgb(im->pixels, values / 3);
     return ERR_OK;
 }
@@ -347,8 +373,10 @@ err_code image_frame(image *im, int frame, raw_frame *out, err *e)
         f.type = PIXEL_F32;
         TRY(reserve(&im->pixels, &im->pixels_bytes, n * sizeof(float), e));
         TRY(nifti_frame(im->nifti, frame, im->pixels, n, e));
-    } else if (is_jpeg_2000(h->transfer_syntax)) TRY(frame_j2k(im, frame, &f, e));
-    else TRY(frame_dicom(im, frame, &f, e));
+    } else if (is_jpeg_2000(h->transfer_syntax))
+        TRY(frame_j2k(im, frame, &f, e));
+    else
+        TRY(frame_dicom(im, frame, &f, e));
     if (im->has_palette) TRY(expand_palette(im, &f, e));
     size_t cell_bytes = pixel_bytes(f.type) * (size_t)f.samples;
     if (constant(im->pixels, (size_t)f.rows * (size_t)f.columns * cell_bytes, cell_bytes)) f.quirks |= QUIRK_CONSTANT;
