@@ -91,9 +91,12 @@ static void sync_folder(const char *path)
 err_code file_commit(file_writer **out, err *e)
 {
     file_writer *w = *out;
-    int failed = 0;
+    int failed = 0, before = errno; /* of the caller's last write, if that is what failed */
     errno = 0;
-    if (fflush(w->f) || ferror(w->f) || fsync(fileno(w->f))) failed = errno ? errno : EIO;
+    if (ferror(w->f))
+        failed = before ? before : EIO;
+    else if (fflush(w->f) || fsync(fileno(w->f)))
+        failed = errno ? errno : EIO;
     if (fclose(w->f) && !failed) failed = errno;
     w->f = NULL;
     if (!failed && rename(w->temporary, w->path)) failed = errno;

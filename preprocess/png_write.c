@@ -2,6 +2,7 @@
  */
 #include "preprocess/png_write.h"
 
+#include <errno.h>
 #include <png.h>
 #include <stdbool.h>
 
@@ -43,13 +44,10 @@ err_code png_write(const char *path, const unsigned char *pixels, int width, int
     png_infop info = png ? png_create_info_struct(png) : NULL;
     if (!info) FAIL_DONE(rc, e, NOMEM, "png: no memory");
     TRY_DONE(rc, file_begin(&w, path, e));
-    if (!encode(png, info, w->f, pixels, (png_uint_32)width, (png_uint_32)height, channels)) {
-        if (!ferror(w->f)) FAIL_DONE(rc, e, INTERNAL, "png: cannot encode %dx%d pixels", width, height);
-        rc = file_commit(&w, e); /* a write failed: this says why */
-        if (!rc) FAIL_DONE(rc, e, IO, "png: cannot write");
-        goto done;
-    }
-    rc = file_commit(&w, e);
+    errno = 0;
+    if (!encode(png, info, w->f, pixels, (png_uint_32)width, (png_uint_32)height, channels) && !ferror(w->f))
+        FAIL_DONE(rc, e, INTERNAL, "png: cannot encode %dx%d pixels", width, height);
+    rc = file_commit(&w, e); /* sees a failed write too */
 done:
     file_abandon(&w);
     png_destroy_write_struct(&png, &info);
