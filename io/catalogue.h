@@ -47,6 +47,10 @@ bool catalogue_knows(catalogue *c, const char *path, uint64_t size_bytes, int64_
  * duplicate SOP Instance UID is set aside here: "duplicate" (same size and hash) or "conflict". */
 err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns, const image_header *h,
                        const char *reason, const char *detail, err *e);
+/* Files set aside for this reason are as new again. */
+err_code catalogue_forget(catalogue *c, const char *reason, err *e);
+/* true: this folder is the work directory, which a scan leaves out. */
+bool catalogue_is_work(const catalogue *c, uint64_t device, uint64_t inode);
 /* Groups many catalogue_add / catalogue_store calls into one transaction. */
 err_code catalogue_begin(catalogue *c, err *e);
 err_code catalogue_commit(catalogue *c, err *e);
@@ -83,6 +87,10 @@ typedef enum { ID_PATIENT, ID_STUDY, ID_SERIES, ID_SOP, ID_PATH } id_kind;
  * study, series and SOP UID are derived from its path: 'nifti:<relative path>'. A patient id matches under any issuer
  * if that is unambiguous. */
 bool catalogue_find(catalogue *c, id_kind kind, const char *value, char out[KEY_HEX]);
+
+/* The series, study and patient that an instance belongs to; false: no such instance. */
+bool catalogue_parents(catalogue *c, const char *instance_key, char series[KEY_HEX], char study[KEY_HEX],
+                       char patient[KEY_HEX]);
 
 /* The real identity of a study, for the report that goes back to the archive (PHI: do not log). */
 typedef struct {

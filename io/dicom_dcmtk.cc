@@ -17,6 +17,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #include "io/dicom_dcmtk.h"
 
@@ -528,6 +529,35 @@ extern "C" err_code dicom_codestream(dicom_file *f, const image_header *h, int f
     });
 }
 
+/* PS3.3 C.7.9.2: discrete (0), linear (1) and indirect (2) segments, 16-bit entries; no more than limit entries. */
+static bool expand_segments(const Uint16 *w, size_t n, size_t limit, std::vector<Uint16> &out, bool inner,
+                            size_t most = SIZE_MAX, size_t from = 0)
+{
+    size_t at = from;
+    for (size_t done = 0; at + 2 <= n && done < most; done++) {
+        size_t op = w[at], length = w[at + 1];
+        at += 2;
+        if (op == 0) {
+            if (length > n - at || length > limit - out.size()) return false;
+            out.insert(out.end(), w + at, w + at + length);
+            at += length;
+        } else if (op == 1) {
+            if (at >= n || out.empty() || length == 0 || length > limit - out.size()) return false;
+            double y0 = out.back(), y1 = w[at++];
+            for (size_t i = 1; i <= length; i++)
+                out.push_back(
+                    static_cast<Uint16>(y0 + (y1 - y0) * static_cast<double>(i) / static_cast<double>(length) + 0.5));
+        } else if (op == 2) {
+            if (inner || n - at < 2) return false; /* an indirect segment may not point to another */
+            size_t offset = (w[at] | static_cast<size_t>(w[at + 1]) << 16) / 2; /* bytes from the start of the data */
+            at += 2;
+            if (offset >= n || !expand_segments(w, n, limit, out, true, length, offset)) return false;
+        } else
+            return false;
+    }
+    return true;
+}
+
 extern "C" err_code dicom_read_palette(dicom_file *f, dicom_palette *out, err *e)
 {
     const DcmTagKey descriptor[] = {DCM_RedPaletteColorLookupTableDescriptor,
@@ -535,6 +565,9 @@ extern "C" err_code dicom_read_palette(dicom_file *f, dicom_palette *out, err *e
                                     DCM_BluePaletteColorLookupTableDescriptor};
     const DcmTagKey data[] = {DCM_RedPaletteColorLookupTableData, DCM_GreenPaletteColorLookupTableData,
                               DCM_BluePaletteColorLookupTableData};
+    const DcmTagKey segments[] = {DCM_SegmentedRedPaletteColorLookupTableData,
+                                  DCM_SegmentedGreenPaletteColorLookupTableData,
+                                  DCM_SegmentedBluePaletteColorLookupTableData};
     std::memset(out, 0, sizeof *out);
     err_code rc = guarded(e, [&]() -> err_code {
         DcmDataset &d = *f->file.getDataset();
@@ -556,8 +589,15 @@ extern "C" err_code dicom_read_palette(dicom_file *f, dicom_palette *out, err *e
             long entries = v[0] ? v[0] : 65536;
             const Uint16 *words = nullptr;
             unsigned long count = 0;
-            if (d.findAndGetUint16Array(data[c], words, &count).bad() || !words)
-                FAIL(e, UNSUPPORTED, "DICOM: palette without table data (segmented palettes are not supported)");
+            std::vector<Uint16> expanded;
+            if (d.findAndGetUint16Array(data[c], words, &count).bad() || !words) {
+                if (d.findAndGetUint16Array(segments[c], words, &count).bad() || !words)
+                    FAIL(e, FORMAT, "DICOM: palette image without palette data");
+                if (v[2] != 16 || !expand_segments(words, count, static_cast<size_t>(entries), expanded, false))
+                    FAIL(e, FORMAT, "DICOM: segmented palette data is malformed");
+                words = expanded.data();
+                count = expanded.size();
+            }
             bool packed = v[2] == 8 && static_cast<long>(count) * 2 >= entries && static_cast<long>(count) < entries;
             if (!packed && static_cast<long>(count) < entries)
                 FAIL(e, TRUNCATED, "DICOM: palette data shorter than its descriptor");

@@ -1,8 +1,11 @@
-/* nifti_itk.cc: ITK's NiftiImageIO: geometry (sform, qform) and intensity scaling are its business. Sizes are checked against the file
- * before it is allowed to allocate: deflate expands at most 1032-fold. */
+/* nifti_itk.cc: ITK's NiftiImageIO: geometry (sform, qform) and intensity scaling are its business. Sizes are checked
+ * against the file before it is allowed to allocate: deflate expands at most 1032-fold. */
+#include <itkMetaDataObject.h>
 #include <itkNiftiImageIO.h>
 
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -16,7 +19,8 @@ struct nifti_volume {
     std::vector<float> values; /* (slices, rows, columns), file order */
 };
 
-namespace {
+namespace
+{
 
 constexpr size_t kDeflateMost = 1032, kHeader = 352, kValuesMost = size_t(1) << 31;
 
@@ -24,6 +28,7 @@ struct geometry {
     size_t dims[3];
     int time_points;
     bool flip_columns, flip_rows;
+    double direction[3][3], origin_mm[3]; /* direction[axis]: unit vector of an index axis, LPS */
 };
 
 template <class F> err_code guarded(err *e, F body)
@@ -37,13 +42,47 @@ template <class F> err_code guarded(err *e, F body)
     }
 }
 
-/* Axis of the patient (LPS) along which index axis i mostly runs, and its sign. DICOM's habit: columns to +L, rows to +P or to -S. */
-bool against_habit(const std::vector<double> &direction)
+/* Axis of the patient (LPS) along which index axis i mostly runs, and its sign. DICOM's habit: columns to +L, rows to
+ * +P or to -S. */
+bool against_habit(const double direction[3])
 {
     size_t k = 0;
     for (size_t i = 1; i < 3; i++)
         if (std::fabs(direction[i]) > std::fabs(direction[k])) k = i;
     return k == 2 ? direction[k] > 0 : direction[k] < 0;
+}
+
+/* Both forms may be there and disagree; ITK takes the qform, everybody else (FSL, SPM, nibabel) the sform. */
+void orient(itk::NiftiImageIO *io, unsigned n, geometry *g)
+{
+    std::string code, row[3];
+    const itk::MetaDataDictionary &d = io->GetMetaDataDictionary();
+    double m[3][4];
+    bool sform = itk::ExposeMetaData(d, std::string("sform_code"), code) && std::atoi(code.c_str()) > 0;
+    for (int r = 0; sform && r < 3; r++)
+        sform = itk::ExposeMetaData(d,
+                                    std::string(r == 0   ? "srow_x"
+                                                : r == 1 ? "srow_y"
+                                                         : "srow_z"),
+                                    row[r]) &&
+                std::sscanf(row[r].c_str(), "%lf %lf %lf %lf", &m[r][0], &m[r][1], &m[r][2], &m[r][3]) == 4;
+    for (unsigned axis = 0; axis < 3; axis++) {
+        double length = 0;
+        for (unsigned r = 0; sform && r < 3; r++) length += m[r][axis] * m[r][axis];
+        sform = sform && length > 0 && std::isfinite(length);
+    }
+    for (unsigned axis = 0; axis < 3; axis++) {
+        std::vector<double> v;
+        if (axis < n) v = io->GetDirection(axis);
+        for (unsigned r = 0; r < 3; r++) g->direction[axis][r] = r < v.size() ? v[r] : r == axis;
+        g->origin_mm[axis] = axis < n ? io->GetOrigin(axis) : 0;
+    }
+    for (unsigned axis = 0; sform && axis < 3; axis++) {
+        double length = std::sqrt(m[0][axis] * m[0][axis] + m[1][axis] * m[1][axis] + m[2][axis] * m[2][axis]);
+        for (unsigned r = 0; r < 3; r++)
+            g->direction[axis][r] = (r < 2 ? -1 : 1) * m[r][axis] / length; /* RAS to LPS */
+    }
+    for (unsigned r = 0; sform && r < 3; r++) g->origin_mm[r] = (r < 2 ? -1 : 1) * m[r][3];
 }
 
 err_code look(itk::NiftiImageIO *io, const char *path, size_t file_bytes, geometry *g, err *e)
@@ -64,13 +103,15 @@ err_code look(itk::NiftiImageIO *io, const char *path, size_t file_bytes, geomet
         values *= d;
         if (i >= 3) g->time_points *= static_cast<int>(d);
     }
-    if (g->dims[0] > 65535 || g->dims[1] > 65535) FAIL(e, LIMIT, "NIfTI: slices larger than 65535 voxels");
+    if (g->dims[0] > 65535 || g->dims[1] > 65535 || g->dims[2] > 100000)
+        FAIL(e, LIMIT, "NIfTI: %zux%zux%zu voxels", g->dims[0], g->dims[1], g->dims[2]);
     size_t bytes = values; /* at least one byte a voxel; the exact size is checked for plain files */
     bool gz = std::strlen(path) > 3 && !std::strcmp(path + std::strlen(path) - 3, ".gz");
     if (gz ? bytes > file_bytes * kDeflateMost : bytes > file_bytes)
         FAIL(e, TRUNCATED, "NIfTI: %zu voxels promised by a file of %zu bytes", values, file_bytes);
-    g->flip_columns = against_habit(io->GetDirection(0));
-    g->flip_rows = n > 1 && against_habit(io->GetDirection(1));
+    orient(io, n, g);
+    g->flip_columns = against_habit(g->direction[0]);
+    g->flip_rows = against_habit(g->direction[1]);
     return ERR_OK;
 }
 
@@ -97,12 +138,9 @@ extern "C" err_code nifti_read_header(const char *path, size_t file_bytes, image
         h->spacing_mm[0] = io->GetSpacing(1);
         h->spacing_mm[1] = io->GetSpacing(0);
         if (io->GetNumberOfDimensions() > 2) h->slice_spacing_mm = io->GetSpacing(2);
-        for (unsigned i = 0; i < 3; i++) h->position_mm[i] = i < io->GetNumberOfDimensions() ? io->GetOrigin(i) : 0;
+        for (unsigned i = 0; i < 3; i++) h->position_mm[i] = g.origin_mm[i];
         h->has_position = true;
-        for (unsigned i = 0; i < 6; i++) {
-            const std::vector<double> d = io->GetDirection(i / 3);
-            h->orientation[i] = i % 3 < d.size() ? d[i % 3] : 0;
-        }
+        for (unsigned i = 0; i < 6; i++) h->orientation[i] = g.direction[i / 3][i % 3];
         h->has_orientation = true;
         if (g.time_points > 1) h->quirks |= QUIRK_FOUR_D;
         return ERR_OK;
@@ -118,8 +156,10 @@ extern "C" err_code nifti_open(nifti_volume **out, const char *path, size_t file
         TRY(look(io, path, file_bytes, &g, e));
         size_t values = g.dims[0] * g.dims[1] * g.dims[2], size = io->GetComponentSize();
         bool gz = !std::strcmp(path + std::strlen(path) - 3, ".gz");
-        /* The file's own type may be smaller than ITK's after scaling, never larger than it says by more than float's four bytes. */
-        if (!gz && values > file_bytes) FAIL(e, TRUNCATED, "NIfTI: %zu voxels in a file of %zu bytes", values, file_bytes);
+        /* The file's own type may be smaller than ITK's after scaling, never larger than it says by more than float's
+         * four bytes. */
+        if (!gz && values > file_bytes)
+            FAIL(e, TRUNCATED, "NIfTI: %zu voxels in a file of %zu bytes", values, file_bytes);
         itk::ImageIORegion region(io->GetNumberOfDimensions());
         for (unsigned i = 0; i < io->GetNumberOfDimensions(); i++) {
             region.SetIndex(i, 0);
@@ -128,20 +168,42 @@ extern "C" err_code nifti_open(nifti_volume **out, const char *path, size_t file
         io->SetIORegion(region);
         std::vector<char> raw(values * size);
         io->Read(raw.data());
-        std::unique_ptr<nifti_volume> v(new nifti_volume{g.dims[0], g.dims[1], g.dims[2], g.flip_columns, g.flip_rows, {}});
+        std::unique_ptr<nifti_volume> v(
+            new nifti_volume{g.dims[0], g.dims[1], g.dims[2], g.flip_columns, g.flip_rows, {}});
         v->values.resize(values);
         switch (io->GetComponentType()) {
-        case itk::IOComponentEnum::UCHAR: copy<unsigned char>(raw, v->values); break;
-        case itk::IOComponentEnum::CHAR: copy<signed char>(raw, v->values); break;
-        case itk::IOComponentEnum::USHORT: copy<unsigned short>(raw, v->values); break;
-        case itk::IOComponentEnum::SHORT: copy<short>(raw, v->values); break;
-        case itk::IOComponentEnum::UINT: copy<unsigned int>(raw, v->values); break;
-        case itk::IOComponentEnum::INT: copy<int>(raw, v->values); break;
-        case itk::IOComponentEnum::ULONG: copy<unsigned long>(raw, v->values); break;
-        case itk::IOComponentEnum::LONG: copy<long>(raw, v->values); break;
-        case itk::IOComponentEnum::FLOAT: copy<float>(raw, v->values); break;
-        case itk::IOComponentEnum::DOUBLE: copy<double>(raw, v->values); break;
-        default: FAIL(e, UNSUPPORTED, "NIfTI: voxel type not supported");
+        case itk::IOComponentEnum::UCHAR:
+            copy<unsigned char>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::CHAR:
+            copy<signed char>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::USHORT:
+            copy<unsigned short>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::SHORT:
+            copy<short>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::UINT:
+            copy<unsigned int>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::INT:
+            copy<int>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::ULONG:
+            copy<unsigned long>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::LONG:
+            copy<long>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::FLOAT:
+            copy<float>(raw, v->values);
+            break;
+        case itk::IOComponentEnum::DOUBLE:
+            copy<double>(raw, v->values);
+            break;
+        default:
+            FAIL(e, UNSUPPORTED, "NIfTI: voxel type not supported");
         }
         *out = v.release();
         return ERR_OK;
