@@ -13,6 +13,8 @@ typedef struct {
     const char *stage; /* progress is shown under this name (a literal); NULL: none */
 } view_options;
 
+/* The normalisation the backbone was trained with, and the view's window. */
+sampler_norm features_norm(const vit *m, const view_options *v);
 /* out (n, dim) f32, for frames[index[i]] of the cohort. ERR_INTERRUPTED when asked to stop. */
 err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *index, size_t n, const view_options *v,
                           float *out, err *e);

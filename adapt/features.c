@@ -1,0 +1,135 @@
+/* features.c: batches are sampled in the loader's thread while the device computes the batch before. Every batch has
+ * the same size, so that one plan serves all: in the last one the places left over hold the batch's first frame again.
+ */
+#include "adapt/features.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/progress.h"
+#include "base/stop.h"
+#include "preprocess/loader.h"
+
+typedef struct {
+    const cohort *c;
+    const uint32_t *index;
+    size_t n, batch, image_floats;
+    int size;
+    float fraction;
+    sampler_norm norm;
+    sample_job *jobs; /* (batch) */
+    pool *threads;
+} source;
+
+static err_code fill(void *ctx, uint64_t step, float *out, err *e)
+{
+    source *s = ctx;
+    size_t first = (size_t)step * s->batch;
+    (void)e;
+    for (size_t i = 0; i < s->batch; i++) {
+        uint32_t frame = s->index[first + i < s->n ? first + i : first];
+        const frame_info *f = &s->c->frames[frame];
+        s->jobs[i] = (sample_job){.frame = f,
+                                  .pixels = cohort_pixels(s->c, frame),
+                                  .crop = sampler_whole(f, true, s->fraction),
+                                  .size = s->size,
+                                  .out = out + i * s->image_floats};
+    }
+    sampler_run(s->threads, &s->norm, s->jobs, s->batch);
+    return ERR_OK;
+}
+
+sampler_norm features_norm(const vit *m, const view_options *v)
+{
+    const vit_config *k = vit_get_config(m);
+    sampler_norm norm = {.window = v->window};
+    memcpy(norm.mean, k->mean, sizeof norm.mean);
+    memcpy(norm.std, k->std, sizeof norm.std);
+    return norm;
+}
+
+/* What one extraction holds on the device. */
+typedef struct {
+    vit_pass pass;
+    dv *arena_block, *pixels, *rows, *token, *token_f32;
+} buffers;
+
+static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
+{
+    device *d = vit_device(m);
+    size_t C = (size_t)vit_get_config(m)->dim, S = (size_t)size;
+    arena dry = {0};
+    TRY(vit_pass_plan(&b->pass, &dry, m, batch, S, S, VIT_INFER, e));
+    if (arena_failed(&dry)) FAIL(e, LIMIT, "features: a batch of %zu images of %d pixels is too large", batch, size);
+    TRY(d->op->alloc(d, dry.used, &b->arena_block, e));
+    arena real;
+    arena_init(&real, b->arena_block, dry.used);
+    TRY(vit_pass_plan(&b->pass, &real, m, batch, S, S, VIT_INFER, e));
+    TRY(device_reserve(d, vit_pass_work_bytes(m, batch, S, S, VIT_INFER), e));
+    TRY(d->op->alloc(d, batch * 3 * S * S * sizeof(float), &b->pixels, e));
+    TRY(d->op->alloc(d, batch * sizeof(int32_t), &b->rows, e));
+    TRY(d->op->alloc(d, batch * C * d->ct_bytes, &b->token, e));
+    TRY(d->op->alloc(d, batch * C * sizeof(float), &b->token_f32, e));
+    int32_t *row = malloc(batch * sizeof *row);
+    if (!row) FAIL(e, NOMEM, "features: no memory");
+    for (size_t i = 0; i < batch; i++) row[i] = (int32_t)(i * b->pass.T);
+    d->op->upload(d, b->rows, row, batch * sizeof *row);
+    free(row);
+    return device_sync(d, e);
+}
+
+static void buffers_close(buffers *b, device *d)
+{
+    dv *all[] = {b->arena_block, b->pixels, b->rows, b->token, b->token_f32};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i]) d->op->free(d, all[i]);
+    vit_pass_fini(&b->pass);
+}
+
+err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *index, size_t n, const view_options *v,
+                          float *out, err *e)
+{
+    device *d = vit_device(m);
+    size_t C = (size_t)vit_get_config(m)->dim, batch = v->batch > 0 ? (size_t)v->batch : 32, floats;
+    if (!n) return ERR_OK;
+    if (batch > n) batch = n;
+    if (v->size < 1 || v->size > 4096 || !(v->resize >= 1))
+        FAIL(e, USAGE, "features: images of %d pixels resized to %g", v->size, (double)v->resize);
+    source s = {.c = c, .index = index, .n = n, .batch = batch, .size = v->size};
+    s.image_floats = 3 * (size_t)v->size * (size_t)v->size;
+    s.fraction = (float)v->size / v->resize;
+    s.norm = features_norm(m, v);
+    if (!size_mul(batch, s.image_floats, &floats)) FAIL(e, LIMIT, "features: a batch of %zu images", batch);
+    buffers b = {0};
+    loader *l = NULL;
+    progress p = {0};
+    uint64_t steps = (n + batch - 1) / batch;
+    err_code rc = ERR_OK;
+    if (v->stage) progress_start(&p, v->stage, "images", n);
+    s.jobs = malloc(batch * sizeof *s.jobs);
+    s.threads = pool_new(0);
+    if (!s.jobs || !s.threads) FAIL_DONE(rc, e, NOMEM, "features: no memory or threads");
+    TRY_DONE(rc, buffers_open(&b, m, batch, v->size, e));
+    TRY_DONE(rc, loader_open(&l, fill, &s, floats, 0, steps - 1, e));
+    for (uint64_t step = 0; step < steps; step++) {
+        const float *pixels;
+        size_t first = (size_t)step * batch, here = n - first < batch ? n - first : batch;
+        TRY_DONE(rc, stop_check(e));
+        TRY_DONE(rc, loader_take(l, step, &pixels, e));
+        d->op->upload(d, b.pixels, pixels, floats * sizeof(float));
+        vit_patches(m, who, &b.pass, b.pixels);
+        vit_fwd(m, who, &b.pass, b.pass.patches, NULL);
+        d->op->gather(d, b.token, b.pass.out, b.rows, batch, C);
+        d->op->to_f32(d, b.token_f32, b.token, batch * C);
+        d->op->download(d, out + first * C, b.token_f32, here * C * sizeof(float));
+        TRY_DONE(rc, device_sync(d, e));
+        if (v->stage) progress_add(&p, here);
+    }
+done:
+    loader_close(l);
+    if (v->stage) progress_end(&p);
+    buffers_close(&b, d);
+    pool_free(s.threads);
+    free(s.jobs);
+    return rc;
+}
