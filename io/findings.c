@@ -29,12 +29,12 @@ err_code findings_write(const char *path, const findings *f, err *e)
     json_t *labels = json_array();
     for (int i = 0; i < f->n_labels; i++) {
         const label_code *l = &f->labels[i];
-        bad |= json_array_append_new(labels, json_pack("{s:s,s:s,s:s,s:s}", "name", l->name, "value", l->value, "scheme",
-                                                       l->scheme, "meaning", l->meaning));
+        bad |= json_array_append_new(labels, json_pack("{s:s,s:s,s:s,s:s}", "name", l->name, "value", l->value,
+                                                       "scheme", l->scheme, "meaning", l->meaning));
     }
-    bad |= dump(w->f, json_pack("{s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "model", "algorithm",
-                                f->algorithm, "version", f->version, "hash", f->model_hash, "parameters",
-                                f->parameters, "labels", labels));
+    bad |= dump(w->f,
+                json_pack("{s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "model", "algorithm", f->algorithm,
+                          "version", f->version, "hash", f->model_hash, "parameters", f->parameters, "labels", labels));
     for (size_t i = 0; i < f->n_studies && !bad; i++) {
         const study_finding *s = &f->studies[i];
         json_t *probability = json_object(), *evidence = json_array();
@@ -68,8 +68,8 @@ static bool parse_model(findings *f, const json_t *j)
     const json_t *m = json_object_get(j, "model"), *labels = json_object_get(j, "labels");
     const char *format = json_string_value(json_object_get(j, "format"));
     if (!format || strcmp(format, FORMAT_NAME)) return false;
-    if (!text(m, "algorithm", f->algorithm, sizeof f->algorithm) || !text(m, "version", f->version, sizeof f->version) ||
-        !text(m, "hash", f->model_hash, sizeof f->model_hash) ||
+    if (!text(m, "algorithm", f->algorithm, sizeof f->algorithm) ||
+        !text(m, "version", f->version, sizeof f->version) || !text(m, "hash", f->model_hash, sizeof f->model_hash) ||
         !text(m, "parameters", f->parameters, sizeof f->parameters))
         return false;
     size_t n = json_array_size(labels);
@@ -119,19 +119,23 @@ err_code findings_read(const char *path, findings *f, err *e)
     char *all = NULL, *next;
     size_t bytes, line = 0, capacity = 0;
     err_code rc = file_read(path, BYTES_MAX, &all, &bytes, e);
+    if (!rc && strlen(all) != bytes) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "findings: the file holds a NUL");
     for (char *p = all; !rc && p && *p; p = next, line++) {
         next = strchr(p, '\n');
         size_t n = next ? (size_t)(next - p) : strlen(p);
         next = next ? next + 1 : p + n;
         json_t *j = json_loadb(p, n, JSON_REJECT_DUPLICATES, NULL);
         bool good = json_is_object(j);
-        if (good && line == 0) good = parse_model(f, j);
+        if (good && line == 0)
+            good = parse_model(f, j);
         else if (good) {
             if (f->n_studies == capacity) {
                 capacity = capacity ? 2 * capacity : 64;
                 study_finding *s = realloc(f->studies, capacity * sizeof *s);
-                if (s) f->studies = s;
-                else good = false;
+                if (s)
+                    f->studies = s;
+                else
+                    good = false;
             }
             if (good) {
                 study_finding *s = &f->studies[f->n_studies++];
@@ -159,7 +163,8 @@ void findings_fini(findings *f)
     *f = (findings){0};
 }
 
-/* A private code: the name in capitals, cut to 10 characters, with 5 hex digits of its hash, so that two names never share one. */
+/* A private code: the name in capitals, cut to 10 characters, with 5 hex digits of its hash, so that two names never
+ * share one. */
 static void private_code(label_code *l)
 {
     char digest[HASH_HEX];

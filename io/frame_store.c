@@ -1,6 +1,6 @@
-/* frame_store.c: shard files are named frames/000000.safetensors and only ever appear whole (atomic write). A shard that was sealed but never
- * entered into the catalogue (kill between the two) is not referenced by anything: its number is skipped, and
- * prepare writes the same frames again under a new number. */
+/* frame_store.c: shard files are named frames/000000.safetensors and only ever appear whole (atomic write). A shard
+ * that was sealed but never entered into the catalogue (kill between the two) is not referenced by anything: its number
+ * is skipped, and prepare writes the same frames again under a new number. */
 #include "io/frame_store.h"
 
 #include <dirent.h>
@@ -24,8 +24,8 @@ struct frame_store {
     size_t n, capacity, bytes;
     int next; /* number of the next shard */
     pthread_mutex_t lock;
-    file_map *maps; /* (n_maps): mapped shards; data NULL: not yet */
-    int n_maps;
+    safetensors *shards; /* (n_shards): mapped shards; map.data NULL: not yet */
+    int n_shards;
 };
 
 static err_code shard_path(const frame_store *s, int shard, char out[FILE_PATH_MAX], err *e)
@@ -73,8 +73,8 @@ void frame_store_close(frame_store *s)
     if (!s) return;
     drop_pending(s);
     free(s->pending);
-    for (int i = 0; i < s->n_maps; i++) file_map_close(&s->maps[i]);
-    free(s->maps);
+    for (int i = 0; i < s->n_shards; i++) safetensors_close(&s->shards[i]);
+    free(s->shards);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }
@@ -117,7 +117,10 @@ err_code frame_store_put(frame_store *s, const frame_info *info, const void *pix
     return ERR_OK;
 }
 
-size_t frame_store_pending_bytes(const frame_store *s) { return s->bytes; }
+size_t frame_store_pending_bytes(const frame_store *s)
+{
+    return s->bytes;
+}
 
 err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e)
 {
@@ -128,10 +131,13 @@ err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e)
     TRY(shard_path(s, s->next, path, e));
     tensor *t = malloc(n * sizeof *t);
     if (!t) FAIL(e, NOMEM, "frame store: no memory");
-    for (size_t i = 0; i < n; i++) {
-        t[i] = s->pending[i].t;
-        t[i].name = s->pending[i].name;
-    }
+    size_t k = 0;
+    for (int narrow = 0; narrow < 2; narrow++) /* 16-bit frames first: they stay aligned */
+        for (size_t i = 0; i < n; i++) {
+            if ((s->pending[i].t.type == TENSOR_U8) != narrow) continue;
+            t[k] = s->pending[i].t;
+            t[k++].name = s->pending[i].name;
+        }
     err_code rc = safetensors_write(path, t, n, NULL, NULL, 0, e);
     free(t);
     TRY(rc);
@@ -139,7 +145,8 @@ err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e)
     TRY(safetensors_open(&written, path, e));
     for (size_t i = 0; i < n && !rc; i++) {
         const tensor *w = safetensors_find(&written, s->pending[i].name);
-        if (!w) rc = err_set(e, ERR_INTERNAL, __FILE__, __LINE__, "frame store: frame %zu is not in its shard", i);
+        if (!w)
+            rc = err_set(e, ERR_INTERNAL, __FILE__, __LINE__, "frame store: frame %zu is not in its shard", i);
         else {
             placed[i].shard = s->next;
             placed[i].offset = (uint64_t)((const unsigned char *)w->data - written.map.data);
@@ -152,32 +159,44 @@ err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e)
     return ERR_OK;
 }
 
+/* The shard's tensor of this frame, if it is what and where the catalogue says: a shard that was cut off, replaced, or
+ * took the number of one that got lost is an error, not other pixels. */
+static err_code find(const safetensors *shard, const frame_info *f, size_t bytes, const void **pixels, err *e)
+{
+    char name[KEY_HEX + 16];
+    snprintf(name, sizeof name, "%.*s.%d", KEY_HEX - 1, f->instance_key, f->frame);
+    const tensor *t = safetensors_find(shard, name);
+    if (!t) FAIL(e, NOTFOUND, "frame store: shard %d does not hold a frame that the catalogue places there", f->shard);
+    if (t->type != stored_type(f->type) || t->dims != (f->channels == 3 ? 3 : 2) || t->shape[0] != (size_t)f->rows ||
+        t->shape[1] != (size_t)f->columns || t->count * tensor_type_bytes(t->type) != bytes ||
+        (uint64_t)((const unsigned char *)t->data - shard->map.data) != f->offset)
+        FAIL(e, CONFLICT, "frame store: shard %d holds a frame otherwise than the catalogue says", f->shard);
+    if (f->offset % (f->type == PIXEL_U8 ? 1 : 2)) FAIL(e, FORMAT, "frame store: shard %d is not aligned", f->shard);
+    *pixels = t->data;
+    return ERR_OK;
+}
+
 err_code frame_store_pixels(frame_store *s, const frame_info *f, const void **pixels, err *e)
 {
     size_t bytes = frame_bytes(f);
     if (!bytes || f->shard < 0 || f->shard >= SHARDS_MAX) FAIL(e, FORMAT, "frame store: a catalogue entry is damaged");
     err_code rc = ERR_OK;
     pthread_mutex_lock(&s->lock);
-    if (f->shard >= s->n_maps) {
-        file_map *m = realloc(s->maps, ((size_t)f->shard + 1) * sizeof *m);
-        if (m) {
-            memset(m + s->n_maps, 0, (size_t)(f->shard + 1 - s->n_maps) * sizeof *m);
-            s->maps = m;
-            s->n_maps = f->shard + 1;
-        } else rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "frame store: no memory");
+    if (f->shard >= s->n_shards) {
+        safetensors *m = realloc(s->shards, ((size_t)f->shard + 1) * sizeof *m);
+        if (!m) FAIL_DONE(rc, e, NOMEM, "frame store: no memory");
+        memset(m + s->n_shards, 0, (size_t)(f->shard + 1 - s->n_shards) * sizeof *m);
+        s->shards = m;
+        s->n_shards = f->shard + 1;
     }
-    if (!rc && !s->maps[f->shard].data) {
+    safetensors *shard = &s->shards[f->shard];
+    if (!shard->map.data) {
         char path[FILE_PATH_MAX];
-        rc = shard_path(s, f->shard, path, e);
-        if (!rc) rc = file_map_open(&s->maps[f->shard], path, e);
+        TRY_DONE(rc, shard_path(s, f->shard, path, e));
+        TRY_DONE(rc, safetensors_open(shard, path, e));
     }
-    if (!rc) {
-        const file_map *m = &s->maps[f->shard];
-        if (f->offset > m->bytes || bytes > m->bytes - f->offset)
-            rc = err_set(e, ERR_TRUNCATED, __FILE__, __LINE__, "frame store: shard %d is shorter than the catalogue says",
-                         f->shard);
-        else *pixels = m->data + f->offset;
-    }
+    rc = find(shard, f, bytes, pixels, e);
+done:
     pthread_mutex_unlock(&s->lock);
     return rc;
 }

@@ -19,8 +19,8 @@ size_t frame_store_pending_bytes(const frame_store *s);
 /* Writes what was put since the last seal as one shard (nothing: no shard). placed[i] (i in order of put, n of them)
  * gets shard and offset. */
 err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e);
-/* Pixels of a stored frame (mapped, valid until close). ERR_TRUNCATED/ERR_NOTFOUND if the shard does not hold it.
- * Thread-safe. */
+/* Pixels of a stored frame (mapped, valid until close). ERR_TRUNCATED, ERR_FORMAT, ERR_NOTFOUND or ERR_CONFLICT if
+ * the shard does not hold it as the catalogue says. Thread-safe. */
 err_code frame_store_pixels(frame_store *s, const frame_info *f, const void **pixels, err *e);
 
 #endif

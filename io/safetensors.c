@@ -1,6 +1,6 @@
-/* safetensors.c: the header is parsed with jansson, then every tensor is checked: known dtype, shape product and offsets agree, offsets lie
- * inside the file and do not overlap. Data may be unaligned in files of other writers; ours start
- * the data at a multiple of 64 bytes. */
+/* safetensors.c: the header is parsed with jansson, then every tensor is checked: known dtype, shape product and
+ * offsets agree, offsets lie inside the file and cover it without overlap or hole. Data may be unaligned in files of
+ * other writers; ours start the data at a multiple of 64 bytes. */
 #include "io/safetensors.h"
 
 #include <jansson.h>
@@ -29,9 +29,15 @@ static int type_index(tensor_type t)
     return 0;
 }
 
-size_t tensor_type_bytes(tensor_type t) { return types[type_index(t)].bytes; }
+size_t tensor_type_bytes(tensor_type t)
+{
+    return types[type_index(t)].bytes;
+}
 
-static int by_name(const void *a, const void *b) { return strcmp(((const tensor *)a)->name, ((const tensor *)b)->name); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const tensor *)a)->name, ((const tensor *)b)->name);
+}
 static int by_data(const void *a, const void *b)
 {
     const char *x = ((const tensor *)a)->data, *y = ((const tensor *)b)->data;
@@ -126,7 +132,8 @@ err_code safetensors_open(safetensors *s, const char *path, err *e)
     json_t *value;
     json_object_foreach(root, key, value)
     {
-        if (!strcmp(key, "__metadata__")) TRY_DONE(rc, parse_meta(s, value, e));
+        if (!strcmp(key, "__metadata__"))
+            TRY_DONE(rc, parse_meta(s, value, e));
         else {
             TRY_DONE(rc, parse_tensor(&s->tensors[s->n], key, value, s->map.data + 8 + header,
                                       s->map.bytes - 8 - header, e));
@@ -134,11 +141,17 @@ err_code safetensors_open(safetensors *s, const char *path, err *e)
         }
     }
     qsort(s->tensors, s->n, sizeof *s->tensors, by_data);
-    for (size_t i = 1; i < s->n; i++) {
-        const tensor *a = &s->tensors[i - 1], *b = &s->tensors[i];
-        if ((const char *)a->data + a->count * tensor_type_bytes(a->type) > (const char *)b->data)
-            FAIL_DONE(rc, e, FORMAT, "safetensors: '%.60s' overlaps another tensor", b->name);
+    size_t end = 0; /* of the tensor before, from the start of the data */
+    for (size_t i = 0; i < s->n; i++) {
+        const tensor *t = &s->tensors[i];
+        size_t begin = (size_t)((const unsigned char *)t->data - (s->map.data + 8 + header));
+        if (begin != end)
+            FAIL_DONE(rc, e, FORMAT, "safetensors: '%.60s' %s", t->name,
+                      begin < end ? "overlaps another tensor" : "follows a hole");
+        end = begin + t->count * tensor_type_bytes(t->type);
     }
+    if (end != s->map.bytes - 8 - header)
+        FAIL_DONE(rc, e, FORMAT, "safetensors: %zu bytes behind the last tensor", s->map.bytes - 8 - header - end);
     qsort(s->tensors, s->n, sizeof *s->tensors, by_name);
     rc = ERR_OK;
 done:
@@ -182,8 +195,8 @@ static float half_to_f32(uint16_t h)
         f = (float)fraction * 0x1p-24f;
         return sign ? -f : f;
     }
-    uint32_t bits = exponent == 31 ? sign | 0x7f800000u | fraction << 13
-                                   : sign | (exponent + 112) << 23 | fraction << 13;
+    uint32_t bits =
+        exponent == 31 ? sign | 0x7f800000u | fraction << 13 : sign | (exponent + 112) << 23 | fraction << 13;
     memcpy(&f, &bits, sizeof f);
     return f;
 }
@@ -202,27 +215,39 @@ err_code tensor_to_f32(const tensor *t, float *out, err *e)
     case TENSOR_F32:
         if (t->count) memcpy(out, p, t->count * sizeof *out);
         return ERR_OK;
-    case TENSOR_F16: EACH(uint16_t, half_to_f32(v));
+    case TENSOR_F16:
+        EACH(uint16_t, half_to_f32(v));
     case TENSOR_BF16:
         for (size_t i = 0; i < t->count; i++) {
             uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
             memcpy(&out[i], &bits, sizeof bits);
         }
         return ERR_OK;
-    case TENSOR_F64: EACH(double, (float)v);
-    case TENSOR_U8: EACH(uint8_t, v);
-    case TENSOR_I8: EACH(int8_t, v);
-    case TENSOR_I16: EACH(int16_t, v);
-    case TENSOR_U16: EACH(uint16_t, v);
-    case TENSOR_I32: EACH(int32_t, (float)v);
-    case TENSOR_I64: EACH(int64_t, (float)v);
-    case TENSOR_BOOL: break;
+    case TENSOR_F64:
+        EACH(double, (float)v);
+    case TENSOR_U8:
+        EACH(uint8_t, v);
+    case TENSOR_I8:
+        EACH(int8_t, v);
+    case TENSOR_I16:
+        EACH(int16_t, v);
+    case TENSOR_U16:
+        EACH(uint16_t, v);
+    case TENSOR_I32:
+        EACH(int32_t, (float)v);
+    case TENSOR_I64:
+        EACH(int64_t, (float)v);
+    case TENSOR_BOOL:
+        break;
     }
 #undef EACH
     FAIL(e, UNSUPPORTED, "safetensors: '%.60s' is boolean", t->name);
 }
 
-static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
+static size_t round64(size_t n)
+{
+    return (n + 63) & ~(size_t)63;
+}
 
 err_code safetensors_write(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
                            const char *const *meta_values, size_t n_meta, err *e)
@@ -255,6 +280,7 @@ err_code safetensors_write(const char *path, const tensor *tensors, size_t n, co
             FAIL_DONE(rc, e, INTERNAL, "safetensors: cannot describe tensor %zu", i);
         offset += bytes;
     }
+    if (json_object_size(root) != n + (n_meta > 0)) FAIL_DONE(rc, e, INTERNAL, "safetensors: two tensors of one name");
     text = json_dumps(root, JSON_COMPACT);
     if (!text) FAIL_DONE(rc, e, NOMEM, "safetensors: no memory for the header");
     size_t used = strlen(text), padded = round64(8 + used) - 8;

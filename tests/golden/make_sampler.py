@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Makes sampler.safetensors, the golden values of tests/preprocess/test_window.c and test_sampler.c.
 
-Needs Debian's python3-pydicom (the VOI functions), python3-pil (bicubic resize of a box, mode F), python3-numpy and
-python3-safetensors. Run it in this folder; the output is committed.
+Needs Debian's python3-pydicom (the VOI functions), python3-pil (bicubic resize of a box, mode F), python3-numpy, and
+safetensors from PyPI. Run it in this folder; the output is committed.
 """
 import math
 
