@@ -147,6 +147,18 @@ attributes *attributes_at(const attributes *a, uint32_t tag, size_t index)
     return e && index < e->n_items ? e->items[index] : NULL;
 }
 
+bool attributes_ascii(const attributes *a)
+{
+    for (size_t i = 0; i < a->n; i++) {
+        const attribute *e = &a->elements[i];
+        for (const char *p = e->text; p && *p; p++)
+            if ((unsigned char)*p >= 0x80) return false;
+        for (size_t k = 0; k < e->n_items; k++)
+            if (!attributes_ascii(e->items[k])) return false;
+    }
+    return true;
+}
+
 void attributes_digest(const attributes *a, hash *h)
 {
     for (size_t i = 0; i < a->n; i++) {
@@ -235,7 +247,7 @@ char *attributes_legal(const char *vr, const char *text)
     size_t length = strlen(text);
     bool name = is_vr(vr, "PN"), free_text = is_vr(vr, "UT");
     size_t limit = is_vr(vr, "SH") ? 16 : is_vr(vr, "LO") || name ? 64 : SIZE_MAX; /* characters */
-    char *out = malloc(3 * length + 1);                                            /* U+FFFD is three bytes */
+    char *out = malloc(length + 1);
     if (!out) return NULL;
     size_t n = 0, characters = 0, carets = 0, groups = 0;
     for (const unsigned char *p = (const unsigned char *)text; *p;) {
@@ -243,7 +255,7 @@ char *attributes_legal(const char *vr, const char *text)
         const char *from = (const char *)p;
         p += k ? k : 1;
         if (!k)
-            from = "\xEF\xBF\xBD", k = 3;
+            from = "?", k = 1;
         else if (is_control((const unsigned char *)from) && !(free_text && (*from == '\n' || *from == '\r')))
             from = " ", k = 1;
         else if (*from == '\\' && !free_text)

@@ -59,12 +59,14 @@ bool attributes_has(const attributes *a, uint32_t tag);
 size_t attributes_items(const attributes *a, uint32_t tag);
 attributes *attributes_at(const attributes *a, uint32_t tag, size_t index);
 
+/* No text anywhere in a needs a character set beyond the default one. */
+bool attributes_ascii(const attributes *a);
 /* Everything in a, in the order it was put, goes into h. */
 void attributes_digest(const attributes *a, hash *h);
 
-/* text as VR allows it (PS3.5 6.2): broken UTF-8 becomes U+FFFD, control characters a blank, in SH, LO and PN a
- * backslash becomes '/', too long is cut at a character (SH 16, LO 64, PN 64 a component group); DA, TM, CS, IS that
- * are not well formed become empty. Returns malloc'ed text, NULL out of memory. */
+/* text as VR allows it (PS3.5 6.2): a byte that is not UTF-8 becomes '?', control characters a blank, in SH, LO and PN
+ * a backslash becomes '/', too long is cut at a character (SH 16, LO 64, PN 64 a component group); DA, TM, CS, IS that
+ * are not well formed become empty. Never longer than text. Returns malloc'ed text, NULL out of memory. */
 char *attributes_legal(const char *vr, const char *text);
 
 #ifdef __cplusplus

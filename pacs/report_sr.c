@@ -301,7 +301,7 @@ static char *comment(const report *r)
 static void put_context(const report *r, attributes *d)
 {
     char name[128], serial[17];
-    snprintf(name, sizeof name, "%s (%s)", r->f->algorithm, SR_RESEARCH_USE_ONLY);
+    snprintf(name, sizeof name, "Research use only: %s", r->f->algorithm); /* first: viewers cut long names */
     snprintf(serial, sizeof serial, "%.16s", r->f->model_hash);
     add_code(d, "HAS CONCEPT MOD", SR_LANGUAGE, SR_ENGLISH_US);
     add_code(d, "HAS OBS CONTEXT", SR_OBSERVER_TYPE, SR_DEVICE);
@@ -395,7 +395,6 @@ static void put_equipment(const report *r, attributes *a, const char *software)
 /* PS3.3 C.17.1, C.7.5.2, C.17.2, C.12.1, without times and SOP Instance UID. */
 static void put_document(const report *r, attributes *d)
 {
-    attributes_put(d, TAG_SpecificCharacterSet, "CS", "ISO_IR 192");
     attributes_put(d, TAG_SOPClassUID, "UI", r->sop_class);
     attributes_put(d, TAG_Modality, "CS", "SR");
     attributes_put(d, TAG_SeriesInstanceUID, "UI", r->series_uid);
@@ -474,6 +473,8 @@ static err_code build(report *r, const char *datetime, attributes *d, char sop_u
     put_evidence(r, d);
     put_content(r, d, words);
     free(words);
+    /* PS3.3 C.12.1.1.2: only of data sets that need one. All text is UTF-8 here, whatever the images' set was. */
+    if (!attributes_ascii(d)) attributes_put(d, TAG_SpecificCharacterSet, "CS", "ISO_IR 192");
     if (attributes_failed(d)) FAIL(e, NOMEM, "report: no memory");
     hash *h = hash_new();
     if (!h) FAIL(e, NOMEM, "report: no memory");

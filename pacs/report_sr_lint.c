@@ -82,7 +82,8 @@ static err_code lint_header(const attributes *d, err *e)
     if (!equal(d, TAG_SOPClassUID, SR_SOP_CLASS_COMPREHENSIVE_3D) &&
         !equal(d, TAG_SOPClassUID, SR_SOP_CLASS_COMPREHENSIVE) && !equal(d, TAG_SOPClassUID, SR_SOP_CLASS_ENHANCED))
         FAIL(e, FORMAT, "header: SOPClassUID is not Enhanced, Comprehensive or Comprehensive 3D SR");
-    if (!equal(d, TAG_SpecificCharacterSet, "ISO_IR 192"))
+    if (attributes_has(d, TAG_SpecificCharacterSet) ? !equal(d, TAG_SpecificCharacterSet, "ISO_IR 192")
+                                                    : !attributes_ascii(d))
         FAIL(e, FORMAT, "header: SpecificCharacterSet is not ISO_IR 192");
     if (!equal(d, TAG_Modality, "SR")) FAIL(e, FORMAT, "header: Modality is not SR");
     if (!equal(d, TAG_CompletionFlag, "COMPLETE")) FAIL(e, FORMAT, "header: CompletionFlag is not COMPLETE");

@@ -78,7 +78,7 @@ typedef struct {
 
 #define SR_IMAGING_MEASUREMENT_REPORT ((sr_code){"126000", "DCM", "Imaging Measurement Report"})
 #define SR_LANGUAGE ((sr_code){"121049", "DCM", "Language of Content Item and Descendants"})
-#define SR_ENGLISH_US ((sr_code){"en-US", "RFC5646", "English (US)"})
+#define SR_ENGLISH_US ((sr_code){"en-US", "RFC5646", "English (United States)"})
 #define SR_OBSERVER_TYPE ((sr_code){"121005", "DCM", "Observer Type"})
 #define SR_DEVICE ((sr_code){"121007", "DCM", "Device"})
 #define SR_DEVICE_UID ((sr_code){"121012", "DCM", "Device Observer UID"})

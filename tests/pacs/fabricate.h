@@ -18,6 +18,7 @@ typedef struct {
 #define CR_IMAGE "1.2.840.10008.5.1.4.1.1.1"
 #define CT_IMAGE "1.2.840.10008.5.1.4.1.1.2"
 #define US_MULTIFRAME "1.2.840.10008.5.1.4.1.1.3.1"
+#define STUDY_UID "1.2.826.0.1.3680043.8.498.1"
 #define MR_IMAGE "1.2.840.10008.5.1.4.1.1.4"
 
 static inline const fabricated *fabricated_cases(size_t *n)
@@ -50,7 +51,7 @@ static inline void fabricate(const fabricated *c, study_identity *t, findings *f
     snprintf(h->patient_name, sizeof h->patient_name, "%s", c->patient_name);
     snprintf(h->patient_birth_date, sizeof h->patient_birth_date, "19640229");
     snprintf(h->patient_sex, sizeof h->patient_sex, "F");
-    snprintf(h->study_uid, sizeof h->study_uid, "1.2.826.0.1.3680043.8.498.1");
+    snprintf(h->study_uid, sizeof h->study_uid, STUDY_UID);
     snprintf(h->study_date, sizeof h->study_date, "20230405");
     snprintf(h->study_time, sizeof h->study_time, "101112.5");
     snprintf(h->study_id, sizeof h->study_id, "S7");
@@ -64,8 +65,8 @@ static inline void fabricate(const fabricated *c, study_identity *t, findings *f
         study_instance *x = &t->instances[i];
         const int series = (int)i / c->instances + 1, number = (int)i % c->instances + 1;
         snprintf(x->instance_key, sizeof x->instance_key, "%032zx", i + 1);
-        snprintf(x->series_uid, sizeof x->series_uid, "%s.%d", h->study_uid, series);
-        snprintf(x->sop_uid, sizeof x->sop_uid, "%s.%d.%d", h->study_uid, series, number);
+        snprintf(x->series_uid, sizeof x->series_uid, STUDY_UID ".%d", series);
+        snprintf(x->sop_uid, sizeof x->sop_uid, STUDY_UID ".%d.%d", series, number);
         snprintf(x->sop_class, sizeof x->sop_class, "%s", c->sop_class);
         snprintf(x->modality, sizeof x->modality, "%s", c->modality);
         x->frames = c->frames;

