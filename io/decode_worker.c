@@ -1,6 +1,7 @@
-/* decode_worker.c: the parent hands out job numbers over a socket pair and reads length-prefixed replies, polling all workers at once. A
- * worker is a plain fork: it sees the parent's memory as it was, runs fn for one job at a time and never touches the parent's files or
- * databases. Call it while no other thread of the process runs: a lock held by another thread at fork would stay locked in the child. */
+/* decode_worker.c: the parent hands out job numbers over a socket pair and reads length-prefixed replies, polling all
+ * workers at once. A worker is a plain fork: it sees the parent's memory as it was, runs fn for one job at a time and
+ * never touches the parent's files or databases. Call it while no other thread of the process runs: a lock held by
+ * another thread at fork would stay locked in the child. */
 #include "io/decode_worker.h"
 
 #include <errno.h>
@@ -85,10 +86,11 @@ static bool read_all(int fd, void *data, size_t bytes, double deadline)
     return true;
 }
 
-static _Noreturn void worker_main(int fd, const decode_limits *l, decode_fn fn, void *ctx)
+static _Noreturn void worker_main(int fd, pid_t parent, const decode_limits *l, decode_fn fn, void *ctx)
 {
-    prctl(PR_SET_PDEATHSIG, SIGKILL); /* the parent's death ends us */
-    signal(SIGINT, SIG_IGN);          /* the parent decides when to stop */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  /* the parent's death ends us */
+    if (getppid() != parent) _exit(1); /* it died before we asked */
+    signal(SIGINT, SIG_IGN);           /* the parent decides when to stop */
     signal(SIGTERM, SIG_DFL);
     struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none); /* a core dump would hold patients' pixels */
@@ -118,7 +120,7 @@ static err_code start(worker *w, worker *all, int n, const decode_limits *l, dec
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) FAIL_ERRNO(e, "cannot make a worker's socket");
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
     if (pid < 0) {
         int failed = errno;
         close(pair[0]);
@@ -130,7 +132,7 @@ static err_code start(worker *w, worker *all, int n, const decode_limits *l, dec
         close(pair[0]);
         for (int i = 0; i < n; i++)
             if (all[i].pid > 0) close(all[i].fd);
-        worker_main(pair[1], l, fn, ctx);
+        worker_main(pair[1], parent, l, fn, ctx);
     }
     close(pair[1]);
     *w = (worker){.pid = pid, .fd = pair[0]};
@@ -178,8 +180,10 @@ static err_code collect(crew *c, worker *w, bool timed_out, err *e)
     if (!good) {
         bool late = timed_out || progress_clock() >= w->deadline;
         int sig = end(w, true);
-        if (late) err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "decoding took too long");
-        else err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "the decoder died (signal %d)", sig);
+        if (late)
+            err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "decoding took too long");
+        else
+            err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "the decoder died (signal %d)", sig);
         TRY(start(w, c->w, c->n, c->limits, c->fn, c->ctx, e));
         return c->done(c->ctx, job, ERR_CRASHED, &why, NULL, 0, e);
     }
