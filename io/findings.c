@@ -63,6 +63,12 @@ static bool text(const json_t *j, const char *key, char *out, size_t size)
     return true;
 }
 
+/* A pseudonym: 32 lower-case hex digits. Names of files are made of it. */
+static bool parse_key(const json_t *j, const char *name, char out[KEY_HEX])
+{
+    return text(j, name, out, KEY_HEX) && strlen(out) == KEY_HEX - 1 && strspn(out, "0123456789abcdef") == KEY_HEX - 1;
+}
+
 static bool parse_model(findings *f, const json_t *j)
 {
     const json_t *m = json_object_get(j, "model"), *labels = json_object_get(j, "labels");
@@ -89,7 +95,7 @@ static bool parse_study(const findings *f, study_finding *s, const json_t *j)
 {
     char label[65];
     const json_t *probability = json_object_get(j, "probability"), *evidence = json_object_get(j, "evidence");
-    if (!text(j, "study", s->study_key, sizeof s->study_key) || !text(j, "label", label, sizeof label)) return false;
+    if (!parse_key(j, "study", s->study_key) || !text(j, "label", label, sizeof label)) return false;
     s->frames = (int)json_integer_value(json_object_get(j, "frames"));
     s->label = -1;
     s->probability = calloc((size_t)f->n_labels, sizeof *s->probability);
@@ -105,7 +111,7 @@ static bool parse_study(const findings *f, study_finding *s, const json_t *j)
     for (; (size_t)s->n_evidence < n; s->n_evidence++) {
         const json_t *v = json_array_get(evidence, (size_t)s->n_evidence);
         finding_evidence *ev = &s->evidence[s->n_evidence];
-        if (!text(v, "instance", ev->instance_key, sizeof ev->instance_key)) return false;
+        if (!parse_key(v, "instance", ev->instance_key)) return false;
         ev->frame = (int)json_integer_value(json_object_get(v, "frame"));
         ev->weight = json_number_value(json_object_get(v, "weight"));
         if (ev->frame < 1) return false;
