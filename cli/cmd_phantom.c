@@ -145,6 +145,10 @@ static err_code write_ct(phantom *x, const phantom_body *body, int p, int study,
         TRY(put_image(x, &r, CT_IMAGE, "CT", p, study, i));
         put(&r, 0x00280030, "3.5\\3.5");
         put(&r, 0x00180050, "5");
+        put(&r, 0x00180060, "120");
+        put(&r, 0x00185100, "HFS");
+        put(&r, 0x00200012, "1");
+        put(&r, 0x00201040, "");
         put(&r, 0x00200032, "-168\\-168\\%g", -900.0 + 24 * i);
         put(&r, 0x00200037, "1\\0\\0\\0\\1\\0");
         TRY(put_uid(x, &r, 0x00200052, p, study, 2, -1));
@@ -192,8 +196,8 @@ static err_code write_cr(phantom *x, const phantom_body *body, int p, int study,
 
 static err_code write_patient(phantom *x, int p)
 {
-    bool lesion = (p + p / 8) % 2; /* not in step with names, syntaxes or folders */
-    rng r = rng_at(x->seed, RNG_PHANTOM, (uint64_t)p, 0);
+    rng r = rng_at(x->seed, RNG_PHANTOM, (uint64_t)p, 0), pair = rng_at(x->seed, RNG_PHANTOM, (uint64_t)p / 2, 1);
+    bool lesion = (rng_u32(&pair) & 1) ^ (p & 1); /* one of two; in step with nothing else */
     phantom_body body = phantom_draw_body(lesion, &r);
     for (int study = 0; study < (p % 3 ? 1 : 2); study++) {
         TRY(stop_check(x->e));

@@ -52,7 +52,8 @@ typedef struct {
     const char *what;     /* FILE, N, ...; for OPTION_CHOICE "a|b|c" */
     double low, high;     /* numbers: allowed range, inclusive; low == high: any */
     unsigned commands;    /* IN_... */
-    bool outside; /* says how to work, not what comes out: no part of a run's identity, not in --print-config of a run */
+    bool
+        outside; /* says how to work, not what comes out: no part of a run's identity, not in --print-config of a run */
     const char *group, *help;
 } option_def;
 
@@ -67,8 +68,8 @@ typedef struct options {
     struct option_value {
         char *text; /* owned */
         option_source source;
-        int line; /* of the file */
-    } *values;    /* (options_count) */
+        int line;           /* of the file */
+    } * values;             /* (options_count) */
     const char **arguments; /* what is not an option; borrowed from argv */
     size_t n_arguments;
 } options;
@@ -81,7 +82,7 @@ err_code options_fallback(options *o, const char *name, const char *text, err *e
 err_code options_parse(options *o, int argc, char **argv, err *e);
 
 /* Values. An unknown name is our bug (assert). */
-bool options_has(const options *o, const char *name); /* not empty */
+bool options_has(const options *o, const char *name);   /* not empty */
 bool options_given(const options *o, const char *name); /* by the user */
 const char *options_text(const options *o, const char *name);
 bool options_flag(const options *o, const char *name);

@@ -42,7 +42,7 @@ static float slice_point(const phantom_body *b, float x, float y, float z)
     float ring = sqrtf(body), along = atan2f(y, x) * 9 + z * 5;
     if (ring > 0.84f && ring < 0.9f && sinf(along) > 0.55f) hu = 500; /* ribs, oblique to the slice */
     if (b->lesion) {
-        float dz = 0.16f * z, r2 = ellipse(x, y, b->lesion_side * b->lesion_x, b->lesion_y, 1, 1) + dz * dz;
+        float dz = 0.07f * z, r2 = ellipse(x, y, b->lesion_side * b->lesion_x, b->lesion_y, 1, 1) + dz * dz;
         float edge = 1 + 0.15f * sinf(7 * atan2f(y - b->lesion_y, x - b->lesion_side * b->lesion_x));
         if (r2 < b->lesion_radius * b->lesion_radius * edge) hu = 180; /* solid, spiculated, calcified */
     }

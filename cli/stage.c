@@ -1,0 +1,218 @@
+/* stage.c: see stage.h. */
+#include "cli/stage.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+/* What is trained on when nothing is given: small, and it says so. */
+#define RANDOM_BACKBONE "vit-ti/16"
+
+err_code stage_blame(const char *option, const char *path, const err *why, err *e)
+{
+    return err_set(e, why->code, why->file, why->line, "%s %.80s: %s", option, path, why->msg);
+}
+
+static err_code temporary_work(stage *s, err *e)
+{
+    const char *base = getenv("TMPDIR");
+    TRY(file_path(s->work, e, "%s/radapt-dry-XXXXXX", base && *base ? base : "/tmp"));
+    if (!mkdtemp(s->work)) FAIL_ERRNO(e, "cannot make a temporary folder for the dry run");
+    s->temporary = true;
+    return ERR_OK;
+}
+
+static void remove_temporary(const stage *s)
+{
+    static const char *const files[] = {"catalogue.db", "identities.db", ".lock", "quarantine.csv", "frames"};
+    char path[FILE_PATH_MAX];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (!file_path(path, NULL, "%s/%s", s->work, files[i]) && unlink(path)) rmdir(path);
+    rmdir(s->work);
+}
+
+err_code stage_open(stage *s, const options *o, stage_mode mode, err *e)
+{
+    char path[FILE_PATH_MAX];
+    err why = {0};
+    *s = (stage){.o = o};
+    TRY(file_path(s->work, e, "%s", options_text(o, "work")));
+    TRY(file_path(path, e, "%s/catalogue.db", s->work));
+    if (!file_exists(path)) {
+        if (mode == STAGE_NEEDS_CATALOGUE)
+            FAIL(e, NOTFOUND, "%.120s is no work directory: radapt scan makes one", s->work);
+        if (options_flag(o, "dry-run")) TRY(temporary_work(s, e));
+    }
+    if (catalogue_open(&s->cat, s->work, &why)) {
+        if (s->temporary) remove_temporary(s);
+        return stage_blame("work directory", s->work, &why, e);
+    }
+    return ERR_OK;
+}
+
+void stage_close(stage *s)
+{
+    stage_backbone_close(s);
+    if (s->has_device) device_close(&s->device);
+    stage_cohort_close(s);
+    catalogue_close(s->cat);
+    if (s->temporary) remove_temporary(s);
+    *s = (stage){0};
+}
+
+void stage_cohort_close(stage *s)
+{
+    if (s->has_cohort) cohort_close(&s->cohort);
+    s->has_cohort = false;
+}
+
+err_code stage_cohort(stage *s, bool labels, err *e)
+{
+    const options *o = s->o;
+    const char *path = labels && options_has(o, "labels") ? options_text(o, "labels") : NULL;
+    split_options split = {0.15f, 0.2f, 0};
+    if (labels)
+        split = (split_options){(float)options_real(o, "split-validation"), (float)options_real(o, "split-test"),
+                                (uint64_t)options_int(o, "seed")};
+    if (split.validation + split.test >= 1)
+        FAIL(e, USAGE, "--split-validation and --split-test leave no patients to train on");
+    stage_cohort_close(s);
+    err why = {0};
+    if (path && access(path, R_OK)) FAIL(e, NOTFOUND, "--labels %.120s: %s", path, strerror(errno));
+    if (cohort_open(&s->cohort, s->cat, s->work, path, &split, &why)) {
+        if (path && why.code != ERR_NOSPACE && why.code != ERR_NOMEM) return stage_blame("--labels", path, &why, e);
+        return err_set(e, why.code, why.file, why.line, "%s", why.msg);
+    }
+    s->has_cohort = true;
+    return ERR_OK;
+}
+
+err_code stage_device(stage *s, err *e)
+{
+    static const struct {
+        const char *name;
+        compute_type type;
+    } types[] = {{"auto", COMPUTE_AUTO}, {"f32", COMPUTE_F32}, {"bf16", COMPUTE_BF16}};
+    if (s->has_device) return ERR_OK;
+    const char *name = options_text(s->o, "compute");
+    compute_type type = COMPUTE_AUTO;
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(name, types[i].name)) type = types[i].type;
+    TRY(device_open_cpu(&s->device, (int)options_int(s->o, "threads"), type, e));
+    s->has_device = true;
+    return ERR_OK;
+}
+
+void stage_backbone_close(stage *s)
+{
+    if (s->has_device) param_set_free(&s->device, &s->params);
+    if (s->vit) vit_close(s->vit);
+    s->vit = NULL;
+    s->params = (param_set){0};
+}
+
+err_code stage_backbone(stage *s, err *e)
+{
+    const options *o = s->o;
+    const char *given = options_text(o, "backbone"), *normalisation = options_text(o, "normalisation");
+    vit_source source = {.seed = (uint64_t)options_int(o, "backbone-seed"),
+                         .heads = (int)options_int(o, "backbone-heads"),
+                         .normalisation = normalisation};
+    err why = {0};
+    TRY(stage_device(s, e));
+    stage_backbone_close(s);
+    s->backbone_path[0] = s->backbone_random[0] = 0;
+    if (*given && file_exists(given)) {
+        if (!realpath(given, s->backbone_path)) FAIL_ERRNO(e, "--backbone: its path cannot be resolved");
+        source.path = s->backbone_path;
+    } else {
+        const char *name = *given ? given : RANDOM_BACKBONE;
+        if (vit_named_config(name, &source.random, &why))
+            FAIL(e, NOTFOUND, "--backbone %.100s: there is no such file, and no model of that name", name);
+        snprintf(s->backbone_random, sizeof s->backbone_random, "%.80s seed=%llu", name,
+                 (unsigned long long)source.seed);
+        log_event(LOG_WARN, "backbone.random", "model", LOG_STR(s->backbone_random), "meaning",
+                  LOG_STR("RANDOM WEIGHTS: the model starts knowing nothing; give --backbone pretrained weights for "
+                          "anything but a trial"),
+                  NULL);
+    }
+    if (vit_open(&s->vit, &s->device, &source, &why))
+        return stage_blame("--backbone", *given ? given : RANDOM_BACKBONE, &why, e);
+    return ERR_OK;
+}
+
+err_code stage_view(const stage *s, view_options *out, err *e)
+{
+    *out = (view_options){.size = (int)options_int(s->o, "size"), .resize = (float)options_real(s->o, "center-crop")};
+    return window_parse(options_text(s->o, "window"), &out->window, e);
+}
+
+err_code stage_run_id(const stage *s, char id[STAGE_ID], err *e, const char *name, unsigned in, ...)
+{
+    char *canonical = options_canonical(s->o, in), hex[HASH_HEX];
+    hash *h = canonical ? hash_new() : NULL;
+    if (!h) {
+        free(canonical);
+        FAIL(e, NOMEM, "no memory for a run's name");
+    }
+    hash_str(h, name);
+    hash_str(h, canonical);
+    free(canonical);
+    va_list ap;
+    va_start(ap, in);
+    for (const char *text; (text = va_arg(ap, const char *));) hash_str(h, text);
+    va_end(ap);
+    hash_hex(h, hex);
+    snprintf(id, STAGE_ID, "%.12s-%.8s", name, hex);
+    return ERR_OK;
+}
+
+err_code stage_run_path(const stage *s, char path[FILE_PATH_MAX], const char *id, const char *file, err *e)
+{
+    return file_path(path, e, "%s/runs/%s%s%s", s->work, id, *file ? "/" : "", file);
+}
+
+err_code stage_run_begin(const stage *s, const char *id, unsigned in, const char *note, err *e)
+{
+    char path[FILE_PATH_MAX];
+    file_writer *w;
+    TRY(stage_run_path(s, path, id, "", e));
+    TRY(file_mkdirs(path, e));
+    TRY(stage_run_path(s, path, id, "config.yaml", e));
+    if (file_exists(path)) return ERR_OK;
+    TRY(file_begin(&w, path, e));
+    fprintf(w->f, "# %s, radapt %s\n%s", id, RADAPT_VERSION, note);
+    options_print(s->o, w->f, in, true);
+    return file_commit(&w, e);
+}
+
+err_code stage_newest(const stage *s, const char *name, const char *file, stage_accepts accepts, const void *ctx,
+                      char path[FILE_PATH_MAX], err *e)
+{
+    char candidate[FILE_PATH_MAX];
+    size_t prefix = strlen(name);
+    struct timespec best = {0};
+    bool found = false;
+    TRY(file_path(candidate, e, "%s/runs", s->work));
+    DIR *d = opendir(candidate);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        struct stat st;
+        if (strncmp(f->d_name, name, prefix) || f->d_name[prefix] != '-') continue;
+        if (stage_run_path(s, candidate, f->d_name, file, NULL) || stat(candidate, &st)) continue;
+        bool newer =
+            st.st_mtim.tv_sec > best.tv_sec || (st.st_mtim.tv_sec == best.tv_sec && st.st_mtim.tv_nsec > best.tv_nsec);
+        if ((found && !newer) || (accepts && !accepts(candidate, ctx))) continue;
+        found = true;
+        best = st.st_mtim;
+        memcpy(path, candidate, sizeof candidate);
+    }
+    if (d) closedir(d);
+    if (!found) FAIL(e, NOTFOUND, "this work directory has no finished %s run", name);
+    return ERR_OK;
+}

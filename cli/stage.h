@@ -1,0 +1,107 @@
+/* stage.h: what the stages share: the work directory in use, the cohort, the device, the model, and runs' names.
+ *
+ *     stage s;
+ *     TRY(stage_open(&s, o, STAGE_MAKE, e));
+ *     rc = cmd_scan_stage(&s, folders, n, &result, e);
+ *     stage_close(&s);
+ *
+ * A run lives in WORK/runs/<stage>-<8 hex>: SHA-256 over the stage's options and everything that goes in. The same
+ * again is the same run and goes on; result.json (findings.jsonl for predict) says that it is done. */
+#ifndef RADAPT_STAGE_H
+#define RADAPT_STAGE_H
+#include <jansson.h>
+
+#include "adapt/cohort.h"
+#include "adapt/features.h"
+#include "adapt/finetune.h"
+#include "adapt/ssl.h"
+#include "cli/options.h"
+#include "io/scan.h"
+#include "model/vit.h"
+
+typedef struct stage {
+    const options *o;
+    char work[FILE_PATH_MAX];
+    bool temporary; /* a dry run without a work directory: removed at the end */
+    catalogue *cat;
+    cohort cohort;
+    bool has_cohort;
+    device device;
+    bool has_device;
+    vit *vit;
+    param_set params;
+    char backbone_path[FILE_PATH_MAX]; /* absolute; empty: random */
+    char backbone_random[128];
+} stage;
+
+typedef enum { STAGE_MAKE, STAGE_NEEDS_CATALOGUE } stage_mode;
+/* On a dry run nothing is made: without a work directory, an empty one in TMPDIR stands in. */
+err_code stage_open(stage *s, const options *o, stage_mode mode, err *e);
+void stage_close(stage *s);
+
+/* Frames, with the labels of --labels or without. Closes an earlier one. */
+err_code stage_cohort(stage *s, bool labels, err *e);
+void stage_cohort_close(stage *s);
+err_code stage_device(stage *s, err *e);
+/* A fresh backbone (--backbone). Closes an earlier one. */
+err_code stage_backbone(stage *s, err *e);
+void stage_backbone_close(stage *s);
+/* size, center-crop, window, threads as the options say. */
+err_code stage_view(const stage *s, view_options *out, err *e);
+
+/* "<name>-<8 hex>" of the options of `in` and of the other texts (closed by NULL); and the run's folder. */
+enum { STAGE_ID = 24 };
+err_code stage_run_id(const stage *s, char id[STAGE_ID], err *e, const char *name, unsigned in, ...)
+    __attribute__((sentinel));
+err_code stage_run_path(const stage *s, char path[FILE_PATH_MAX], const char *id, const char *file, err *e);
+/* Makes the folder and writes config.yaml. note: comment lines at its head. */
+err_code stage_run_begin(const stage *s, const char *id, unsigned in, const char *note, err *e);
+/* `file` of the newest run of that stage that has it and is accepted (accepts NULL: any); ERR_NOTFOUND: none. */
+typedef bool (*stage_accepts)(const char *path, const void *ctx);
+err_code stage_newest(const stage *s, const char *name, const char *file, stage_accepts accepts, const void *ctx,
+                      char path[FILE_PATH_MAX], err *e);
+
+/* A path of the user's in front of a message about it. */
+err_code stage_blame(const char *option, const char *path, const err *why, err *e);
+
+/* --- the stages, one a cmd_<name>.c
+ * ------------------------------------------------------------------------------------------------------------- */
+err_code cmd_scan_stage(stage *s, scan_result *out, err *e); /* the folders are the command's arguments */
+
+typedef struct {
+    uint64_t pending, stored, aside, frames;
+} prepare_result;
+err_code cmd_prepare_stage(stage *s, prepare_result *out, err *e);
+
+typedef struct {
+    char id[STAGE_ID];
+    ssl_result ssl;
+    size_t frames; /* that were trained on */
+} adapt_outcome;
+err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e);
+
+typedef struct {
+    char id[STAGE_ID], model[FILE_PATH_MAX];
+    finetune_result result;
+    size_t rows, rows_aside, cases;
+    bool adapted; /* started from an adapter */
+} finetune_outcome;
+err_code cmd_finetune_stage(stage *s, finetune_outcome *out, err *e);
+
+typedef struct {
+    char id[STAGE_ID], findings[FILE_PATH_MAX];
+    size_t studies;
+    bool already_done;
+} predict_outcome;
+/* model NULL: --model or the newest. */
+err_code cmd_predict_stage(stage *s, const char *model, predict_outcome *out, err *e);
+
+typedef struct {
+    char folder[FILE_PATH_MAX];
+    size_t written, kept, impossible,
+        failed; /* impossible: no DICOM study; failed: refused by the lint or unreportable */
+} report_outcome;
+/* findings NULL: --findings or the newest. */
+err_code cmd_report_stage(stage *s, const char *findings, report_outcome *out, err *e);
+
+#endif
