@@ -17,7 +17,9 @@ err_code catalogue_fail(sqlite3 *db, const char *doing, err *e)
 {
     int code = db ? sqlite3_errcode(db) & 0xff : SQLITE_NOMEM;
     int system_error = db ? sqlite3_system_errno(db) : 0;
-    if (code == SQLITE_FULL || system_error == EFBIG || system_error == ENOSPC || system_error == EDQUOT)
+    int extended = db ? sqlite3_extended_errcode(db) : 0; /* a write refused: SQLite does not always keep the errno */
+    if (code == SQLITE_FULL || extended == SQLITE_IOERR_WRITE || system_error == EFBIG || system_error == ENOSPC ||
+        system_error == EDQUOT)
         FAIL(e, NOSPACE, "catalogue: no space left while %s", doing);
     if (code == SQLITE_NOMEM) FAIL(e, NOMEM, "catalogue: no memory while %s", doing);
     if (code == SQLITE_CORRUPT || code == SQLITE_NOTADB)
