@@ -23,11 +23,11 @@ enum { LANES = 16 };
 
 /* The processor's widest vectors, chosen when the program is loaded. Sanitizers do not get along with that. */
 #if defined(__has_feature)
-#if __has_feature(address_sanitizer)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 #define SAMPLER_PLAIN
 #endif
 #endif
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(SAMPLER_PLAIN)
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(SAMPLER_PLAIN)
 #define WIDE __attribute__((target_clones("avx512f", "arch=haswell", "default")))
 #else
 #define WIDE
