@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/progress.h"
 #include "base/stop.h"
 #include "preprocess/loader.h"
 
@@ -102,10 +101,8 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
     if (!size_mul(batch, s.image_floats, &floats)) FAIL(e, LIMIT, "features: a batch of %zu images", batch);
     buffers b = {0};
     loader *l = NULL;
-    progress p = {0};
     uint64_t steps = (n + batch - 1) / batch;
     err_code rc = ERR_OK;
-    if (v->stage) progress_start(&p, v->stage, "images", n);
     s.jobs = malloc(batch * sizeof *s.jobs);
     s.threads = pool_new(0);
     if (!s.jobs || !s.threads) FAIL_DONE(rc, e, NOMEM, "features: no memory or threads");
@@ -123,11 +120,10 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
         d->op->to_f32(d, b.token_f32, b.token, batch * C);
         d->op->download(d, out + first * C, b.token_f32, here * C * sizeof(float));
         TRY_DONE(rc, device_sync(d, e));
-        if (v->stage) progress_add(&p, here);
+        if (v->shown) progress_add(v->shown, here);
     }
 done:
     loader_close(l);
-    if (v->stage) progress_end(&p);
     buffers_close(&b, d);
     pool_free(s.threads);
     free(s.jobs);

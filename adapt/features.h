@@ -2,6 +2,7 @@
 #ifndef RADAPT_FEATURES_H
 #define RADAPT_FEATURES_H
 #include "adapt/cohort.h"
+#include "base/progress.h"
 #include "model/vit.h"
 #include "preprocess/sampler.h"
 
@@ -10,7 +11,7 @@ typedef struct {
     float resize; /* size / resize: the centre crop's share of each side, 224/256 */
     int batch;    /* 0: 32 */
     window_choice window;
-    const char *stage; /* progress is shown under this name (a literal); NULL: none */
+    progress *shown; /* gets a unit for every image; NULL: nothing is shown */
 } view_options;
 
 /* The normalisation the backbone was trained with, and the view's window. */
