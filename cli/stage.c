@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,18 @@
 err_code stage_blame(const char *option, const char *path, const err *why, err *e)
 {
     return err_set(e, why->code, why->file, why->line, "%s %.80s: %s", option, path, why->msg);
+}
+
+json_t *stage_real(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
+void stage_json(json_t *object)
+{
+    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    putchar('\n');
+    json_decref(object);
 }
 
 static err_code temporary_work(stage *s, err *e)

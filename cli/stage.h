@@ -61,6 +61,10 @@ typedef bool (*stage_accepts)(const char *path, const void *ctx);
 err_code stage_newest(const stage *s, const char *name, const char *file, stage_accepts accepts, const void *ctx,
                       char path[FILE_PATH_MAX], err *e);
 
+/* JSON has no NaN: null. */
+json_t *stage_real(double x);
+/* Prints the object and frees it. */
+void stage_json(json_t *object);
 /* A path of the user's in front of a message about it. */
 err_code stage_blame(const char *option, const char *path, const err *why, err *e);
 
@@ -86,14 +90,18 @@ typedef struct {
     size_t rows, rows_aside, cases;
     bool adapted; /* started from an adapter */
 } finetune_outcome;
-err_code cmd_finetune_stage(stage *s, finetune_outcome *out, err *e);
+/* adapter NULL: as --finetune-adapter says. */
+err_code cmd_finetune_stage(stage *s, const char *adapter, finetune_outcome *out, err *e);
+json_t *cmd_finetune_metrics(const metrics *m);
+void cmd_finetune_print(const char *what, const metrics *m);
 
 typedef struct {
     char id[STAGE_ID], findings[FILE_PATH_MAX];
     size_t studies;
     bool already_done;
 } predict_outcome;
-/* model NULL: --model or the newest. */
+/* model NULL: --model or the newest. cmd_predict_model opens the bundle: bundle_close. */
+err_code cmd_predict_model(stage *s, bundle **out, const char *model, err *e);
 err_code cmd_predict_stage(stage *s, const char *model, predict_outcome *out, err *e);
 
 typedef struct {

@@ -1,0 +1,228 @@
+/* cmd_finetune.c: `radapt finetune`: classifier (and adapter) trained on the labelled cohort -> a model bundle. */
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "adapt/checkpoint.h"
+#include "base/log.h"
+#include "cli/binding.h"
+#include "cli/cmd.h"
+#include "cli/stage.h"
+
+#define AT(field) offsetof(finetune_options, field)
+static const binding fields[] = {
+    {"finetune.epochs", BINDING_DOUBLE, AT(epochs), 1},
+    {"finetune.patience", BINDING_INT, AT(patience), 1},
+    {"finetune.batch", BINDING_INT, AT(batch), 1},
+    {"finetune.lr", BINDING_FLOAT, AT(lr), 1},
+    {"finetune.head-lr", BINDING_FLOAT, AT(head_lr), 1},
+    {"finetune.lr-last", BINDING_FLOAT, AT(lr_last), 1},
+    {"finetune.warmup-steps", BINDING_INT, AT(warmup_steps), 1},
+    {"finetune.weight-decay", BINDING_FLOAT, AT(weight_decay), 1},
+    {"finetune.clip", BINDING_FLOAT, AT(clip), 1},
+    {"finetune.label-smoothing", BINDING_FLOAT, AT(label_smoothing), 1},
+    {"finetune.balanced", BINDING_FLAG, AT(balanced), 1},
+    {"finetune.crop-scale", BINDING_FLOATS, AT(crop_scale), 2},
+    {"finetune.flip", BINDING_FLOAT, AT(flip), 1},
+    {"finetune.jitter", BINDING_FLOAT, AT(jitter), 1},
+};
+#undef AT
+enum { FIELDS = sizeof fields / sizeof *fields };
+
+static peft_method method_of(const char *name)
+{
+    return !strcmp(name, "linear") ? METHOD_LINEAR : !strcmp(name, "full") ? METHOD_FULL : METHOD_APLA;
+}
+
+err_code cmd_finetune_defaults(options *o, err *e)
+{
+    finetune_options fo;
+    finetune_defaults(&fo);
+    TRY(binding_show(o, fields, FIELDS, &fo, e));
+    return options_fallback(o, "finetune.rows", "0", e);
+}
+
+json_t *cmd_finetune_metrics(const metrics *m)
+{
+    return json_pack("{s:I,s:o,s:o,s:o,s:o}", "cases", (json_int_t)m->n, "auc", stage_real(m->auc), "accuracy",
+                     stage_real(m->accuracy), "macro_recall", stage_real(m->macro_recall), "kappa_quadratic",
+                     stage_real(m->kappa_quadratic));
+}
+
+void cmd_finetune_print(const char *what, const metrics *m)
+{
+    printf("%s: %zu cases, ROC-AUC %.3f, accuracy %.3f, macro recall %.3f, quadratic kappa %.3f\n", what, m->n, m->auc,
+           m->accuracy, m->macro_recall, m->kappa_quadratic);
+}
+
+/* --- the adapter that it starts from
+ * ------------------------------------------------------------------------------------------------------------- */
+
+static bool is_for_backbone(const char *path, const void *backbone_hash)
+{
+    safetensors f;
+    if (safetensors_open(&f, path, NULL)) return false;
+    const char *backbone = safetensors_meta(&f, "backbone");
+    bool same = backbone && !strcmp(backbone, backbone_hash);
+    safetensors_close(&f);
+    return same;
+}
+
+/* Makes the adapter's weights trainable and loads them. */
+static err_code load_adapter(stage *s, const safetensors *f, peft_spec *spec, err *e)
+{
+    const char *backbone = safetensors_meta(f, "backbone"), *method = safetensors_meta(f, "method"),
+               *rows = safetensors_meta(f, "rows"), *seed = safetensors_meta(f, "peft_seed");
+    if (!backbone || !method || !rows || !seed) FAIL(e, FORMAT, "this is no adapter of radapt's");
+    if (strcmp(backbone, vit_hash(s->vit))) FAIL(e, CONFLICT, "the adapter was made on another backbone");
+    *spec = (peft_spec){.method = method_of(method), .rows = atoi(rows), .seed = strtoull(seed, NULL, 10)};
+    TRY(vit_train(s->vit, spec, &s->params, e));
+    return checkpoint_load(f, &s->device, &s->params, false, NULL, 0, e);
+}
+
+/* Chooses and loads what fine-tuning starts from. from: hash of the adapter's file, or "none". */
+static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, char from[HASH_HEX], bool *adapted,
+                               err *e)
+{
+    const options *o = s->o;
+    char found[FILE_PATH_MAX];
+    err why = {0};
+    if (!adapter) adapter = options_text(o, "finetune.adapter");
+    peft_method wanted = method_of(options_text(o, "finetune.method"));
+    *adapted = strcmp(adapter, "none");
+    if (!strcmp(adapter, "auto")) {
+        *adapted = !stage_newest(s, "adapt", "adapter.safetensors", is_for_backbone, vit_hash(s->vit), found, NULL);
+        adapter = found;
+        if (!*adapted)
+            log_event(LOG_WARN, "finetune.no-adapter", "meaning",
+                      LOG_STR("no adapted weights for this backbone here: starting from the backbone as it is"), NULL);
+    }
+    snprintf(from, HASH_HEX, "none");
+    if (!*adapted) {
+        *spec = (peft_spec){wanted, (int)options_int(o, "finetune.rows"), (uint64_t)options_int(o, "seed"), false};
+        return wanted == METHOD_LINEAR ? ERR_OK : vit_train(s->vit, spec, &s->params, e);
+    }
+    safetensors f;
+    if (hash_file(adapter, from, &why)) return stage_blame("--adapter", adapter, &why, e);
+    if (safetensors_open(&f, adapter, &why)) return stage_blame("--adapter", adapter, &why, e);
+    err_code rc = load_adapter(s, &f, spec, &why);
+    safetensors_close(&f);
+    if (rc) return stage_blame("--adapter", adapter, &why, e);
+    if (wanted != METHOD_LINEAR && wanted != spec->method)
+        FAIL(e, USAGE,
+             "--method %s cannot start from an adapter of the other method: --adapter none, or --method linear",
+             options_text(o, "finetune.method"));
+    return ERR_OK;
+}
+
+/* --- the stage
+ * ------------------------------------------------------------------------------------------------------------- */
+
+static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, err *e)
+{
+    const options *o = s->o;
+    const cohort *c = &s->cohort;
+    const char *window = options_text(o, "window"), *codes = options_text(o, "finetune.codes");
+    memcpy(info->backbone, vit_hash(s->vit), HASH_HEX);
+    memcpy(info->backbone_path, s->backbone_path, sizeof info->backbone_path);
+    memcpy(info->backbone_random, s->backbone_random, sizeof info->backbone_random);
+    snprintf(info->normalisation, sizeof info->normalisation, "%s", options_text(o, "normalisation"));
+    info->heads = (int)options_int(o, "backbone-heads");
+    info->peft = *spec;
+    if (strlen(window) >= sizeof info->window) FAIL(e, USAGE, "--window is too long");
+    snprintf(info->window, sizeof info->window, "%s", window);
+    info->size = (int)options_int(o, "size");
+    info->resize = (float)options_real(o, "center-crop");
+    snprintf(info->version, sizeof info->version, "%s", RADAPT_VERSION);
+    memcpy(info->split_hash, c->split_hash, HASH_HEX);
+    info->labels = calloc((size_t)c->n_labels, sizeof *info->labels);
+    if (!info->labels) FAIL(e, NOMEM, "no memory for the labels");
+    info->n_labels = c->n_labels;
+    for (int i = 0; i < c->n_labels; i++) memcpy(info->labels[i].name, c->labels[i], sizeof info->labels[i].name);
+    err why = {0};
+    if (findings_codes(*codes ? codes : NULL, info->labels, info->n_labels, &why))
+        return *codes ? stage_blame("--codes", codes, &why, e)
+                      : err_set(e, why.code, why.file, why.line, "%s", why.msg);
+    return ERR_OK;
+}
+
+static err_code finetune(stage *s, const char *adapter, bundle_info *info, finetune_outcome *out, err *e)
+{
+    const options *o = s->o;
+    peft_spec spec;
+    finetune_options fo;
+    char from[HASH_HEX], codes[HASH_HEX], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
+    TRY(prepare_params(s, adapter, &spec, from, &out->adapted, e));
+    TRY(describe(s, info, &spec, e));
+    hash_buffer(info->labels, (size_t)info->n_labels * sizeof *info->labels, codes);
+    finetune_defaults(&fo);
+    binding_take(o, fields, FIELDS, &fo);
+    fo.method = method_of(options_text(o, "finetune.method"));
+    fo.seed = (uint64_t)options_int(o, "seed");
+    TRY(stage_view(s, &fo.view, e));
+    const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;
+    TRY(stage_run_id(s, out->id, e, "finetune", IN_FINETUNE, info->backbone, from, data, split, codes, NULL));
+    TRY(stage_run_path(s, folder, out->id, "", e));
+    TRY(stage_run_path(s, out->model, out->id, "model.safetensors", e));
+    TRY(stage_run_path(s, result, out->id, "result.json", e));
+    if (options_flag(o, "dry-run")) {
+        out->result.already_done = file_exists(result);
+        return ERR_OK;
+    }
+    snprintf(note, sizeof note, "# backbone %s\n# adapter %s\n# frames and labels %s\n# split %s\n", info->backbone,
+             from, data, split);
+    TRY(stage_run_begin(s, out->id, IN_FINETUNE, note, e));
+    return finetune_run(s->vit, &s->params, &s->cohort, &fo, info, folder, &out->result, e);
+}
+
+err_code cmd_finetune_stage(stage *s, const char *adapter, finetune_outcome *out, err *e)
+{
+    *out = (finetune_outcome){.rows = 0};
+    if (!options_has(s->o, "labels")) FAIL(e, USAGE, "finetune wants --labels FILE");
+    TRY(stage_cohort(s, true, e));
+    const cohort *c = &s->cohort;
+    out->rows = c->rows;
+    out->rows_aside = c->rows_without_image + c->rows_conflicting + c->rows_empty;
+    out->cases = c->n_cases;
+    if (out->rows_aside)
+        log_event(LOG_WARN, "labels.aside", "rows", LOG_INT(c->rows), "without_image", LOG_INT(c->rows_without_image),
+                  "conflicting", LOG_INT(c->rows_conflicting), "empty", LOG_INT(c->rows_empty), NULL);
+    TRY(stage_backbone(s, e));
+    bundle_info *info = calloc(1, sizeof *info);
+    if (!info) FAIL(e, NOMEM, "no memory for the model's description");
+    err_code rc = finetune(s, adapter, info, out, e);
+    free(info->labels);
+    free(info);
+    stage_backbone_close(s);
+    return rc;
+}
+
+err_code cmd_finetune(const options *o, int *status, err *e)
+{
+    stage s;
+    finetune_outcome r = {.rows = 0};
+    TRY(stage_open(&s, o, STAGE_NEEDS_CATALOGUE, e));
+    err_code rc = cmd_finetune_stage(&s, NULL, &r, e);
+    const finetune_result *t = &r.result;
+    if (!rc && options_flag(o, "json"))
+        stage_json(json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:s,s:o,s:o}", "run", r.id, "already_done", t->already_done,
+                             "adapted", r.adapted, "cases", (json_int_t)r.cases, "label_rows", (json_int_t)r.rows,
+                             "label_rows_set_aside", (json_int_t)r.rows_aside, "model", r.model, "validation",
+                             cmd_finetune_metrics(&t->validation), "test",
+                             t->has_test ? cmd_finetune_metrics(&t->test) : json_null()));
+    else if (!rc && options_flag(o, "dry-run"))
+        printf("would train on %zu labelled cases in %s/runs/%s%s\n", r.cases, s.work, r.id,
+               t->already_done ? ": that is done already" : "");
+    else if (!rc) {
+        if (t->already_done) puts("nothing to do: this model is there already");
+        printf("%zu labelled cases; %zu of %zu label rows set aside\n", r.cases, r.rows_aside, r.rows);
+        cmd_finetune_print("Validation patients", &t->validation);
+        if (t->has_test) cmd_finetune_print("Held-out test patients", &t->test);
+        printf("Model: %s\n", r.model);
+    }
+    *status = r.rows_aside ? STATUS_ASIDE : STATUS_DONE;
+    stage_close(&s);
+    return rc;
+}
