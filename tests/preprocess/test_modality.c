@@ -200,6 +200,14 @@ static void padding(void **state)
             modality_frame_fini(&m);
         }
     }
+    /* a quarter of a target pixel is padding: the rest is averaged; three quarters: it is padding */
+    int16_t corner[2 * 4] = {-2000, 10, -2000, -2000, 20, 30, 50, -2000};
+    image_header c = header_of("CT");
+    c.has_padding = true;
+    c.padding_low = c.padding_high = -2000;
+    modality_frame q = apply(&c, raw_of(2, 4, PIXEL_I16, corner), 1);
+    assert_true(q.info.columns == 2 && value(&q, 0) == 20 && !is_padding(&q, 0) && is_padding(&q, 1));
+    modality_frame_fini(&q);
     /* nothing but padding */
     int16_t all[4] = {-2000, -2000, -2000, -2000};
     image_header h = header_of("CT");
