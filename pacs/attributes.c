@@ -247,7 +247,7 @@ char *attributes_legal(const char *vr, const char *text)
     size_t length = strlen(text);
     bool name = is_vr(vr, "PN"), free_text = is_vr(vr, "UT");
     size_t limit = is_vr(vr, "SH") ? 16 : is_vr(vr, "LO") || name ? 64 : SIZE_MAX; /* characters */
-    char *out = malloc(length + 1);
+    char *out = calloc(length + 1, 1);
     if (!out) return NULL;
     size_t n = 0, characters = 0, carets = 0, groups = 0;
     for (const unsigned char *p = (const unsigned char *)text; *p;) {

@@ -173,13 +173,13 @@ static bool referencable(const study_instance *i)
 static err_code collect(report *r, err *e)
 {
     const study_identity *t = r->study;
-    r->input = calloc(t->n_instances + 1, sizeof *r->input);
+    r->input = calloc(t->n_instances + 1, sizeof(study_instance *));
     if (!r->input) FAIL(e, NOMEM, "report: no memory for %zu instances", t->n_instances);
     for (size_t i = 0; i < t->n_instances; i++)
         if (referencable(&t->instances[i])) r->input[r->n++] = &t->instances[i];
     r->left_out = t->n_instances - r->n;
     if (r->n == 0) FAIL(e, FORMAT, "study: none of its %zu instances has valid UIDs", t->n_instances);
-    qsort(r->input, r->n, sizeof *r->input, by_series_and_uid);
+    qsort(r->input, r->n, sizeof(study_instance *), by_series_and_uid);
     size_t kept = 1;
     for (size_t i = 1; i < r->n; i++)
         if (by_series_and_uid(&r->input[kept - 1], &r->input[i])) r->input[kept++] = r->input[i];

@@ -82,7 +82,7 @@ static inline void fabricate(const fabricated *c, study_identity *t, findings *f
     for (int i = 0; i < 3; i++) {
         label_code *l = &f->labels[i];
         snprintf(l->name, sizeof l->name, "%s", meanings[i]);
-        snprintf(l->value, sizeof l->value, "CLASS-%d", i);
+        snprintf(l->value, sizeof l->value, "CLASS-%c", "012"[i]);
         snprintf(l->scheme, sizeof l->scheme, "99RADAPT");
         snprintf(l->meaning, sizeof l->meaning, "%s", meanings[i]);
     }
@@ -98,7 +98,7 @@ static inline void fabricate(const fabricated *c, study_identity *t, findings *f
     for (int i = 0; i < s->n_evidence; i++) {
         const int frame = s->frames - 1 - i * (s->frames / 3);
         const size_t at = (size_t)(frame / c->frames);
-        snprintf(s->evidence[i].instance_key, KEY_HEX, "%s", t->instances[at].instance_key);
+        memcpy(s->evidence[i].instance_key, t->instances[at].instance_key, KEY_HEX);
         s->evidence[i].frame = frame % c->frames + 1;
         s->evidence[i].weight = 0.5 / (i + 1);
     }

@@ -110,7 +110,7 @@ static void test_roots(void **state)
     }
     err e = {0};
     for (int i = 0; i < 1000; i++) { /* the longest root still fits */
-        char number[8];
+        char number[12];
         snprintf(number, sizeof number, "%d", i);
         assert_int_equal(uid_derive(out, "1.2.34567890123456789012", &e, number, NULL), ERR_OK);
         assert_true(uid_valid(out));
