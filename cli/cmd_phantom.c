@@ -148,7 +148,7 @@ static err_code write_ct(phantom *x, const phantom_body *body, int p, int study,
         put(&r, 0x00180060, "120");
         put(&r, 0x00185100, "HFS");
         put(&r, 0x00200012, "1");
-        put(&r, 0x00201040, "");
+        put(&r, 0x00201040, "%s", "");
         put(&r, 0x00200032, "-168\\-168\\%g", -900.0 + 24 * i);
         put(&r, 0x00200037, "1\\0\\0\\0\\1\\0");
         TRY(put_uid(x, &r, 0x00200052, p, study, 2, -1));

@@ -23,9 +23,9 @@ err_code cmd_run_defaults(options *o, err *e)
     return cmd_finetune_defaults(o, e);
 }
 
-static void begin(const char *stage)
+static void begin(const char *name)
 {
-    log_event(LOG_INFO, "stage", "name", LOG_STR(stage), NULL);
+    log_event(LOG_INFO, "stage", "name", LOG_STR(name), NULL);
 }
 
 static err_code stages(stage *s, summary *r, err *e)
