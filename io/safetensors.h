@@ -54,8 +54,8 @@ const char *safetensors_meta(const safetensors *s, const char *key); /* NULL: no
 err_code tensor_to_f32(const tensor *t, float *out, err *e);
 size_t tensor_type_bytes(tensor_type t);
 
-/* Atomic. tensors: name, type, dims, shape, data set (count ignored). The data starts at a multiple of 64 bytes; tensors follow
- * each other in the order given, without holes. */
+/* Atomic. tensors: name, type, dims, shape, data set (count ignored). The data starts at a multiple of 64 bytes;
+ * tensors follow each other in the order given, without holes. */
 err_code safetensors_write(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
                            const char *const *meta_values, size_t n_meta, err *e);
 
