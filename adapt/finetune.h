@@ -33,7 +33,7 @@ typedef struct {
 
 /* Starts from the vit's weights as they are now. adapter: what vit_train(m, &info->peft) made (empty where
  * info->peft.method is METHOD_LINEAR), with the SSL stage's adapter loaded into it if there is one; without a teacher.
- * All of it goes into the bundle, stepped or not. Writes run_dir/metrics.jsonl, checkpoint.safetensors,
+ * All of it goes into the bundle, stepped or not. Writes run_dir/metrics.jsonl, checkpoint.safetensors (while it runs),
  * model.safetensors (the bundle of the best validation epoch; of the last where no case is in validation),
  * predictions.csv (case key, part, label, probabilities) and, last, result.json: where it exists nothing is done.
  * ERR_CONFLICT: run_dir holds a run with another identity. ERR_INTERRUPTED: the same call goes on. */

@@ -1,0 +1,554 @@
+/* finetune_train.c: draws, steps, validation, checkpoints.
+ *
+ * Everything that is drawn depends on (seed, number of the sample since the start) alone, and the checkpoint holds all
+ * else, so that a run which was stopped anywhere gives the bits of one that was not. Step 0 is validated too: the
+ * classifier that training starts from takes part in the choice of the best. */
+#include "adapt/finetune_train.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapt/checkpoint.h"
+#include "adapt/optim.h"
+#include "adapt/probe.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/rng.h"
+#include "base/stop.h"
+#include "preprocess/augment.h"
+#include "preprocess/loader.h"
+
+/* --- which case is the n-th sample: classes take turns (or there is one class of all), each class in an order that is
+ * shuffled anew whenever it has been gone through */
+
+typedef struct {
+    uint32_t *cases, *order; /* (n) of the cohort's training cases of this class; order: of the round at hand */
+    size_t n;
+    uint64_t round; /* UINT64_MAX: none yet */
+} draw_class;
+
+typedef struct {
+    draw_class *k;
+    size_t n; /* classes that occur */
+    size_t cases;
+    uint64_t seed;
+} drawer;
+
+static err_code drawer_init(drawer *w, const cohort *c, bool balanced, uint64_t seed, err *e)
+{
+    size_t groups = balanced ? (size_t)c->n_labels : 1;
+    *w = (drawer){.seed = seed};
+    w->k = calloc(groups, sizeof *w->k);
+    if (!w->k) FAIL(e, NOMEM, "finetune: no memory");
+    for (size_t g = 0; g < groups; g++) {
+        draw_class *k = &w->k[w->n];
+        k->cases = malloc((c->n_cases + 1) * sizeof *k->cases);
+        k->order = malloc((c->n_cases + 1) * sizeof *k->order);
+        k->n = 0;
+        k->round = UINT64_MAX;
+        if (!k->cases || !k->order) {
+            w->n++;
+            FAIL(e, NOMEM, "finetune: no memory for %zu cases", c->n_cases);
+        }
+        for (size_t i = 0; i < c->n_cases; i++)
+            if (c->cases[i].part == SPLIT_TRAIN && (!balanced || c->cases[i].label == (int)g))
+                k->cases[k->n++] = (uint32_t)i;
+        w->cases += k->n;
+        if (k->n) {
+            w->n++;
+        } else {
+            free(k->cases);
+            free(k->order);
+            *k = (draw_class){0};
+        }
+    }
+    return ERR_OK;
+}
+
+static void drawer_fini(drawer *w)
+{
+    for (size_t g = 0; g < w->n; g++) {
+        free(w->k[g].cases);
+        free(w->k[g].order);
+    }
+    free(w->k);
+}
+
+static uint32_t draw_case(drawer *w, uint64_t sample)
+{
+    size_t g = (size_t)(sample % w->n);
+    draw_class *k = &w->k[g];
+    uint64_t turn = sample / w->n, round = turn / k->n;
+    if (round != k->round) {
+        rng r = rng_at(w->seed, RNG_ORDER, round, (uint32_t)g);
+        memcpy(k->order, k->cases, k->n * sizeof *k->order);
+        rng_shuffle(&r, k->order, k->n);
+        k->round = round;
+    }
+    return k->order[turn % k->n];
+}
+
+/* --- the loop's state */
+
+typedef struct {
+    finetune_job *j;
+    size_t batch, image_floats;
+    uint64_t step, steps, per_epoch;
+    uint64_t evaluated; /* step of the last validation; UINT64_MAX: none */
+    metrics best;
+    uint64_t best_step;
+    int bad; /* validations since the best */
+    double loss_sum;
+    uint64_t loss_n;
+    double seconds, train_seconds; /* all of it; without validation */
+    char *log;                     /* metrics.jsonl so far */
+    size_t log_bytes;
+    /* device */
+    vit_pass pass;
+    dv *arena_block, *pixels, *label, *rows, *token, *logits, *logits_f32, *d_logits_f32, *d_logits, *d_token, *loss;
+    dv **best_master;        /* (params.n) */
+    checkpoint_extra *extra; /* (params.n) the same with names */
+    char (*extra_name)[128];
+    optim optim;
+    /* host */
+    drawer draw;
+    sampler_norm norm;
+    sample_job *jobs;    /* (batch) */
+    int32_t *label_host; /* (batch) */
+    pool *threads;
+    loader *l;
+    case_set validation;
+    float *features;     /* (validation frames, dim) */
+    double *probability; /* (validation frames, classes), (validation cases, classes) */
+} loop;
+
+/* One batch: images (batch, 3, size, size), then the labels (batch) as numbers. */
+static err_code fill(void *ctx, uint64_t step, float *out, err *e)
+{
+    loop *t = ctx;
+    const finetune_options *o = t->j->o;
+    const cohort *c = t->j->c;
+    (void)e;
+    for (size_t i = 0; i < t->batch; i++) {
+        uint64_t sample = step * t->batch + i;
+        const labelled_case *k = &c->cases[draw_case(&t->draw, sample)];
+        rng r = rng_at(o->seed, RNG_AUGMENT, sample, 0);
+        uint32_t frame = k->frames[rng_below(&r, (uint32_t)k->n_frames)];
+        const frame_info *f = &c->frames[frame];
+        t->jobs[i] = (sample_job){.frame = f,
+                                  .pixels = cohort_pixels(c, frame),
+                                  .crop = augment_supervised(f, o->crop_scale, o->flip, o->jitter, &r),
+                                  .size = o->view.size,
+                                  .out = out + i * t->image_floats};
+        out[t->batch * t->image_floats + i] = (float)k->label;
+    }
+    sampler_run(t->threads, &t->norm, t->jobs, t->batch);
+    return ERR_OK;
+}
+
+static param *head_weight(finetune_job *j)
+{
+    return &j->params.p[j->params.n - 2];
+}
+
+static param *head_bias(finetune_job *j)
+{
+    return &j->params.p[j->params.n - 1];
+}
+
+err_code finetune_train_predict(finetune_job *j, const float *features, size_t n, double *out, err *e)
+{
+    size_t K = (size_t)j->classes, C = j->dim;
+    float *head = malloc((K * C + K) * sizeof *head);
+    if (!head) FAIL(e, NOMEM, "finetune: no memory");
+    j->d->op->download(j->d, head, head_weight(j)->master, K * C * sizeof *head);
+    j->d->op->download(j->d, head + K * C, head_bias(j)->master, K * sizeof *head);
+    err_code rc = device_sync(j->d, e);
+    if (!rc) probe_predict(head, head + K * C, features, n, C, j->classes, out);
+    for (size_t i = 0; !rc && i < n * K; i++)
+        if (!isfinite(out[i])) rc = err_set(e, ERR_NUMERIC, __FILE__, __LINE__, "finetune: predictions are not finite");
+    free(head);
+    return rc;
+}
+
+bool finetune_train_better(const metrics *a, const metrics *b)
+{
+    if (!b->n) return true;
+    if (isnan(a->auc) != isnan(b->auc)) return isnan(b->auc);
+    if (!isnan(a->auc) && fabs(a->auc - b->auc) > 1e-9) return a->auc > b->auc;
+    return a->loss < b->loss;
+}
+
+/* --- checkpoint */
+
+static err_code checkpoint_path(const finetune_job *j, char out[FILE_PATH_MAX], err *e)
+{
+    return file_path(out, e, "%s/checkpoint.safetensors", j->run_dir);
+}
+
+bool finetune_train_started(const finetune_job *j)
+{
+    char path[FILE_PATH_MAX];
+    return !checkpoint_path(j, path, NULL) && file_exists(path);
+}
+
+/* The numbers of the loop that a checkpoint carries, in one text: exact in both directions. */
+static err_code save(loop *t, err *e)
+{
+    char path[FILE_PATH_MAX], state[512];
+    snprintf(state, sizeof state, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %d %a %" PRIu64 " %a %a %zu %a %a %a %a %a",
+             t->step, t->evaluated, t->best_step, t->bad, t->loss_sum, t->loss_n, t->seconds, t->train_seconds,
+             t->best.n, t->best.accuracy, t->best.macro_recall, t->best.kappa_quadratic, t->best.auc, t->best.loss);
+    const checkpoint_meta meta[] = {{"finetune.identity", t->j->identity}, {"finetune.state", state}};
+    TRY(file_path(path, e, "%s/metrics.jsonl", t->j->run_dir));
+    TRY(file_write(path, t->log ? t->log : "", t->log_bytes, e));
+    TRY(checkpoint_path(t->j, path, e));
+    return checkpoint_write(path, t->j->d, &t->j->params, true, false, t->extra, t->j->params.n, meta, 2, e);
+}
+
+static err_code resume(loop *t, err *e)
+{
+    char path[FILE_PATH_MAX];
+    safetensors s;
+    err_code rc = ERR_OK;
+    TRY(checkpoint_path(t->j, path, e));
+    TRY(safetensors_open(&s, path, e));
+    const char *identity = safetensors_meta(&s, "finetune.identity"), *state = safetensors_meta(&s, "finetune.state");
+    if (!identity || !state) FAIL_DONE(rc, e, FORMAT, "finetune: the checkpoint is not one of this stage");
+    if (strcmp(identity, t->j->identity))
+        FAIL_DONE(rc, e, CONFLICT, "finetune: the checkpoint belongs to other data or options");
+    if (sscanf(state, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %d %la %" SCNu64 " %la %la %zu %la %la %la %la %la",
+               &t->step, &t->evaluated, &t->best_step, &t->bad, &t->loss_sum, &t->loss_n, &t->seconds,
+               &t->train_seconds, &t->best.n, &t->best.accuracy, &t->best.macro_recall, &t->best.kappa_quadratic,
+               &t->best.auc, &t->best.loss) != 14 ||
+        t->step > t->steps)
+        FAIL_DONE(rc, e, FORMAT, "finetune: the checkpoint is damaged");
+    TRY_DONE(rc, checkpoint_load(&s, t->j->d, &t->j->params, true, t->extra, t->j->params.n, e));
+    t->j->out->resumed = true;
+    log_event(LOG_INFO, "finetune.resumed", "step", LOG_INT(t->step), "of", LOG_INT(t->steps), NULL);
+done:
+    safetensors_close(&s);
+    return rc;
+}
+
+/* metrics.jsonl as it was when the checkpoint was written: what came later is done again. */
+static err_code resume_log(loop *t, err *e)
+{
+    char path[FILE_PATH_MAX], *text;
+    TRY(file_path(path, e, "%s/metrics.jsonl", t->j->run_dir));
+    if (!file_exists(path)) return ERR_OK;
+    TRY(file_read(path, 1 << 28, &text, NULL, e));
+    size_t kept = 0;
+    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
+        uint64_t step;
+        if (sscanf(line, "{\"step\":%" SCNu64, &step) != 1 || t->evaluated == UINT64_MAX || step > t->evaluated) break;
+        kept = (size_t)(end + 1 - text);
+    }
+    text[kept] = 0;
+    t->log = text;
+    t->log_bytes = kept;
+    return ERR_OK;
+}
+
+static int json_number(char *out, size_t size, const char *name, double x)
+{
+    return isfinite(x) ? snprintf(out, size, ",\"%s\":%.6g", name, x) : snprintf(out, size, ",\"%s\":null", name);
+}
+
+static err_code log_line(loop *t, const metrics *m, float lr, err *e)
+{
+    char line[512];
+    int n = snprintf(line, sizeof line, "{\"step\":%" PRIu64 ",\"epoch\":%.4g", t->step,
+                     (double)t->step / (double)t->per_epoch);
+    n += json_number(line + n, sizeof line - (size_t)n, "loss", t->loss_n ? t->loss_sum / (double)t->loss_n : NAN);
+    n += json_number(line + n, sizeof line - (size_t)n, "lr", lr);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_auc", m->auc);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_loss", m->loss);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_accuracy", m->accuracy);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_macro_recall", m->macro_recall);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_kappa_quadratic", m->kappa_quadratic);
+    n += snprintf(line + n, sizeof line - (size_t)n, "}\n");
+    char *grown = realloc(t->log, t->log_bytes + (size_t)n + 1);
+    if (!grown) FAIL(e, NOMEM, "finetune: no memory for the log");
+    memcpy(grown + t->log_bytes, line, (size_t)n + 1);
+    t->log = grown;
+    t->log_bytes += (size_t)n;
+    return ERR_OK;
+}
+
+/* --- set-up */
+
+static err_code alloc_device(loop *t, err *e)
+{
+    finetune_job *j = t->j;
+    device *d = j->d;
+    size_t B = t->batch, S = (size_t)j->o->view.size, C = j->dim, K = (size_t)j->classes;
+    arena dry = {0}, real;
+    TRY(vit_pass_plan(&t->pass, &dry, j->m, B, S, S, VIT_GRAD, e));
+    if (arena_failed(&dry)) FAIL(e, LIMIT, "finetune: a batch of %zu images of %zu pixels is too large", B, S);
+    TRY(d->op->alloc(d, dry.used, &t->arena_block, e));
+    arena_init(&real, t->arena_block, dry.used);
+    TRY(vit_pass_plan(&t->pass, &real, j->m, B, S, S, VIT_GRAD, e));
+    TRY(device_reserve(d, vit_pass_work_bytes(j->m, B, S, S, VIT_GRAD), e));
+    struct {
+        dv **to;
+        size_t bytes;
+    } all[] = {{&t->pixels, B * t->image_floats * sizeof(float)},
+               {&t->label, B * sizeof(int32_t)},
+               {&t->rows, B * sizeof(int32_t)},
+               {&t->token, B * C * d->ct_bytes},
+               {&t->d_token, B * C * d->ct_bytes},
+               {&t->logits, B * K * d->ct_bytes},
+               {&t->d_logits, B * K * d->ct_bytes},
+               {&t->logits_f32, B * K * sizeof(float)},
+               {&t->d_logits_f32, B * K * sizeof(float)},
+               {&t->loss, sizeof(float)}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
+    int32_t *row = malloc(B * sizeof *row);
+    if (!row) FAIL(e, NOMEM, "finetune: no memory");
+    for (size_t i = 0; i < B; i++) row[i] = (int32_t)(i * t->pass.T);
+    d->op->upload(d, t->rows, row, B * sizeof *row);
+    free(row);
+    for (size_t i = 0; i < j->params.n; i++) {
+        size_t count = j->params.p[i].rows * j->params.p[i].cols;
+        TRY(d->op->alloc(d, count * sizeof(float), &t->best_master[i], e));
+        snprintf(t->extra_name[i], sizeof t->extra_name[i], "best.%s", j->params.p[i].name);
+        t->extra[i] = (checkpoint_extra){t->extra_name[i], t->best_master[i], count};
+    }
+    return device_sync(d, e);
+}
+
+static err_code alloc_host(loop *t, err *e)
+{
+    finetune_job *j = t->j;
+    TRY(case_set_init(&t->validation, j->c, (bool[]){false, true, false}, 0, e));
+    size_t frames = case_set_frames(&t->validation), K = (size_t)j->classes, P = j->params.n;
+    t->features = malloc((frames * j->dim + 1) * sizeof *t->features);
+    t->probability = malloc(((frames + t->validation.n) * K + 1) * sizeof *t->probability);
+    t->jobs = malloc(t->batch * sizeof *t->jobs);
+    t->best_master = calloc(P, sizeof *t->best_master);
+    t->extra = calloc(P, sizeof *t->extra);
+    t->extra_name = calloc(P, sizeof *t->extra_name);
+    t->threads = pool_new(0);
+    if (!t->features || !t->probability || !t->jobs || !t->best_master || !t->extra || !t->extra_name || !t->threads)
+        FAIL(e, NOMEM, "finetune: no memory for %zu validation frames", frames);
+    return ERR_OK;
+}
+
+static void fini(loop *t)
+{
+    device *d = t->j->d;
+    loader_close(t->l);
+    dv *all[] = {t->arena_block, t->pixels,   t->label,      t->rows,         t->token, t->d_token,
+                 t->logits,      t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i]) d->op->free(d, all[i]);
+    for (size_t i = 0; t->best_master && i < t->j->params.n; i++)
+        if (t->best_master[i]) d->op->free(d, t->best_master[i]);
+    vit_pass_fini(&t->pass);
+    optim_fini(&t->optim);
+    drawer_fini(&t->draw);
+    pool_free(t->threads);
+    case_set_fini(&t->validation);
+    free(t->jobs);
+    free(t->label_host);
+    free(t->features);
+    free(t->probability);
+    free(t->best_master);
+    free(t->extra);
+    free(t->extra_name);
+    free(t->log);
+}
+
+/* --- the work */
+
+static void copy_masters(loop *t, bool to_best)
+{
+    device *d = t->j->d;
+    for (size_t i = 0; i < t->j->params.n; i++) {
+        dv *master = t->j->params.p[i].master, *best = t->best_master[i];
+        size_t bytes = t->extra[i].count * sizeof(float);
+        d->op->copy(d, to_best ? best : master, to_best ? master : best, bytes);
+    }
+    if (!to_best) d->op->refresh(d, t->j->params.p, t->j->params.n);
+}
+
+static float lr_at(const loop *t, float base, uint64_t step)
+{
+    uint64_t warm = (uint64_t)t->j->o->warmup_steps;
+    if (warm > t->steps / 4) warm = t->steps / 4;
+    return schedule_warm_cosine(base, t->j->o->lr_last, step, warm, t->steps);
+}
+
+static err_code evaluate(loop *t, err *e)
+{
+    finetune_job *j = t->j;
+    metrics m = {0};
+    size_t frames = case_set_frames(&t->validation);
+    if (t->validation.n) {
+        double *of_case = t->probability + frames * (size_t)j->classes;
+        TRY(features_extract(j->m, VIT_STUDENT, j->c, t->validation.frames, frames, &j->o->view, t->features, e));
+        TRY(finetune_train_predict(j, t->features, frames, t->probability, e));
+        case_set_mean(&t->validation, t->probability, j->classes, of_case);
+        TRY(case_set_metrics(&t->validation, of_case, SPLIT_VALIDATION, &m, e));
+    }
+    bool better = !t->validation.n || t->evaluated == UINT64_MAX || finetune_train_better(&m, &t->best);
+    t->evaluated = t->step;
+    if (better) {
+        t->best = m;
+        t->best_step = t->step;
+        t->bad = 0;
+        copy_masters(t, true);
+    } else {
+        t->bad++;
+    }
+    TRY(log_line(t, &m, lr_at(t, j->o->lr, t->step), e));
+    log_event(LOG_INFO, "finetune.epoch", "step", LOG_INT(t->step), "loss",
+              LOG_REAL(t->loss_n ? t->loss_sum / (double)t->loss_n : NAN), "validation_auc", LOG_REAL(m.auc),
+              "validation_loss", LOG_REAL(m.loss), "best", LOG_STR(better ? "yes" : "no"), NULL);
+    t->loss_sum = 0;
+    t->loss_n = 0;
+    return save(t, e);
+}
+
+static err_code train_step(loop *t, err *e)
+{
+    finetune_job *j = t->j;
+    const finetune_options *o = j->o;
+    device *d = j->d;
+    const op_table *op = d->op;
+    size_t B = t->batch, C = j->dim, K = (size_t)j->classes, images = B * t->image_floats;
+    param *W = head_weight(j), *b = head_bias(j);
+    const float *batch;
+    float loss;
+    TRY(loader_take(t->l, t->step, &batch, e));
+    for (size_t i = 0; i < B; i++) t->label_host[i] = (int32_t)batch[images + i];
+    op->upload(d, t->pixels, batch, images * sizeof(float));
+    op->upload(d, t->label, t->label_host, B * sizeof *t->label_host);
+    op->zero(d, t->loss, sizeof(float));
+    optim_zero(&t->optim);
+
+    vit_patches(j->m, VIT_STUDENT, &t->pass, t->pixels);
+    vit_fwd(j->m, VIT_STUDENT, &t->pass, t->pass.patches, NULL);
+    op->gather(d, t->token, t->pass.out, t->rows, B, C); /* (B,C) */
+    op->linear_fwd(d, t->logits, t->token, &j->head, B); /* (B,K) */
+    op->to_f32(d, t->logits_f32, t->logits, B * K);
+    op->softmax_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->label, NULL, o->label_smoothing, 1, B, K);
+
+    op->to_ct(d, t->d_logits, t->d_logits_f32, B * K);
+    op->linear_dw(d, W->grad, b->grad, t->d_logits, t->token, NULL, K, B, K, C);
+    op->linear_dx(d, t->d_token, t->d_logits, &j->head, B);
+    op->zero(d, t->pass.dout, B * t->pass.T * C * d->ct_bytes);
+    op->scatter_add(d, t->pass.dout, t->d_token, t->rows, B, C);
+    vit_bwd(j->m, &t->pass, t->pixels, NULL);
+
+    op->download(d, &loss, t->loss, sizeof loss);
+    TRY(device_sync(d, e));
+    if (!isfinite(loss))
+        FAIL(e, NUMERIC, "finetune: the loss is not finite at step %" PRIu64 "; a smaller learning rate may help",
+             t->step);
+    adamw_step a = {.beta1 = 0.9f,
+                    .beta2 = 0.999f,
+                    .eps = 1e-8f,
+                    .weight_decay = o->weight_decay,
+                    .lr = lr_at(t, o->lr, t->step),
+                    .head_lr = lr_at(t, o->head_lr, t->step),
+                    .t = (int64_t)t->step + 1,
+                    .grad_scale = 1};
+    TRY(optim_step(&t->optim, &a, e));
+    TRY(device_sync(d, e));
+    t->loss_sum += loss;
+    t->loss_n++;
+    t->step++;
+    return ERR_OK;
+}
+
+static bool at_epoch_end(const loop *t)
+{
+    return t->step % t->per_epoch == 0 || t->step == t->steps;
+}
+
+static err_code run(loop *t, progress *p, err *e)
+{
+    const finetune_options *o = t->j->o;
+    size_t floats = t->batch * (t->image_floats + 1);
+    for (;;) {
+        double start = progress_clock();
+        if (at_epoch_end(t) && t->evaluated != t->step) {
+            TRY(evaluate(t, e));
+            t->seconds += progress_clock() - start;
+        }
+        if (t->step == t->steps) return ERR_OK;
+        if (at_epoch_end(t) && o->patience > 0 && t->bad >= o->patience) {
+            log_event(LOG_INFO, "finetune.early_stop", "step", LOG_INT(t->step), "best_step", LOG_INT(t->best_step),
+                      NULL);
+            return ERR_OK;
+        }
+        TRY(stop_check(e));
+        if (!t->l) TRY(loader_open(&t->l, fill, t, floats, t->step, t->steps - 1, e));
+        start = progress_clock();
+        TRY(train_step(t, e));
+        t->train_seconds += progress_clock() - start;
+        t->seconds += progress_clock() - start;
+        progress_note(p, "loss %.3f  best AUC %.3f", t->loss_sum / (double)t->loss_n, t->best.auc);
+        progress_add(p, 1);
+    }
+}
+
+static err_code init(loop *t, err *e)
+{
+    finetune_job *j = t->j;
+    const finetune_options *o = j->o;
+    TRY(drawer_init(&t->draw, j->c, o->balanced, o->seed, e));
+    t->batch = (size_t)o->batch < t->draw.cases ? (size_t)o->batch : t->draw.cases;
+    t->image_floats = 3 * (size_t)o->view.size * (size_t)o->view.size;
+    t->per_epoch = (t->draw.cases + t->batch - 1) / t->batch;
+    t->steps = (uint64_t)llround(o->epochs * (double)t->per_epoch);
+    if (t->steps < 1) t->steps = 1;
+    t->evaluated = UINT64_MAX;
+    t->norm = features_norm(j->m, &o->view);
+    t->label_host = malloc(t->batch * sizeof *t->label_host);
+    if (!t->label_host) FAIL(e, NOMEM, "finetune: no memory");
+    TRY(alloc_host(t, e));
+    TRY(alloc_device(t, e));
+    return optim_init(&t->optim, j->d, &j->params, o->clip, e);
+}
+
+err_code finetune_train(finetune_job *j, err *e)
+{
+    progress p;
+    loop *t = calloc(1, sizeof *t);
+    if (!t) FAIL(e, NOMEM, "finetune: no memory");
+    t->j = j;
+    err_code rc = init(t, e);
+    if (!rc && finetune_train_started(j)) {
+        rc = resume(t, e);
+        if (!rc) rc = resume_log(t, e);
+    }
+    if (!rc) {
+        if (!t->validation.n)
+            log_event(LOG_WARN, "finetune.no_validation", "meaning",
+                      LOG_STR("no case to choose by: the last step is taken"), NULL);
+        progress_start(&p, "finetune", "steps", t->steps);
+        progress_skip(&p, t->step);
+        rc = run(t, &p, e);
+        progress_end(&p);
+        if (rc == ERR_INTERRUPTED) {
+            err second = {0};
+            if (save(t, &second)) log_event(LOG_WARN, "finetune.not_saved", "reason", LOG_STR(second.msg), NULL);
+        }
+    }
+    if (!rc) {
+        copy_masters(t, false);
+        rc = device_sync(j->d, e);
+    }
+    j->best_step = t->best_step;
+    j->out->steps = t->step;
+    j->out->seconds = t->seconds;
+    j->out->images_per_s = t->train_seconds > 0 ? (double)(t->step * t->batch) / t->train_seconds : 0;
+    fini(t);
+    free(t);
+    return rc;
+}
