@@ -64,8 +64,9 @@ err_code cmd_scan(const options *o, int *status, err *e)
                (unsigned long long)r.taken, dry ? "would be taken" : "taken", (unsigned long long)r.aside,
                (unsigned long long)r.known);
         if (!dry && r.seen == r.known) puts("nothing to do: every file is known");
-        printf("The catalogue holds %llu patients, %llu studies, %llu series.\n", (unsigned long long)c.patients,
-               (unsigned long long)c.studies, (unsigned long long)c.series);
+        if (!dry)
+            printf("The catalogue holds %llu patients, %llu studies, %llu series.\n", (unsigned long long)c.patients,
+                   (unsigned long long)c.studies, (unsigned long long)c.series);
         if (c.aside) printf("Set aside, with reasons: %s/quarantine.csv\n", s.work);
     }
     *status = c.aside || r.aside ? STATUS_ASIDE : STATUS_DONE;

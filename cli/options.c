@@ -140,7 +140,7 @@ static const char *complaint(const option_def *d, const char *text, char out[128
         break;
     }
     if (in_range(d, x)) return NULL;
-    snprintf(out, 128, "is not between %g and %g", d->low, d->high);
+    snprintf(out, 128, "is not between %.10g and %.10g", d->low, d->high);
     return out;
 }
 
@@ -425,7 +425,7 @@ static void help_line(const options *o, size_t i, FILE *f)
     else
         fprintf(f, "%-38s", left);
     fputs(d->help, f);
-    if (*value && !(d->kind == OPTION_FLAG && !strcmp(value, "no"))) fprintf(f, " [%s]", value);
+    if (*value && strcmp(value, "no") && strcmp(d->name, "help")) fprintf(f, " [%s]", value);
     fputc('\n', f);
 }
 

@@ -41,12 +41,16 @@ static err_code temporary_work(stage *s, err *e)
     return ERR_OK;
 }
 
+/* Flat, and all of it ours. */
 static void remove_temporary(const stage *s)
 {
-    static const char *const files[] = {"catalogue.db", "identities.db", ".lock", "quarantine.csv", "frames"};
     char path[FILE_PATH_MAX];
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-        if (!file_path(path, NULL, "%s/%s", s->work, files[i]) && unlink(path)) rmdir(path);
+    DIR *d = opendir(s->work);
+    for (struct dirent *f; d && (f = readdir(d));)
+        if (strcmp(f->d_name, ".") && strcmp(f->d_name, "..") && !file_path(path, NULL, "%s/%s", s->work, f->d_name) &&
+            unlink(path))
+            rmdir(path);
+    if (d) closedir(d);
     rmdir(s->work);
 }
 
