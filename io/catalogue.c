@@ -151,8 +151,10 @@ err_code catalogue_open(catalogue **out, const char *work, err *e)
                                 "PRAGMA main.journal_mode=TRUNCATE; PRAGMA ident.journal_mode=TRUNCATE;"
                                 "PRAGMA main.synchronous=FULL; PRAGMA ident.synchronous=FULL; PRAGMA temp_store=MEMORY",
                                 "setting up the databases", e));
+    TRY_DONE(rc, catalogue_begin(c, e)); /* tables and key at once, or neither */
     TRY_DONE(rc, catalogue_exec(c, schema, "creating tables", e));
     TRY_DONE(rc, load_secret(c, e));
+    TRY_DONE(rc, catalogue_commit(c, e));
     *out = c;
     return ERR_OK;
 done:
@@ -228,6 +230,7 @@ static err_code record_file(catalogue *c, const char *path, uint64_t size_bytes,
     sqlite3_stmt *s;
     char before[KEY_HEX] = "";
     const char *slash = strrchr(path, '/');
+    c->took = !reason || !*reason;
     TRY(catalogue_query(c, &s, e, "SELECT instance FROM ident.file WHERE path=? AND reason=''", path, NULL));
     if (sqlite3_step(s) == SQLITE_ROW) snprintf(before, sizeof before, "%s", (const char *)sqlite3_column_text(s, 0));
     sqlite3_finalize(s);
@@ -313,6 +316,11 @@ err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int6
     }
     TRY(record_file(c, path, size_bytes, mtime_ns, key, NULL, NULL, e));
     return insert_instance(c, key, h, e);
+}
+
+bool catalogue_took(const catalogue *c)
+{
+    return c->took;
 }
 
 err_code catalogue_forget(catalogue *c, const char *reason, err *e)

@@ -47,6 +47,8 @@ bool catalogue_knows(catalogue *c, const char *path, uint64_t size_bytes, int64_
  * duplicate SOP Instance UID is set aside here: "duplicate" (same size and hash) or "conflict". */
 err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns, const image_header *h,
                        const char *reason, const char *detail, err *e);
+/* false: the last catalogue_add set its file aside, for a reason given or as a duplicate. */
+bool catalogue_took(const catalogue *c);
 /* Files set aside for this reason are as new again. */
 err_code catalogue_forget(catalogue *c, const char *reason, err *e);
 /* true: this folder is the work directory, which a scan leaves out. */

@@ -59,13 +59,13 @@ typedef struct {
 /* Warnings are data. */
 enum {
     QUIRK_NO_PREAMBLE = 1 << 0,
-    QUIRK_SIGN_MISMATCH = 1 << 1,  /* the codestream's signedness differs from PixelRepresentation */
-    QUIRK_CONSTANT = 1 << 2,       /* every pixel the same */
-    QUIRK_HIGH_BIT = 1 << 3,       /* HighBit is not BitsStored-1 */
-    QUIRK_COLOR_RESCALE = 1 << 4,  /* rescale tags on a colour image: ignored */
-    QUIRK_ZERO_WINDOW = 1 << 5,    /* WindowWidth not usable: ignored */
-    QUIRK_FRAME_COUNT = 1 << 6,    /* NumberOfFrames differs from the frames that are there */
-    QUIRK_FOUR_D = 1 << 7,         /* NIfTI with more than one time point: the first is used */
+    QUIRK_SIGN_MISMATCH = 1 << 1,   /* the codestream's signedness differs from PixelRepresentation */
+    QUIRK_CONSTANT = 1 << 2,        /* every pixel the same */
+    QUIRK_HIGH_BIT = 1 << 3,        /* HighBit is not BitsStored-1 */
+    QUIRK_COLOR_RESCALE = 1 << 4,   /* rescale tags on a colour image: ignored */
+    QUIRK_ZERO_WINDOW = 1 << 5,     /* WindowWidth not usable: ignored */
+    QUIRK_FRAME_COUNT = 1 << 6,     /* NumberOfFrames differs from the frames that are there */
+    QUIRK_FOUR_D = 1 << 7,          /* NIfTI with more than one time point: the first is used */
     QUIRK_LONG_PIXEL_DATA = 1 << 8, /* more bytes than the frames need */
     QUIRK_NOT_FINITE = 1 << 9       /* NaN or infinity among the values: taken as the least finite one */
 };

@@ -178,15 +178,19 @@ static void derive_ids(const scan *s, const char *path, image_header *h)
 static err_code record(scan *s, const candidate *f, const image_header *h, const char *reason, const char *detail,
                        err *e)
 {
-    if (reason)
-        s->result->aside++;
-    else
-        s->result->taken++;
+    bool took = !reason;
     progress_add(&s->bar, 1);
-    if (s->o->dry_run) return ERR_OK;
-    if (s->in_batch == 0) TRY(catalogue_begin(s->c, e));
-    TRY(catalogue_add(s->c, f->path, f->size_bytes, f->mtime_ns, h, reason, detail, e));
-    if (++s->in_batch < BATCH) return ERR_OK;
+    if (!s->o->dry_run) {
+        if (s->in_batch == 0) TRY(catalogue_begin(s->c, e));
+        s->in_batch++;
+        TRY(catalogue_add(s->c, f->path, f->size_bytes, f->mtime_ns, h, reason, detail, e));
+        took = catalogue_took(s->c);
+    }
+    if (took)
+        s->result->taken++;
+    else
+        s->result->aside++;
+    if (s->in_batch < BATCH) return ERR_OK;
     s->in_batch = 0;
     return catalogue_commit(s->c, e);
 }
