@@ -1,0 +1,60 @@
+/* dino_head.h: the projection head that DINO and iBOT share: Linear GELU Linear GELU Linear, L2-normalise,
+ * weight-normalised prototypes (g = 1, no bias). Student and teacher, forward and backward, initialisation.
+ *
+ *     dino_head_open(&h, d, &ps, &config, seed, &e);           // appends its params to ps, random weights
+ *     dino_head_acts a = {0}; dino_head_plan(&a, &arena, &h, N);   // as vit_pass_plan
+ *     dino_head_fwd(&h, VIT_STUDENT, &a, x, logits, n);        // x (n,C) ct, logits (n,K) ct, n <= N
+ *     ... logits := dlogits ...
+ *     dino_head_bwd(&h, &a, dx, x, logits, n);
+ *
+ * Params: dino_head.mlp.{0,2,4}.{weight,bias}, dino_head.last_layer.weight_v. The last one's live copy is v/|v|, made
+ * by dino_head_refresh: call it whenever masters or teachers changed. */
+#ifndef RADAPT_DINO_HEAD_H
+#define RADAPT_DINO_HEAD_H
+#include "model/vit.h"
+
+enum { DINO_HEAD_LAYERS = 3, DINO_HEAD_PARAMS = 7 };
+
+typedef struct {
+    size_t in, hidden, bottleneck, prototypes;
+} dino_head_config;
+
+typedef struct {
+    device *d;
+    dino_head_config config;
+    param_set *ps;
+    size_t first;                        /* its params are ps->p[first .. first+6] */
+    linear_w layer[2][DINO_HEAD_LAYERS]; /* [vit_who] */
+    linear_w last[2];                    /* (K, bottleneck), rows of length 1 */
+    dv *live;                            /* the block that holds them all */
+} dino_head;
+
+/* For at most N rows. Backward reuses what forward no longer needs. */
+typedef struct {
+    size_t N;
+    dv *pre[2], *act[2]; /* (N, hidden) ct */
+    dv *z, *unit;        /* (N, bottleneck) ct: before and after the normalisation */
+    dv *norm;            /* (N) f32 */
+    dv *dz, *dunit;      /* (N, bottleneck) ct */
+    dv *dact;            /* (N, hidden) ct */
+} dino_head_acts;
+
+/* Weights from a truncated normal of 0.02, biases 0. The struct must stay where it is until dino_head_close. */
+err_code dino_head_open(dino_head *h, device *d, param_set *ps, const dino_head_config *k, uint64_t seed, err *e);
+void dino_head_close(dino_head *h); /* the params belong to ps */
+/* Bytes that dino_head_open allocates: params with their gradients, Adam state and teacher, and live copies. */
+size_t dino_head_bytes(const dino_head_config *k, size_t ct_bytes);
+
+void dino_head_plan(dino_head_acts *a, arena *m, const dino_head_config *k, size_t ct_bytes, size_t N);
+void dino_head_fwd(dino_head *h, vit_who who, dino_head_acts *a, const dv *x, dv *logits, size_t n);
+/* Gradients of the student's params; they must be zero before (weight_v's is replaced). dx (n, in) ct. */
+void dino_head_bwd(dino_head *h, dino_head_acts *a, dv *dx, const dv *x, const dv *dlogits, size_t n);
+void dino_head_refresh(dino_head *h);
+
+/* Initialisation on data: x (n, in) f32 on the host, class and patch tokens of the frozen backbone. Kaiming-normal
+ * weights, each unit then rescaled to zero mean and unit variance over the rows; prototypes = embeddings of random rows
+ * plus noise of that length. Student and teacher alike. a: planned for any number of rows; x_dev (a->N, in) ct. */
+err_code dino_head_init(dino_head *h, dino_head_acts *a, dv *x_dev, const float *x, size_t n, float noise,
+                        uint64_t seed, err *e);
+
+#endif
