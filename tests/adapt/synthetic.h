@@ -90,7 +90,7 @@ static inline void synthetic_image(synthetic *s, int p, int study, int series, i
     for (int k = 0; k < frames; k++) {
         rng r = rng_at(11, RNG_TEST, s->images++, 0);
         for (int j = 0; j < rows * columns; j++) pixels[j] = (uint16_t)(200 + rng_below(&r, 200));
-        int side = rows / 2, top = (int)rng_below(&r, (uint32_t)(rows - side + 1));
+        int side = (rows < columns ? rows : columns) / 2, top = (int)rng_below(&r, (uint32_t)(rows - side + 1));
         int left = (int)rng_below(&r, (uint32_t)(columns - side + 1));
         for (int y = 0; bright && y < side; y++)
             for (int x = 0; x < side; x++)

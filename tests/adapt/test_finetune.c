@@ -1,0 +1,359 @@
+/* Fine-tuning a tiny random model on images of two kinds: it learns, a run that was stopped ends with the same bits,
+ * and what the bundle predicts is what the run predicted. */
+#include "adapt/finetune.h"
+#include "base/csv.h"
+#include "base/progress.h"
+#include "base/stop.h"
+#include "tests/adapt/synthetic.h"
+
+#include <pthread.h>
+
+enum { PATIENTS = 30, DIM = 32 };
+
+typedef struct {
+    synthetic s;
+    cohort c;
+    device d;
+} world;
+
+typedef struct {
+    vit *m;
+    param_set adapter;
+    bundle_info info;
+} model;
+
+static const char *const backbone = "dim=32,depth=2,heads=2,patch=8,grid=4";
+
+static int make(void **state)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], text[4096] = "study_uid,label\n";
+    world *w = calloc(1, sizeof *w);
+    progress_quiet(1);
+    synthetic_open(&w->s);
+    for (int p = 0; p < PATIENTS; p++) {
+        bool bright = p % 3 == 0;
+        synthetic_image(&w->s, p, 0, 0, 0, 1 + p % 2, 32, 32, bright);
+        snprintf(text + strlen(text), sizeof text - strlen(text), "1.2.%d.0,%s\n", p, bright ? "square" : "plain");
+    }
+    synthetic_seal(&w->s);
+    synthetic_write(&w->s, "labels.csv", text, path);
+    ASSERT_OK(cohort_open(&w->c, w->s.catalogue, w->s.work, path, &(split_options){0.2f, 0.2f, 1}, &e));
+    ASSERT_OK(device_open_cpu(&w->d, 2, COMPUTE_F32, &e));
+    *state = w;
+    return 0;
+}
+
+static int unmake(void **state)
+{
+    world *w = *state;
+    device_close(&w->d);
+    cohort_close(&w->c);
+    synthetic_close(&w->s);
+    free(w);
+    return 0;
+}
+
+static void model_open(world *w, model *k, peft_method method, const cohort *c)
+{
+    err e = {0};
+    vit_source source = {.seed = 5};
+    *k = (model){.info = {.peft = {.method = method, .rows = method == METHOD_APLA ? 16 : 0, .seed = 9}}};
+    snprintf(k->info.backbone_random, sizeof k->info.backbone_random, "%s seed=5", backbone);
+    ASSERT_OK(vit_named_config(backbone, &source.random, &e));
+    ASSERT_OK(vit_open(&k->m, &w->d, &source, &e));
+    if (method != METHOD_LINEAR) ASSERT_OK(vit_train(k->m, &k->info.peft, &k->adapter, &e));
+    k->info.n_labels = c->n_labels;
+    k->info.labels = calloc((size_t)c->n_labels, sizeof *k->info.labels);
+    for (int i = 0; i < c->n_labels; i++) memcpy(k->info.labels[i].name, c->labels[i], sizeof c->labels[i]);
+    ASSERT_OK(findings_codes(NULL, k->info.labels, c->n_labels, &e));
+}
+
+static void model_close(world *w, model *k)
+{
+    vit_close(k->m);
+    param_set_free(&w->d, &k->adapter);
+    free(k->info.labels);
+}
+
+static finetune_options tiny(peft_method method)
+{
+    finetune_options o;
+    finetune_defaults(&o);
+    o.method = method;
+    o.epochs = 4;
+    o.batch = 8;
+    o.lr = o.head_lr = 3e-3f;
+    o.warmup_steps = 2;
+    o.patience = 0;
+    o.view.size = 32;
+    o.view.resize = 32;
+    return o;
+}
+
+static void folder(const world *w, const char *name, char out[FILE_PATH_MAX])
+{
+    err e = {0};
+    ASSERT_OK(file_path(out, &e, "%s/runs/%s", w->s.work, name));
+}
+
+static err_code run(world *w, peft_method trainable, const finetune_options *o, const cohort *c, const char *name,
+                    finetune_result *r, err *e)
+{
+    model k;
+    char dir[FILE_PATH_MAX];
+    folder(w, name, dir);
+    model_open(w, &k, trainable, c);
+    err_code rc = finetune_run(k.m, &k.adapter, c, o, &k.info, dir, r, e);
+    model_close(w, &k);
+    return rc;
+}
+
+static char *read_text(const world *w, const char *name, const char *file)
+{
+    err e = {0};
+    char dir[FILE_PATH_MAX], path[FILE_PATH_MAX], *text;
+    folder(w, name, dir);
+    ASSERT_OK(file_path(path, &e, "%s/%s", dir, file));
+    ASSERT_OK(file_read(path, 1 << 24, &text, NULL, &e));
+    return text;
+}
+
+static void check_learnt(const finetune_result *r)
+{
+    assert_int_equal(r->validation.n, 6);
+    assert_int_equal(r->test.n, 6);
+    assert_true(r->has_test);
+    assert_true(r->validation.auc > 0.99 && r->test.auc > 0.99);
+    assert_false(r->already_done);
+}
+
+/* The bundle, opened anew, gives every study the probability that the run wrote down for it. */
+static void check_bundle(world *w, const char *name)
+{
+    err e = {0};
+    char dir[FILE_PATH_MAX], path[FILE_PATH_MAX];
+    bundle *b;
+    findings f;
+    csv t;
+    folder(w, name, dir);
+    ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
+    ASSERT_OK(bundle_open(&b, &w->d, path, NULL, &e));
+    assert_string_equal(bundle_get_info(b)->labels[1].name, "square");
+    assert_string_equal(bundle_get_info(b)->split_hash, w->c.split_hash);
+    assert_non_null(strstr(bundle_get_info(b)->metrics_json, "\"test\""));
+    ASSERT_OK(bundle_predict(b, &w->c, &f, &e));
+    assert_string_equal(f.model_hash, bundle_hash(b));
+    ASSERT_OK(file_path(path, &e, "%s/predictions.csv", dir));
+    ASSERT_OK(csv_read(&t, path, &e));
+    assert_int_equal(t.rows, PATIENTS + 1);
+    assert_int_equal(f.n_studies, PATIENTS);
+    for (size_t i = 0; i < f.n_studies; i++) {
+        size_t row = 1;
+        while (row < t.rows && strcmp(csv_at(&t, row, csv_column(&t, "case")), f.studies[i].study_key)) row++;
+        assert_true(row < t.rows);
+        double p = atof(csv_at(&t, row, csv_column(&t, "p_square"))), weight = 0;
+        const study_finding *s = &f.studies[i];
+        if (fabs(p - s->probability[1]) > 1e-4) fail_msg("%f in the run, %f from the bundle", p, s->probability[1]);
+        assert_true(fabs(s->probability[0] + s->probability[1] - 1) < 1e-9);
+        assert_int_equal(s->label, s->probability[1] > s->probability[0]);
+        assert_int_equal(s->n_evidence, s->frames);
+        for (int k = 0; k < s->n_evidence; k++) {
+            weight += s->evidence[k].weight;
+            if (k) assert_true(s->evidence[k].weight <= s->evidence[k - 1].weight);
+        }
+        assert_true(fabs(weight - 1) < 1e-9);
+        assert_string_equal(csv_at(&t, row, csv_column(&t, "predicted")), f.labels[s->label].name);
+    }
+    csv_close(&t);
+    findings_fini(&f);
+    bundle_close(b);
+}
+
+static void test_linear(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    finetune_result r, again;
+    finetune_options o = tiny(METHOD_LINEAR);
+    ASSERT_OK(run(w, METHOD_LINEAR, &o, &w->c, "linear", &r, &e));
+    check_learnt(&r);
+    check_bundle(w, "linear");
+    char *csv_text = read_text(w, "linear", "predictions.csv");
+    assert_null(strstr(csv_text, "P1"));
+    assert_null(strstr(csv_text, "1.2."));
+    free(csv_text);
+
+    ASSERT_OK(run(w, METHOD_LINEAR, &o, &w->c, "linear", &again, &e));
+    assert_true(again.already_done && again.has_test);
+    assert_true(fabs(again.test.auc - r.test.auc) < 1e-6 && again.test.n == r.test.n);
+    o.seed++;
+    assert_int_equal(run(w, METHOD_LINEAR, &o, &w->c, "linear", &again, &e), ERR_CONFLICT);
+
+    /* on an adapted backbone: its params are in the bundle, though none is stepped */
+    e = (err){0};
+    ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, "linear-adapted", &r, &e));
+    check_learnt(&r);
+    check_bundle(w, "linear-adapted");
+}
+
+static size_t lines(const char *text)
+{
+    size_t n = 0;
+    for (; *text; text++) n += *text == '\n';
+    return n;
+}
+
+/* Asks to stop once the log of the run has three lines: in the middle of the third epoch or so. */
+static void *stopper(void *path)
+{
+    for (int i = 0; i < 60000; i++) {
+        char *text;
+        if (!file_read(path, 1 << 24, &text, NULL, NULL)) {
+            size_t n = lines(text);
+            free(text);
+            if (n >= 3) break;
+        }
+        usleep(500);
+    }
+    stop_request();
+    return NULL;
+}
+
+static void check_joint(world *w, peft_method method, const char *whole, const char *parts)
+{
+    err e = {0};
+    char dir[FILE_PATH_MAX], path[FILE_PATH_MAX], a[HASH_HEX], b[HASH_HEX];
+    finetune_result r, s;
+    finetune_options o = tiny(method);
+    ASSERT_OK(run(w, method, &o, &w->c, whole, &r, &e));
+    check_learnt(&r);
+    check_bundle(w, whole);
+    assert_int_equal(r.steps, 12); /* 18 training cases, 3 batches of 8 an epoch */
+    folder(w, whole, dir);
+    ASSERT_OK(file_path(path, &e, "%s/checkpoint.safetensors", dir));
+    assert_false(file_exists(path));
+    ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
+    ASSERT_OK(hash_file(path, a, &e));
+
+    pthread_t thread;
+    folder(w, parts, dir);
+    ASSERT_OK(file_path(path, &e, "%s/metrics.jsonl", dir));
+    pthread_create(&thread, NULL, stopper, path);
+    err_code rc = run(w, method, &o, &w->c, parts, &s, &e);
+    pthread_join(thread, NULL);
+    stop_clear();
+    assert_int_equal(rc, ERR_INTERRUPTED);
+    assert_true(s.steps < 12);
+    print_message("stopped after step %d\n", (int)s.steps);
+    e = (err){0};
+    stop_request(); /* once more, before anything was done */
+    assert_int_equal(run(w, method, &o, &w->c, parts, &s, &e), ERR_INTERRUPTED);
+    stop_clear();
+    e = (err){0};
+    ASSERT_OK(run(w, method, &o, &w->c, parts, &s, &e));
+    assert_true(s.resumed);
+    assert_int_equal(s.steps, 12);
+    folder(w, parts, dir);
+    ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
+    ASSERT_OK(hash_file(path, b, &e));
+    assert_string_equal(a, b);
+    char *log_a = read_text(w, whole, "metrics.jsonl"), *log_b = read_text(w, parts, "metrics.jsonl");
+    assert_int_equal(lines(log_a), 5);
+    assert_string_equal(log_a, log_b);
+    free(log_a);
+    free(log_b);
+}
+
+static void test_apla(void **state)
+{
+    check_joint(*state, METHOD_APLA, "apla", "apla-parts");
+}
+
+static void test_full(void **state)
+{
+    check_joint(*state, METHOD_FULL, "full", "full-parts");
+}
+
+/* The steps themselves learn: the training loss falls, though augmentation and class balance are drawn anew each time.
+ */
+static void test_training_moves(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    finetune_result r;
+    finetune_options o = tiny(METHOD_APLA);
+    o.epochs = 6;
+    ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, "moves", &r, &e));
+    char *text = read_text(w, "moves", "metrics.jsonl");
+    double first = NAN, last = NAN;
+    for (char *line = text; *line; line = strchr(line, '\n') + 1) {
+        const char *loss = strstr(line, "\"loss\":") + 7;
+        if (!strncmp(loss, "null", 4)) continue;
+        last = strtod(loss, NULL);
+        if (isnan(first)) first = last;
+    }
+    print_message("training loss %g -> %g\n", first, last);
+    assert_true(last < 0.9 * first);
+    free(text);
+}
+
+static void test_few(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    char path[FILE_PATH_MAX];
+    finetune_result r;
+    cohort c;
+    finetune_options o = tiny(METHOD_APLA);
+    o.epochs = 1;
+    remove((file_path(path, &e, "%s/split.csv", w->s.work), path));
+    synthetic_write(&w->s, "few.csv", "patient_id,label\nP0,a\nP1,b\n", path);
+    ASSERT_OK(cohort_open(&c, w->s.catalogue, w->s.work, path, &(split_options){0.2f, 0.2f, 1}, &e));
+    ASSERT_OK(run(w, METHOD_APLA, &o, &c, "few", &r, &e)); /* nobody to validate on: the last step */
+    assert_int_equal(r.validation.n, 0);
+    assert_false(r.has_test);
+    ASSERT_OK(run(
+        w, METHOD_LINEAR,
+        &(finetune_options){
+            .method = METHOD_LINEAR, .epochs = 1, .batch = 1, .crop_scale = {1, 1}, .view = {.size = 32, .resize = 32}},
+        &c, "few-linear", &r, &e));
+    c.cases[1].label = c.cases[0].label;
+    assert_int_equal(run(w, METHOD_APLA, &o, &c, "few-one", &r, &e), ERR_USAGE);
+    cohort_close(&c);
+}
+
+static void test_options(void **state)
+{
+    world *w = *state;
+    static const struct {
+        const char *name;
+        int batch, warmup, size;
+        double epochs;
+        float scale, smoothing;
+    } table[] = {{"batch", 0, 1, 32, 1, 1, 0},        {"epochs", 8, 1, 32, 0, 1, 0},
+                 {"NaN epochs", 8, 1, 32, NAN, 1, 0}, {"warm-up", 8, -1, 32, 1, 1, 0},
+                 {"size", 8, 1, 33, 1, 1, 0},         {"size 0", 8, 1, 0, 1, 1, 0},
+                 {"crop scale", 8, 1, 32, 1, 0, 0},   {"smoothing", 8, 1, 32, 1, 1, 1}};
+    for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
+        err e = {0};
+        finetune_result r;
+        finetune_options o = tiny(METHOD_APLA);
+        o.batch = table[t].batch;
+        o.warmup_steps = table[t].warmup;
+        o.view.size = table[t].size;
+        o.epochs = table[t].epochs;
+        o.crop_scale[0] = table[t].scale;
+        o.label_smoothing = table[t].smoothing;
+        assert_int_equal(run(w, METHOD_APLA, &o, &w->c, "options", &r, &e), ERR_USAGE);
+        print_message("%s: %s\n", table[t].name, e.msg);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_linear),  cmocka_unit_test(test_apla),
+                                       cmocka_unit_test(test_full),    cmocka_unit_test(test_training_moves),
+                                       cmocka_unit_test(test_options), cmocka_unit_test(test_few)};
+    return cmocka_run_group_tests(tests, make, unmake);
+}
