@@ -125,6 +125,9 @@ typedef struct op_table {
     void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
     void (*attention_bwd)(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                           size_t T, size_t H, size_t D);
+    /* For models without a class token: out (B,1+T,C) = [mean of x's rows from `first` on | x], x (B,T,C); and back. */
+    void (*mean_token_fwd)(device *d, dv *out, const dv *x, size_t B, size_t T, size_t first, size_t C);
+    void (*mean_token_bwd)(device *d, dv *dx, const dv *dout, size_t B, size_t T, size_t first, size_t C);
     /* out[i] = x[rows[i]] and dx[rows[i]] += dout[i]; rows int32 (n), distinct; C columns ct. */
     void (*gather)(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
     void (*scatter_add)(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);

@@ -93,7 +93,7 @@ typedef enum { VIT_INFER, VIT_GRAD } vit_keep;
 
 typedef struct vit_block_acts vit_block_acts;
 typedef struct vit_pass {
-    size_t B, height, width, P, T; /* P patches, T = class token + registers + P */
+    size_t B, height, width, P, T; /* P patches, T = 1 + registers + P: the class token's row is always there */
     vit_keep keep;
     dv *patches; /* (B*P, C) ct: patch embedding, before positions and mask */
     dv *out;     /* (B,T,C) ct: after the final norm */

@@ -1,0 +1,211 @@
+/* op_cpu.c: the CPU device: memory, casts, workspace, and the table, filled by position so that a missing op does not
+ * compile. */
+#include "model/op_cpu.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+#include "base/arena.h"
+#include "base/pool.h"
+
+enum { CHUNK = 4096 }; /* elements that one thread takes of an elementwise loop */
+
+OP_WIDE static void widen(float *out, const uint16_t *in, size_t n)
+{
+    for (size_t i = 0; i < n; i++) out[i] = op_bf16_to_f32(in[i]);
+}
+
+OP_WIDE static void narrow(uint16_t *out, const float *in, size_t n)
+{
+    for (size_t i = 0; i < n; i++) out[i] = op_f32_to_bf16(in[i]);
+}
+
+void op_cpu_load(const device *d, float *out, const dv *x, size_t at, size_t n)
+{
+    if (d->ct == COMPUTE_BF16)
+        widen(out, (const uint16_t *)x + at, n);
+    else
+        memcpy(out, (const float *)x + at, n * sizeof *out);
+}
+
+void op_cpu_store(const device *d, dv *y, size_t at, const float *in, size_t n)
+{
+    if (d->ct == COMPUTE_BF16)
+        narrow((uint16_t *)y + at, in, n);
+    else
+        memcpy((float *)y + at, in, n * sizeof *in);
+}
+
+float *op_cpu_row(const device *d, int i)
+{
+    const op_cpu *o = d->impl;
+    return o->row + ((size_t)omp_get_thread_num() * 4 + (size_t)i) * OP_CPU_ROW_MAX;
+}
+
+err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e)
+{
+    (void)d;
+    size_t rounded = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    *out = rounded >= bytes ? aligned_alloc(ARENA_ALIGN, rounded ? rounded : ARENA_ALIGN) : NULL;
+    if (!*out) FAIL(e, NOMEM, "no memory for %zu bytes of model data", bytes);
+    memset(*out, 0, rounded ? rounded : ARENA_ALIGN);
+    return ERR_OK;
+}
+
+void op_cpu_free(device *d, dv *p)
+{
+    (void)d;
+    free(p);
+}
+
+void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes)
+{
+    (void)d;
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+void op_cpu_download(device *d, void *dst, const dv *src, size_t bytes)
+{
+    (void)d;
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+void op_cpu_zero(device *d, dv *p, size_t bytes)
+{
+    (void)d;
+    if (bytes) memset(p, 0, bytes);
+}
+
+void op_cpu_copy(device *d, dv *dst, const dv *src, size_t bytes)
+{
+    (void)d;
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+void op_cpu_to_ct(device *d, dv *dst, const dv *src_f32, size_t n)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i += CHUNK)
+        op_cpu_store(d, dst, i, (const float *)src_f32 + i, n - i < CHUNK ? n - i : CHUNK);
+}
+
+void op_cpu_to_f32(device *d, dv *dst_f32, const dv *src, size_t n)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i += CHUNK) op_cpu_load(d, (float *)dst_f32 + i, src, i, n - i < CHUNK ? n - i : CHUNK);
+}
+
+void op_cpu_add(device *d, dv *dst, const dv *src, size_t n)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i += CHUNK) {
+        size_t m = n - i < CHUNK ? n - i : CHUNK;
+        float *a = op_cpu_row(d, 0), *b = op_cpu_row(d, 1);
+        op_cpu_load(d, a, dst, i, m);
+        op_cpu_load(d, b, src, i, m);
+        for (size_t k = 0; k < m; k++) a[k] += b[k];
+        op_cpu_store(d, dst, i, a, m);
+    }
+}
+
+static const op_table cpu_table = {
+    "cpu",
+    op_cpu_alloc,
+    op_cpu_free,
+    op_cpu_upload,
+    op_cpu_download,
+    op_cpu_zero,
+    op_cpu_copy,
+    op_cpu_to_ct,
+    op_cpu_to_f32,
+    op_cpu_add,
+    op_cpu_linear_fwd,
+    op_cpu_linear_gelu_fwd,
+    op_cpu_linear_dx,
+    op_cpu_linear_dw,
+    op_cpu_linear_release,
+    op_cpu_patchify,
+    op_cpu_embed_fwd,
+    op_cpu_embed_bwd,
+    op_cpu_norm_fwd,
+    op_cpu_norm_bwd,
+    op_cpu_norm_again,
+    op_cpu_residual_fwd,
+    op_cpu_residual_bwd,
+    op_cpu_gelu_fwd,
+    op_cpu_gelu_bwd,
+    op_cpu_attention_fwd,
+    op_cpu_attention_bwd,
+    op_cpu_mean_token_fwd,
+    op_cpu_mean_token_bwd,
+    op_cpu_gather,
+    op_cpu_scatter_add,
+    op_cpu_l2_fwd,
+    op_cpu_l2_bwd,
+    op_cpu_weight_norm_fwd,
+    op_cpu_weight_norm_bwd,
+    op_cpu_teacher_softmax,
+    op_cpu_center_update,
+    op_cpu_soft_ce,
+    op_cpu_koleo,
+    op_cpu_softmax_ce,
+    op_cpu_grad_square,
+    op_cpu_adamw,
+    op_cpu_ema,
+    op_cpu_refresh,
+};
+
+err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
+{
+    *d = (device){0};
+    bool native = op_cpu_matmul_has_bf16();
+    if (ct == COMPUTE_BF16 && !native)
+        FAIL(e, UNSUPPORTED, "this processor does not multiply bf16 natively; use --compute f32");
+    op_cpu *o = calloc(1, sizeof *o);
+    if (!o) FAIL(e, NOMEM, "no memory for the compute device");
+    d->op = &cpu_table;
+    d->impl = o;
+    d->ct = ct == COMPUTE_AUTO ? (native ? COMPUTE_BF16 : COMPUTE_F32) : ct;
+    d->ct_bytes = d->ct == COMPUTE_BF16 ? 2 : 4;
+    d->threads = threads > 0 ? threads : pool_processors();
+    omp_set_num_threads(d->threads);
+    omp_set_dynamic(0);
+    o->row = aligned_alloc(ARENA_ALIGN, (size_t)d->threads * 4 * OP_CPU_ROW_MAX * sizeof *o->row);
+    o->matmul = op_cpu_matmul_open();
+    if (!o->row || !o->matmul) {
+        device_close(d);
+        FAIL(e, NOMEM, "no memory for the compute device");
+    }
+    return ERR_OK;
+}
+
+void device_close(device *d)
+{
+    op_cpu *o = d->impl;
+    if (!o) return;
+    if (o->matmul) op_cpu_matmul_close(o->matmul);
+    free(o->row);
+    free(d->work);
+    free(o);
+    *d = (device){0};
+}
+
+err_code device_reserve(device *d, size_t bytes, err *e)
+{
+    if (bytes <= d->work_bytes) return ERR_OK;
+    dv *p;
+    TRY(d->op->alloc(d, bytes, &p, e));
+    if (d->work) d->op->free(d, d->work);
+    d->work = p;
+    d->work_bytes = bytes;
+    return ERR_OK;
+}
+
+err_code device_sync(device *d, err *e)
+{
+    if (!d->sticky.code) return ERR_OK;
+    if (e && !e->code) *e = d->sticky;
+    err_code code = d->sticky.code;
+    d->sticky = (err){0};
+    return code;
+}

@@ -1,0 +1,161 @@
+/* op_cpu.h: the CPU's ops, one function per entry of op.h's table, and what their files share. Nothing above model/
+ * includes it.
+ *
+ * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN. op_cpu_attention.c, op_cpu_vit.c: the transformer.
+ * op_cpu_loss.c: the objective. op_cpu_optim.c: the optimiser. Rows are loaded into fp32, computed in fp32 and stored
+ * as ct. */
+#ifndef RADAPT_OP_CPU_H
+#define RADAPT_OP_CPU_H
+#include <string.h>
+
+#include "model/op.h"
+
+/* Loops that are worth several versions: chosen at load time by the processor. Not under sanitizers, whose instrumented
+ * resolvers crash. */
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
+#define OP_WIDE __attribute__((noinline, target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define OP_WIDE __attribute__((noinline))
+#endif
+
+enum { OP_CPU_ROW_MAX = 16384 }; /* longest row of channels, floats */
+
+/* oneDNN's part of device.impl (op_cpu_matmul.c). */
+typedef struct matmul_cache matmul_cache;
+typedef struct {
+    matmul_cache *matmul;
+    float *row; /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
+} op_cpu;
+matmul_cache *op_cpu_matmul_open(void);
+void op_cpu_matmul_close(matmul_cache *c);
+bool op_cpu_matmul_has_bf16(void);
+/* Scratch row i (0..3) of the calling OpenMP thread. */
+float *op_cpu_row(const device *d, int i);
+
+/* A plain product for the other files: c (batch..., M, N) = a b with element strides; see op_cpu_matmul.c. */
+typedef struct {
+    size_t batch, heads; /* outer dimensions */
+    size_t m, n, k;
+    /* element strides: batch, head, row, column */
+    size_t a[4], b[4], c[4];
+    bool a_f32, b_f32, c_f32; /* else ct */
+    bool accumulate;
+} op_cpu_gemm;
+void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
+
+static inline float op_bf16_to_f32(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* Round to nearest even; NaN stays NaN. */
+static inline uint16_t op_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
+    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16 | 64) : rounded);
+}
+
+/* n values from element `at` of a ct tensor, as fp32; and back. */
+void op_cpu_load(const device *d, float *out, const dv *x, size_t at, size_t n);
+void op_cpu_store(const device *d, dv *y, size_t at, const float *in, size_t n);
+
+/* exp and erf that compilers vectorise: relative error below 2e-7 (exp), absolute below 3e-7 (erf); tested against
+ * libm. */
+static inline float op_exp(float x)
+{
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* nearest integer */
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+static inline float op_erf(float x)
+{
+    x = x < -4.0f ? -4.0f : x > 4.0f ? 4.0f : x;
+    float t = x * x;
+    float a = -2.72614225801306e-10f;
+    a = a * t + 2.77068142495902e-08f;
+    a = a * t - 2.10102402082508e-06f;
+    a = a * t - 5.69250639462346e-05f;
+    a = a * t - 7.34990630326855e-04f;
+    a = a * t - 2.95459980854025e-03f;
+    a = a * t - 1.60960333262415e-02f;
+    float b = -1.45660718464996e-05f;
+    b = b * t - 2.13374055278905e-04f;
+    b = b * t - 1.68282697438203e-03f;
+    b = b * t - 7.37332916720468e-03f;
+    b = b * t - 1.42647390514189e-02f;
+    return x * a / b;
+}
+
+err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e);
+void op_cpu_free(device *d, dv *p);
+void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes);
+void op_cpu_download(device *d, void *dst, const dv *src, size_t bytes);
+void op_cpu_zero(device *d, dv *p, size_t bytes);
+void op_cpu_copy(device *d, dv *dst, const dv *src, size_t bytes);
+void op_cpu_to_ct(device *d, dv *dst, const dv *src_f32, size_t n);
+void op_cpu_to_f32(device *d, dv *dst_f32, const dv *src, size_t n);
+void op_cpu_add(device *d, dv *dst, const dv *src, size_t n);
+void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
+void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
+void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
+void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
+                      size_t O, size_t I);
+void op_cpu_linear_release(device *d, linear_w *w);
+void op_cpu_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p);
+void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
+                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C);
+void op_cpu_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
+                      const dv *mask, size_t B, size_t P, size_t R, size_t C);
+void op_cpu_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
+                     size_t N, size_t C);
+void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
+                     const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
+void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
+                       size_t N, size_t C);
+void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C);
+void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
+                         size_t C);
+void op_cpu_gelu_fwd(device *d, dv *y, const dv *pre, size_t n);
+void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);
+void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
+void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
+                          size_t T, size_t H, size_t D);
+void op_cpu_mean_token_fwd(device *d, dv *out, const dv *x, size_t B, size_t T, size_t first, size_t C);
+void op_cpu_mean_token_bwd(device *d, dv *dx, const dv *dout, size_t B, size_t T, size_t first, size_t C);
+void op_cpu_gather(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
+void op_cpu_scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);
+void op_cpu_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C);
+void op_cpu_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C);
+void op_cpu_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C);
+void op_cpu_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C);
+void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
+                            size_t N, size_t K);
+void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
+void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair, const dv *weight,
+                    size_t P, float tau, size_t N, size_t K);
+void op_cpu_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C);
+void op_cpu_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label, const dv *class_weight,
+                       float smoothing, float w, size_t N, size_t K);
+void op_cpu_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
+void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s);
+void op_cpu_ema(device *d, param *p, size_t n, float m);
+void op_cpu_refresh(device *d, param *p, size_t n);
+
+#endif
