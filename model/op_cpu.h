@@ -41,6 +41,8 @@ typedef struct {
     bool a_f32, b_f32, c_f32; /* else ct */
     bool accumulate;
 } op_cpu_gemm;
+/* Workspace that attention needs (device_reserve). */
+size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, bool backward);
 void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
 
 static inline float op_bf16_to_f32(uint16_t h)

@@ -1,0 +1,367 @@
+/* op_cpu_matmul.c: matrix work through oneDNN 2.6's C API; no other file includes it. Primitives are made once per
+ * shape and kept, with their memory objects, whose handles are set at each call. Linear layers use oneDNN's own blocked
+ * weights: made from the first shape that asks and cached in linear_w until the weight's version changes. */
+#include <dnnl.h>
+#include <stdlib.h>
+
+#include "model/op_cpu.h"
+
+enum { KIND_FWD, KIND_FWD_GELU, KIND_DX, KIND_DW, KIND_GEMM, ENTRIES_MAX = 4096 };
+
+typedef struct {
+    int kind;
+    bool bias, bf16, accumulate;
+    size_t dims[5]; /* batch, heads, m, n, k */
+    op_cpu_gemm g;  /* zeroed unless KIND_GEMM */
+} key;
+
+typedef struct {
+    key k;
+    dnnl_primitive_t primitive;
+    dnnl_memory_desc_t weights; /* as the primitive wants them */
+    dnnl_memory_t src, wei, bias, dst;
+} entry;
+
+/* A weight in oneDNN's layout. */
+typedef struct {
+    dnnl_memory_desc_t desc;
+    void *data;
+} packed;
+
+struct matmul_cache {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    entry *entries;
+    size_t n;
+};
+
+bool op_cpu_matmul_has_bf16(void)
+{
+    int isa = (int)dnnl_get_effective_cpu_isa(), bf16 = dnnl_cpu_isa_avx512_core_bf16;
+    return (isa & bf16) == bf16;
+}
+
+matmul_cache *op_cpu_matmul_open(void)
+{
+    matmul_cache *c = calloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->entries = calloc(ENTRIES_MAX, sizeof *c->entries);
+    if (!c->entries || dnnl_engine_create(&c->engine, dnnl_cpu, 0) != dnnl_success ||
+        dnnl_stream_create(&c->stream, c->engine, dnnl_stream_default_flags) != dnnl_success) {
+        op_cpu_matmul_close(c);
+        return NULL;
+    }
+    return c;
+}
+
+static void drop_entries(matmul_cache *c)
+{
+    for (size_t i = 0; i < ENTRIES_MAX; i++) {
+        entry *t = &c->entries[i];
+        if (!t->primitive) continue;
+        dnnl_primitive_destroy(t->primitive);
+        dnnl_memory_t all[] = {t->src, t->wei, t->bias, t->dst};
+        for (int k = 0; k < 4; k++)
+            if (all[k]) dnnl_memory_destroy(all[k]);
+        *t = (entry){0};
+    }
+    c->n = 0;
+}
+
+void op_cpu_matmul_close(matmul_cache *c)
+{
+    if (!c) return;
+    if (c->entries) drop_entries(c);
+    if (c->stream) dnnl_stream_destroy(c->stream);
+    if (c->engine) dnnl_engine_destroy(c->engine);
+    free(c->entries);
+    free(c);
+}
+
+static matmul_cache *cache(device *d)
+{
+    return ((op_cpu *)d->impl)->matmul;
+}
+
+static void fail(device *d, const char *what, dnnl_status_t s)
+{
+    err_set(&d->sticky, s == dnnl_out_of_memory ? ERR_NOMEM : ERR_INTERNAL, __FILE__, __LINE__,
+            "oneDNN: %s failed (status %d)", what, (int)s);
+}
+
+static size_t slot(const matmul_cache *c, const key *k)
+{
+    uint64_t h = 1469598103934665603u;
+    const unsigned char *b = (const unsigned char *)k;
+    for (size_t i = 0; i < sizeof *k; i++) h = (h ^ b[i]) * 1099511628211u;
+    size_t at = h % ENTRIES_MAX;
+    while (c->entries[at].primitive && memcmp(&c->entries[at].k, k, sizeof *k)) at = (at + 1) % ENTRIES_MAX;
+    return at;
+}
+
+static void describe(dnnl_memory_desc_t *m, const size_t *dims, const size_t *strides, int n, dnnl_data_type_t t)
+{
+    dnnl_dims_t d, s;
+    for (int i = 0; i < n; i++) {
+        d[i] = (dnnl_dim_t)dims[i];
+        s[i] = (dnnl_dim_t)strides[i];
+    }
+    dnnl_memory_desc_init_by_strides(m, n, d, t, s);
+}
+
+/* Finds or makes the primitive. any: the weights' layout is the primitive's choice; fixed (non-NULL) wins. */
+static entry *prepare(device *d, const key *k, const dnnl_memory_desc_t *src, const dnnl_memory_desc_t *wei,
+                      const dnnl_memory_desc_t *bias, const dnnl_memory_desc_t *dst)
+{
+    matmul_cache *c = cache(d);
+    size_t at = slot(c, k);
+    entry *t = &c->entries[at];
+    if (t->primitive) return t;
+    if (c->n > ENTRIES_MAX / 2) { /* shapes vary without end: start again */
+        drop_entries(c);
+        t = &c->entries[slot(c, k)];
+    }
+    dnnl_matmul_desc_t op;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t post = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_status_t s = dnnl_matmul_desc_init(&op, src, wei, bias, dst);
+    if (s == dnnl_success) s = dnnl_primitive_attr_create(&attr);
+    if (s == dnnl_success) s = dnnl_post_ops_create(&post);
+    if (s == dnnl_success && k->accumulate) s = dnnl_post_ops_append_sum(post, 1.0f);
+    if (s == dnnl_success && k->kind == KIND_FWD_GELU)
+        s = dnnl_post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_gelu_erf, 0, 0);
+    if (s == dnnl_success) s = dnnl_primitive_attr_set_post_ops(attr, post);
+    if (s == dnnl_success) s = dnnl_primitive_desc_create(&pd, &op, attr, c->engine, NULL);
+    entry made = {.k = *k};
+    if (s == dnnl_success) {
+        made.weights = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+        s = dnnl_primitive_create(&made.primitive, pd);
+    }
+    if (s == dnnl_success) s = dnnl_memory_create(&made.src, src, c->engine, DNNL_MEMORY_NONE);
+    if (s == dnnl_success) s = dnnl_memory_create(&made.wei, &made.weights, c->engine, DNNL_MEMORY_NONE);
+    if (s == dnnl_success && bias) s = dnnl_memory_create(&made.bias, bias, c->engine, DNNL_MEMORY_NONE);
+    if (s == dnnl_success) s = dnnl_memory_create(&made.dst, dst, c->engine, DNNL_MEMORY_NONE);
+    if (pd) dnnl_primitive_desc_destroy(pd);
+    if (post) dnnl_post_ops_destroy(post);
+    if (attr) dnnl_primitive_attr_destroy(attr);
+    if (s != dnnl_success) {
+        fail(d, "making a matrix product", s);
+        if (made.primitive) dnnl_primitive_destroy(made.primitive);
+        dnnl_memory_t all[] = {made.src, made.wei, made.bias, made.dst};
+        for (int i = 0; i < 4; i++)
+            if (all[i]) dnnl_memory_destroy(all[i]);
+        return NULL;
+    }
+    *t = made;
+    c->n++;
+    return t;
+}
+
+static void run(device *d, entry *t, const void *src, const void *wei, const void *bias, void *dst)
+{
+    dnnl_memory_set_data_handle(t->src, (void *)(uintptr_t)src);
+    dnnl_memory_set_data_handle(t->wei, (void *)(uintptr_t)wei);
+    dnnl_memory_set_data_handle(t->dst, dst);
+    dnnl_exec_arg_t args[4] = {{DNNL_ARG_SRC, t->src}, {DNNL_ARG_WEIGHTS, t->wei}, {DNNL_ARG_DST, t->dst}};
+    int n = 3;
+    if (t->bias) {
+        dnnl_memory_set_data_handle(t->bias, (void *)(uintptr_t)bias);
+        args[n++] = (dnnl_exec_arg_t){DNNL_ARG_BIAS, t->bias};
+    }
+    dnnl_status_t s = dnnl_primitive_execute(t->primitive, cache(d)->stream, n, args);
+    if (s != dnnl_success) fail(d, "a matrix product", s);
+}
+
+static dnnl_data_type_t ct_type(const device *d)
+{
+    return d->ct == COMPUTE_BF16 ? dnnl_bf16 : dnnl_f32;
+}
+
+static void release(packed *p)
+{
+    if (!p) return;
+    free(p->data);
+    free(p);
+}
+
+/* The weight in the layout `want`, which is (in, out) forward and (out, in) for dX; repacked when the version moved on.
+ */
+static const void *pack(device *d, linear_w *w, int direction, const dnnl_memory_desc_t *plain,
+                        const dnnl_memory_desc_t *want)
+{
+    packed *p = w->packed[direction];
+    if (p && w->packed_version[direction] == w->version && dnnl_memory_desc_equal(&p->desc, want)) return p->data;
+    matmul_cache *c = cache(d);
+    dnnl_memory_t from = NULL, to = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_primitive_t reorder = NULL;
+    dnnl_status_t s = dnnl_success;
+    if (!p || !dnnl_memory_desc_equal(&p->desc, want)) {
+        release(p);
+        w->packed[direction] = p = calloc(1, sizeof *p);
+        size_t bytes = (dnnl_memory_desc_get_size(want) + 63) & ~(size_t)63;
+        if (p) p->data = aligned_alloc(64, bytes);
+        if (!p || !p->data) {
+            fail(d, "packing a weight", dnnl_out_of_memory);
+            return NULL;
+        }
+        p->desc = *want;
+    }
+    s = dnnl_memory_create(&from, plain, c->engine, (void *)w->w);
+    if (s == dnnl_success) s = dnnl_memory_create(&to, want, c->engine, p->data);
+    if (s == dnnl_success) s = dnnl_reorder_primitive_desc_create(&pd, plain, c->engine, want, c->engine, NULL);
+    if (s == dnnl_success) s = dnnl_primitive_create(&reorder, pd);
+    dnnl_exec_arg_t args[2] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
+    if (s == dnnl_success) s = dnnl_primitive_execute(reorder, c->stream, 2, args);
+    if (reorder) dnnl_primitive_destroy(reorder);
+    if (pd) dnnl_primitive_desc_destroy(pd);
+    if (from) dnnl_memory_destroy(from);
+    if (to) dnnl_memory_destroy(to);
+    if (s != dnnl_success) fail(d, "packing a weight", s);
+    w->packed_version[direction] = w->version;
+    return p->data;
+}
+
+void op_cpu_linear_release(device *d, linear_w *w)
+{
+    (void)d;
+    for (int i = 0; i < 2; i++) {
+        release(w->packed[i]);
+        w->packed[i] = NULL;
+        w->packed_version[i] = 0;
+    }
+}
+
+/* y (N, n_out) = x (N, n_in) times the weight in one direction. */
+static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kind)
+{
+    if (!N) return;
+    bool back = kind == KIND_DX;
+    size_t in = back ? w->out : w->in, out = back ? w->in : w->out;
+    const dv *bias = back ? NULL : w->bias;
+    dnnl_data_type_t ct = ct_type(d);
+    key k;
+    memset(&k, 0, sizeof k);
+    k.kind = kind;
+    k.bias = bias != NULL;
+    k.bf16 = ct == dnnl_bf16;
+    k.dims[2] = N;
+    k.dims[3] = out;
+    k.dims[4] = in;
+    dnnl_memory_desc_t src, dst, plain, any, b;
+    describe(&src, (size_t[]){N, in}, (size_t[]){in, 1}, 2, ct);
+    describe(&dst, (size_t[]){N, out}, (size_t[]){out, 1}, 2, ct);
+    describe(&b, (size_t[]){1, out}, (size_t[]){out, 1}, 2, dnnl_f32);
+    /* W is stored (O,I): forward it is read as its transpose. */
+    if (back)
+        describe(&plain, (size_t[]){in, out}, (size_t[]){out, 1}, 2, ct);
+    else
+        describe(&plain, (size_t[]){in, out}, (size_t[]){1, in}, 2, ct);
+    packed *p = w->packed[back];
+    if (p)
+        any = p->desc; /* one packed copy serves every N */
+    else
+        dnnl_memory_desc_init_by_tag(&any, 2, (dnnl_dims_t){(dnnl_dim_t)in, (dnnl_dim_t)out}, ct, dnnl_format_tag_any);
+    entry *t = prepare(d, &k, &src, &any, bias ? &b : NULL, &dst);
+    if (!t) return;
+    const void *weights = pack(d, w, back, &plain, &t->weights);
+    if (weights) run(d, t, x, weights, bias, y);
+}
+
+void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
+{
+    linear(d, y, x, w, N, KIND_FWD);
+}
+
+void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)
+{
+    if (!pre) {
+        linear(d, y, x, w, N, KIND_FWD_GELU);
+        return;
+    }
+    linear(d, pre, x, w, N, KIND_FWD);
+    op_cpu_gelu_fwd(d, y, pre, N * w->out);
+}
+
+void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
+{
+    linear(d, dx, dy, w, N, KIND_DX);
+}
+
+/* Column sums of dy (N,O), chosen columns: per-thread ranges of columns, rows in order, so the result does not depend
+ * on timing. */
+static void column_sums(device *d, float *db, const dv *dy, const int32_t *rows, size_t R, size_t N, size_t O)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < R; first += 64) {
+        size_t n = R - first < 64 ? R - first : 64;
+        float sum[64] = {0}, row[64];
+        for (size_t i = 0; i < N; i++) {
+            if (rows)
+                for (size_t k = 0; k < n; k++) op_cpu_load(d, &row[k], dy, i * O + (size_t)rows[first + k], 1);
+            else
+                op_cpu_load(d, row, dy, i * O + first, n);
+            for (size_t k = 0; k < n; k++) sum[k] += row[k];
+        }
+        for (size_t k = 0; k < n; k++) db[first + k] += sum[k];
+    }
+}
+
+void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
+                      size_t O, size_t I)
+{
+    if (!N || !R) return;
+    if (db) column_sums(d, (float *)db, dy, (const int32_t *)rows, R, N, O);
+    if (!dw) return;
+    op_cpu_gemm g;
+    memset(&g, 0, sizeof g);
+    g.batch = g.heads = 1;
+    g.m = R;
+    g.n = I;
+    g.k = N;
+    g.a[2] = 1; /* dy transposed */
+    g.a[3] = O;
+    g.b[2] = I;
+    g.b[3] = 1;
+    g.c[2] = I;
+    g.c[3] = 1;
+    g.c_f32 = g.accumulate = true;
+    if (rows) { /* the chosen columns, side by side, in the workspace */
+        const int32_t *r = (const int32_t *)rows;
+        size_t cell = d->ct_bytes;
+        char *to = (char *)d->work;
+        const char *from = (const char *)dy;
+        if (N * R * cell > d->work_bytes) {
+            err_set(&d->sticky, ERR_INTERNAL, __FILE__, __LINE__, "workspace of %zu bytes, %zu needed", d->work_bytes,
+                    N * R * cell);
+            return;
+        }
+#pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < N; i++)
+            for (size_t k = 0; k < R; k++) memcpy(to + (i * R + k) * cell, from + (i * O + (size_t)r[k]) * cell, cell);
+        dy = d->work;
+        g.a[3] = R;
+    }
+    op_cpu_gemm_run(d, &g, dy, x, dw);
+}
+
+void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c)
+{
+    dnnl_data_type_t ct = ct_type(d);
+    key k;
+    memset(&k, 0, sizeof k);
+    k.kind = KIND_GEMM;
+    k.bf16 = ct == dnnl_bf16;
+    k.accumulate = g->accumulate;
+    memcpy(&k.g, g, sizeof *g);
+    dnnl_memory_desc_t src, wei, dst;
+    int from = g->batch == 1 && g->heads == 1 ? 2 : 0; /* plain matrices are 2-D */
+    size_t da[] = {g->batch, g->heads, g->m, g->k}, db[] = {g->batch, g->heads, g->k, g->n},
+           dc[] = {g->batch, g->heads, g->m, g->n};
+    describe(&src, da + from, g->a + from, 4 - from, g->a_f32 ? dnnl_f32 : ct);
+    describe(&wei, db + from, g->b + from, 4 - from, g->b_f32 ? dnnl_f32 : ct);
+    describe(&dst, dc + from, g->c + from, 4 - from, g->c_f32 ? dnnl_f32 : ct);
+    entry *t = prepare(d, &k, &src, &wei, NULL, &dst);
+    if (t) run(d, t, a, b, NULL, c);
+}
