@@ -48,7 +48,6 @@ struct vit {
     param_set *ps; /* after vit_train */
     bool trained;
     bool below; /* something below block 0's attention output is trained: the backward pass goes all the way */
-    uint32_t pos_version;
 };
 
 /* The fp32 gradient of a param, NULL when frozen. */
@@ -79,16 +78,18 @@ typedef struct {
     dv *normed;                 /* (N,C): final norm where out has the extra row, else out itself */
     dv *pos[2];                 /* (1+P,C) f32 on this grid */
     bool pos_ready[2];
-    uint32_t pos_seen[2];
     float *wy, *wx; /* (gh,G), (gw,G): interpolation weights; NULL: the grid matches */
     size_t gh, gw;
     dv *dx, *dbranch, *dqkv, *dhidden; /* backward */
 } vit_pass_impl;
 
-/* Positional rows on the pass's grid from the live table, when they are not there or the table moved on. */
+/* Positional rows on the pass's grid from the live table: once, or each time where the table is trained. */
 void vit_positions(vit *m, vit_who who, vit_pass *a);
 /* The transposed: dpos (1+P,C) f32 host -> += into grad (1+G*G,C) f32 host. */
 void vit_positions_bwd(const vit *m, const vit_pass *a, const float *dpos, float *grad);
+
+/* Interpolation weights of the pass's grid into k (host; nothing where the grid matches). */
+err_code vit_position_weights(vit_pass_impl *k, size_t G, pos_interpolation how, err *e);
 
 /* vit_load.c: reads or draws every tensor into m (host values and device copies), fills m->c and m->hash. */
 err_code vit_load(vit *m, const vit_source *s, err *e);
