@@ -51,9 +51,9 @@ struct vit {
 };
 
 /* The fp32 gradient of a param, NULL when frozen. */
-static inline dv *vit_grad_of(const vit *m, int param)
+static inline dv *vit_grad_of(const vit *m, int index)
 {
-    return param < 0 ? NULL : m->ps->p[param].grad;
+    return index < 0 ? NULL : m->ps->p[index].grad;
 }
 
 /* Activations of one block that backward needs. In inference every block uses block 0's. */
