@@ -1,6 +1,7 @@
 /* vit_impl.h: what vit.c, vit_grad.c and vit_load.c share: weights of student and teacher, and a pass's activations. */
 #ifndef RADAPT_VIT_IMPL_H
 #define RADAPT_VIT_IMPL_H
+#include "io/safetensors.h"
 #include "model/vit.h"
 
 enum { VIT_FROZEN = -1 };
@@ -24,13 +25,15 @@ typedef struct {
     vit_linear qkv, proj, fc1, fc2;
 } vit_block;
 
-/* One tensor as loaded, in the order of the file names below: name, where it lives, fp32 values on the host until
- * vit_train (masters) or close. */
+/* One tensor of the model, in the fixed order of vit_load.c. Its fp32 values are read again (or drawn again) where
+ * masters are made, so that no second copy of the backbone stays on the host. */
 typedef struct {
-    char name[64];      /* DINOv2 name: "blocks.3.attn.proj.weight" */
-    size_t rows, cols;  /* (O,I) of a weight; (n,1) of a vector */
-    float *values;      /* (rows, cols) */
-    vit_vector *vector; /* one of these two */
+    char name[64];         /* DINOv2 name: "blocks.3.attn.proj.weight" */
+    size_t rows, cols;     /* (O,I) of a weight; (n,1) of a vector; (n,C) of positions and registers */
+    const tensor *part[3]; /* in the file, one after the other (query, key, value); all NULL: drawn, or zeros */
+    size_t skip;           /* of part[0]: values in front that belong to others */
+    size_t pad;            /* zeros in front: the class token's row of a table that has none */
+    vit_vector *vector;    /* one of these two */
     vit_linear *linear;
     bool is_bias; /* of linear */
 } vit_tensor;
@@ -45,6 +48,9 @@ struct vit {
     vit_block *block; /* (depth) */
     vit_tensor *tensors;
     size_t n_tensors;
+    safetensors file; /* open as long as the model: masters are read from it */
+    bool random;      /* no file: drawn from seed */
+    uint64_t seed;
     param_set *ps; /* after vit_train */
     bool trained;
     bool below; /* something below block 0's attention output is trained: the backward pass goes all the way */
@@ -91,7 +97,9 @@ void vit_positions_bwd(const vit *m, const vit_pass *a, const float *dpos, float
 /* Interpolation weights of the pass's grid into k (host; nothing where the grid matches). */
 err_code vit_position_weights(vit_pass_impl *k, size_t G, pos_interpolation how, err *e);
 
-/* vit_load.c: reads or draws every tensor into m (host values and device copies), fills m->c and m->hash. */
+/* vit_load.c: the shape from the file (or s->random), m->tensors with where each is found, m->c. Nothing on the device. */
 err_code vit_load(vit *m, const vit_source *s, err *e);
+/* Values of tensor t, (rows, cols) fp32. ERR_NUMERIC if one is not finite. */
+err_code vit_load_values(const vit *m, const vit_tensor *t, float *out, err *e);
 
 #endif

@@ -1,0 +1,56 @@
+/* optim.c: see optim.h. */
+#include "adapt/optim.h"
+
+#include <math.h>
+
+float schedule_warm_cosine(float base, float last, uint64_t step, uint64_t warm, uint64_t total)
+{
+    if (step < warm) return base * (float)step / (float)warm;
+    return schedule_cosine(base, last, step - warm, total > warm ? total - warm : 0);
+}
+
+float schedule_cosine(float first, float last, uint64_t step, uint64_t total)
+{
+    if (!total || step >= total) return last;
+    return (float)(last + 0.5 * (first - last) * (1 + cos(3.14159265358979323846 * (double)step / (double)total)));
+}
+
+float schedule_linear(float first, float last, uint64_t step, uint64_t over)
+{
+    if (!over || step >= over) return last;
+    return first + (last - first) * (float)step / (float)over;
+}
+
+err_code optim_init(optim *o, device *d, param_set *ps, float clip, err *e)
+{
+    *o = (optim){.d = d, .ps = ps, .clip = clip};
+    return d->op->alloc(d, sizeof(float), &o->scalar, e);
+}
+
+void optim_fini(optim *o)
+{
+    if (o->scalar) o->d->op->free(o->d, o->scalar);
+    *o = (optim){0};
+}
+
+void optim_zero(optim *o)
+{
+    for (size_t i = 0; i < o->ps->n; i++) {
+        const param *p = &o->ps->p[i];
+        o->d->op->zero(o->d, p->grad, p->rows * p->cols * sizeof(float));
+    }
+}
+
+err_code optim_step(optim *o, adamw_step *s, err *e)
+{
+    const op_table *op = o->d->op;
+    float square;
+    op->grad_square(o->d, o->scalar, o->ps->p, o->ps->n, s);
+    op->download(o->d, &square, o->scalar, sizeof square);
+    TRY(device_sync(o->d, e));
+    o->norm = sqrtf(square);
+    if (!isfinite(o->norm)) FAIL(e, NUMERIC, "the gradient is not finite");
+    s->grad_scale = o->clip > 0 && o->norm > o->clip ? o->clip / (o->norm + 1e-6f) : 1; /* as torch's clip_grad_norm_ */
+    op->adamw(o->d, o->ps->p, o->ps->n, s);
+    return device_sync(o->d, e);
+}

@@ -1,0 +1,127 @@
+/* op_cpu_optim.c: the optimiser's ops over a list of params: one pass a tensor reads the gradient, updates master and
+ * Adam state and writes the live copy. Decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2). */
+#include <math.h>
+
+#include "model/op_cpu.h"
+
+enum { PIECE = 4096 };
+
+static bool skipped(const param *p, const adamw_step *s)
+{
+    return (p->prototypes && s->skip_prototypes) || (!p->head && s->skip_backbone);
+}
+
+OP_WIDE static double square_sum(const float *g, size_t n)
+{
+    double s = 0;
+    for (size_t i = 0; i < n; i++) s += (double)g[i] * g[i];
+    return s;
+}
+
+void op_cpu_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s)
+{
+    (void)d;
+    double total = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (skipped(&p[i], s)) continue;
+        size_t count = p[i].rows * p[i].cols;
+        const float *g = (const float *)p[i].grad;
+        double sum = 0;
+#pragma omp parallel for schedule(static, 1) ordered
+        for (size_t k = 0; k < count; k += PIECE) {
+            double part = square_sum(g + k, count - k < PIECE ? count - k : PIECE);
+#pragma omp ordered
+            sum += part;
+        }
+        total += sum;
+    }
+    *(float *)out = (float)total;
+}
+
+/* live = cast(values), rows scattered where only some are trained. */
+static void write_live(device *d, const param *p, dv *live, linear_w *linear, const float *values)
+{
+    if (live && p->rows_host) {
+#pragma omp parallel for schedule(static)
+        for (size_t r = 0; r < p->rows; r++) {
+            size_t at = (size_t)p->rows_host[r] * p->cols;
+            if (p->live_ct)
+                op_cpu_store(d, live, at, values + r * p->cols, p->cols);
+            else
+                memcpy((float *)live + at, values + r * p->cols, p->cols * sizeof *values);
+        }
+    } else if (live) {
+        size_t count = p->rows * p->cols;
+#pragma omp parallel for schedule(static)
+        for (size_t k = 0; k < count; k += PIECE) {
+            size_t m = count - k < PIECE ? count - k : PIECE;
+            if (p->live_ct)
+                op_cpu_store(d, live, k, values + k, m);
+            else
+                memcpy((float *)live + k, values + k, m * sizeof *values);
+        }
+    }
+    if (linear) linear->version++;
+}
+
+typedef struct {
+    float beta1, beta2, eps, grad_scale, decay, step, root2; /* step = lr / (1-b1^t), root2 = sqrt(1-b2^t) */
+} adam;
+
+OP_WIDE static void adam_piece(float *w, const float *g, float *m, float *v, size_t n, const adam *a)
+{
+    for (size_t i = 0; i < n; i++) {
+        float grad = g[i] * a->grad_scale;
+        m[i] = a->beta1 * m[i] + (1 - a->beta1) * grad;
+        v[i] = a->beta2 * v[i] + (1 - a->beta2) * grad * grad;
+        w[i] = w[i] * a->decay - a->step * m[i] / (sqrtf(v[i]) / a->root2 + a->eps);
+    }
+}
+
+void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (skipped(&p[i], s)) continue;
+        float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
+        adam a = {s->beta1,
+                  s->beta2,
+                  s->eps,
+                  s->grad_scale,
+                  p[i].decay ? 1 - lr * s->weight_decay : 1,
+                  (float)(lr / (1 - pow(s->beta1, (double)s->t))),
+                  (float)sqrt(1 - pow(s->beta2, (double)s->t))};
+        size_t count = p[i].rows * p[i].cols;
+        float *w = (float *)p[i].master, *m = (float *)p[i].m, *v = (float *)p[i].v;
+        const float *g = (const float *)p[i].grad;
+#pragma omp parallel for schedule(static)
+        for (size_t k = 0; k < count; k += PIECE)
+            adam_piece(w + k, g + k, m + k, v + k, count - k < PIECE ? count - k : PIECE, &a);
+        write_live(d, &p[i], p[i].live, p[i].linear, w);
+    }
+}
+
+OP_WIDE static void ema_piece(float *t, const float *w, float m, size_t n)
+{
+    for (size_t i = 0; i < n; i++) t[i] = m * t[i] + (1 - m) * w[i];
+}
+
+void op_cpu_ema(device *d, param *p, size_t n, float m)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!p[i].teacher) continue;
+        size_t count = p[i].rows * p[i].cols;
+        float *t = (float *)p[i].teacher;
+        const float *w = (const float *)p[i].master;
+#pragma omp parallel for schedule(static)
+        for (size_t k = 0; k < count; k += PIECE) ema_piece(t + k, w + k, m, count - k < PIECE ? count - k : PIECE);
+        write_live(d, &p[i], p[i].live_teacher, p[i].linear_teacher, t);
+    }
+}
+
+void op_cpu_refresh(device *d, param *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        write_live(d, &p[i], p[i].live, p[i].linear, (const float *)p[i].master);
+        if (p[i].teacher) write_live(d, &p[i], p[i].live_teacher, p[i].linear_teacher, (const float *)p[i].teacher);
+    }
+}
