@@ -31,8 +31,10 @@ typedef struct {
     char name[64];         /* DINOv2 name: "blocks.3.attn.proj.weight" */
     size_t rows, cols;     /* (O,I) of a weight; (n,1) of a vector; (n,C) of positions and registers */
     const tensor *part[3]; /* in the file, one after the other (query, key, value); all NULL: drawn, or zeros */
-    size_t skip;           /* of part[0]: values in front that belong to others */
     size_t pad;            /* zeros in front: the class token's row of a table that has none */
+    size_t cut_at, cut;    /* values of the file's tensor that are left out: positions of registers */
+    const tensor *plus;    /* added to it: registers' positions, from value plus_at on */
+    size_t plus_at;
     vit_vector *vector;    /* one of these two */
     vit_linear *linear;
     bool is_bias; /* of linear */

@@ -1,0 +1,62 @@
+/* param.c: trainable tensors: their fp32 masters, gradients, Adam state and EMA teacher on the device. The live copies,
+ * which the model reads, belong to whoever owns the weights. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/vit.h"
+
+param *param_add(param_set *ps, const char *name, size_t rows, size_t cols)
+{
+    if (ps->n == ps->capacity) {
+        size_t capacity = ps->capacity ? ps->capacity * 2 : 16;
+        param *grown = realloc(ps->p, capacity * sizeof *grown);
+        if (!grown) return NULL;
+        ps->p = grown;
+        ps->capacity = capacity;
+    }
+    param *p = &ps->p[ps->n++];
+    *p = (param){.rows = rows, .cols = cols, .full_rows = rows, .lr_scale = 1};
+    strncpy(p->name, name, sizeof p->name - 1);
+    return p;
+}
+
+err_code param_alloc(device *d, param *p, const float *values, bool teacher, err *e)
+{
+    size_t bytes;
+    if (!size_mul(p->rows, p->cols, &bytes) || !size_mul(bytes, sizeof(float), &bytes))
+        FAIL(e, LIMIT, "%s is too large", p->name);
+    TRY(d->op->alloc(d, bytes, &p->master, e));
+    TRY(d->op->alloc(d, bytes, &p->grad, e));
+    TRY(d->op->alloc(d, bytes, &p->m, e));
+    TRY(d->op->alloc(d, bytes, &p->v, e));
+    d->op->upload(d, p->master, values, bytes);
+    if (teacher) {
+        TRY(d->op->alloc(d, bytes, &p->teacher, e));
+        d->op->upload(d, p->teacher, values, bytes);
+    }
+    if (p->rows_host) {
+        TRY(d->op->alloc(d, p->rows * sizeof *p->rows_host, &p->row_index, e));
+        d->op->upload(d, p->row_index, p->rows_host, p->rows * sizeof *p->rows_host);
+    }
+    return ERR_OK;
+}
+
+param *param_find(const param_set *ps, const char *name)
+{
+    for (size_t i = 0; i < ps->n; i++)
+        if (!strcmp(ps->p[i].name, name)) return &ps->p[i];
+    return NULL;
+}
+
+void param_set_free(device *d, param_set *ps)
+{
+    for (size_t i = 0; i < ps->n; i++) {
+        param *p = &ps->p[i];
+        dv *all[] = {p->row_index, p->master, p->grad, p->m, p->v, p->teacher};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+            if (all[k]) d->op->free(d, all[k]);
+        free(p->rows_host);
+    }
+    free(ps->p);
+    *ps = (param_set){0};
+}

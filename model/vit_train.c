@@ -1,0 +1,151 @@
+/* vit_train.c: parameter-efficient fine-tuning as data: which weights become params, and what the teacher has of its
+ * own. APLA: the attention's output projection of every block, all of it or r output features with their biases, drawn
+ * once a block and the same in student and teacher. Everything frozen exists once. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "model/vit_impl.h"
+
+static int compare_rows(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* r of n rows, ascending; the caller frees. */
+static int32_t *draw_rows(uint64_t seed, int block, size_t n, size_t r)
+{
+    uint32_t *all = malloc(n * sizeof *all);
+    int32_t *rows = malloc(r * sizeof *rows);
+    if (all && rows) {
+        rng g = rng_at(seed, RNG_ROWS, (uint64_t)block, 0);
+        for (size_t i = 0; i < n; i++) all[i] = (uint32_t)i;
+        rng_shuffle(&g, all, n);
+        for (size_t i = 0; i < r; i++) rows[i] = (int32_t)all[i];
+        qsort(rows, r, sizeof *rows, compare_rows);
+        free(all);
+        return rows;
+    }
+    free(all);
+    free(rows);
+    return NULL;
+}
+
+/* A copy of device memory. */
+static err_code clone(device *d, dv **out, const dv *src, size_t bytes, err *e)
+{
+    TRY(d->op->alloc(d, bytes, out, e));
+    d->op->copy(d, *out, src, bytes);
+    return ERR_OK;
+}
+
+/* The teacher's own linear layer, equal to the student's. */
+static err_code split_linear(device *d, vit_linear *l, err *e)
+{
+    if (l->live[1] != l->live[0]) return ERR_OK;
+    linear_w *own = &l->w[1], *s = &l->w[0];
+    *own = (linear_w){.out = s->out, .in = s->in, .version = 1};
+    TRY(clone(d, &own->w, s->w, s->out * s->in * d->ct_bytes, e));
+    if (s->bias) TRY(clone(d, &own->bias, s->bias, s->out * sizeof(float), e));
+    l->live[1] = own;
+    return ERR_OK;
+}
+
+/* Norms, biases and LayerScale are not decayed. */
+static bool decays(const vit_tensor *t)
+{
+    return !t->is_bias && !strstr(t->name, "norm") && !strstr(t->name, "gamma");
+}
+
+/* Appends the param of a tensor (rows of it, if given) and points its live copies at the model's. values: room for the
+ * whole tensor. */
+static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t n_rows, bool teacher, param_set *ps,
+                             float *values, err *e)
+{
+    device *d = m->d;
+    param *p = param_add(ps, t->name, rows ? n_rows : t->rows, t->cols);
+    if (!p) FAIL(e, NOMEM, "no memory for %s", t->name);
+    p->full_rows = t->rows;
+    p->decay = decays(t);
+    TRY(vit_load_values(m, t, values, e));
+    if (rows) {
+        p->rows_host = malloc(n_rows * sizeof *rows);
+        if (!p->rows_host) FAIL(e, NOMEM, "no memory for %s", t->name);
+        memcpy(p->rows_host, rows, n_rows * sizeof *rows);
+        for (size_t i = 0; i < n_rows; i++) /* ascending: never over a row still to be read */
+            memmove(values + i * t->cols, values + (size_t)rows[i] * t->cols, t->cols * sizeof *values);
+    }
+    TRY(param_alloc(d, p, values, teacher, e));
+    int index = (int)(ps->n - 1);
+    if (t->vector) {
+        vit_vector *v = t->vector;
+        if (teacher) TRY(clone(d, &v->live[1], v->live[0], v->count * sizeof *values, e));
+        v->param = index;
+        p->live = v->live[0];
+        p->live_teacher = teacher ? v->live[1] : NULL;
+        return ERR_OK;
+    }
+    vit_linear *l = t->linear;
+    if (teacher) TRY(split_linear(d, l, e));
+    linear_w *s = l->live[0], *own = teacher ? l->live[1] : NULL;
+    s->frozen = false;
+    if (t->is_bias) {
+        l->bias = index;
+        p->live = s->bias;
+        p->live_teacher = own ? own->bias : NULL;
+    } else {
+        l->weight = index;
+        p->live_ct = true;
+        p->live = s->w;
+        p->live_teacher = own ? own->w : NULL;
+        p->linear = s;
+        p->linear_teacher = own;
+    }
+    return ERR_OK;
+}
+
+static err_code train_apla(vit *m, const peft_spec *spec, param_set *ps, float *values, err *e)
+{
+    size_t C = (size_t)m->c.dim, r = spec->rows > 0 && (size_t)spec->rows < C ? (size_t)spec->rows : 0;
+    for (int i = 0; i < m->c.depth; i++) {
+        int32_t *rows = r ? draw_rows(spec->seed, i, C, r) : NULL;
+        if (r && !rows) FAIL(e, NOMEM, "no memory for %zu rows", r);
+        err_code rc = ERR_OK;
+        for (size_t k = 0; k < m->n_tensors && !rc; k++)
+            if (m->tensors[k].linear == &m->block[i].proj)
+                rc = train_tensor(m, &m->tensors[k], rows, r, spec->teacher, ps, values, e);
+        free(rows);
+        TRY(rc);
+    }
+    return ERR_OK;
+}
+
+static err_code train_full(vit *m, const peft_spec *spec, param_set *ps, float *values, err *e)
+{
+    for (size_t i = 0; i < m->n_tensors; i++)
+        TRY(train_tensor(m, &m->tensors[i], NULL, 0, spec->teacher, ps, values, e));
+    m->below = true;
+    return ERR_OK;
+}
+
+err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e)
+{
+    if (m->trained) FAIL(e, CONFLICT, "the model's weights are trainable already");
+    if (spec->rows < 0) FAIL(e, USAGE, "%d trainable rows", spec->rows);
+    size_t most = 0;
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        size_t n = m->tensors[i].rows * m->tensors[i].cols;
+        if (n > most) most = n;
+    }
+    float *values = malloc(most * sizeof *values);
+    if (!values) FAIL(e, NOMEM, "no memory for a tensor of %zu values", most);
+    m->trained = true;
+    m->ps = ps;
+    err_code rc = ERR_OK;
+    if (spec->method == METHOD_APLA) rc = train_apla(m, spec, ps, values, e);
+    if (spec->method == METHOD_FULL) rc = train_full(m, spec, ps, values, e);
+    free(values);
+    if (!rc) rc = device_sync(m->d, e);
+    return rc;
+}
