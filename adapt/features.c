@@ -79,8 +79,9 @@ static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
 
 static void buffers_close(buffers *b, device *d)
 {
-    dv *all[] = {b->arena_block, b->pixels, b->rows, b->token, b->token_f32};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    enum { BUFFERS = 5 };
+    dv *all[BUFFERS] = {b->arena_block, b->pixels, b->rows, b->token, b->token_f32};
+    for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     vit_pass_fini(&b->pass);
 }

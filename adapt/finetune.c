@@ -423,7 +423,7 @@ static err_code train(finetune_job *j, seen *all, err *e)
     static const bool every[3] = {true, true, true}, to_fit[3] = {true, true, false};
     size_t cases = 0;
     for (size_t i = 0; i < j->c->n_cases; i++) cases += j->c->cases[i].part == SPLIT_TRAIN;
-    size_t cap = PROBE_ROWS / cases ? PROBE_ROWS / cases : 1;
+    size_t cap = cases && PROBE_ROWS / cases ? PROBE_ROWS / cases : 1;
     double start = progress_clock();
     if (j->o->method == METHOD_LINEAR) {
         TRY(look(j, all, every, 0, "features", e));

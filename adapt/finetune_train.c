@@ -328,7 +328,7 @@ static err_code alloc_host(loop *t, err *e)
     t->features = malloc((frames * j->dim + 1) * sizeof *t->features);
     t->probability = malloc(((frames + t->validation.n) * K + 1) * sizeof *t->probability);
     t->jobs = malloc(t->batch * sizeof *t->jobs);
-    t->best_master = calloc(P, sizeof *t->best_master);
+    t->best_master = calloc(P, sizeof(dv *));
     t->extra = calloc(P, sizeof *t->extra);
     t->extra_name = calloc(P, sizeof *t->extra_name);
     t->threads = pool_new(0);
@@ -341,9 +341,10 @@ static void fini(loop *t)
 {
     device *d = t->j->d;
     loader_close(t->l);
-    dv *all[] = {t->arena_block, t->pixels,   t->label,      t->rows,         t->token, t->d_token,
-                 t->logits,      t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    enum { BUFFERS = 11 };
+    dv *all[BUFFERS] = {t->arena_block, t->pixels,   t->label,      t->rows,         t->token, t->d_token,
+                        t->logits,      t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
+    for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     for (size_t i = 0; t->best_master && i < t->j->params.n; i++)
         if (t->best_master[i]) d->op->free(d, t->best_master[i]);
@@ -502,6 +503,7 @@ static err_code init(loop *t, err *e)
     finetune_job *j = t->j;
     const finetune_options *o = j->o;
     TRY(drawer_init(&t->draw, j->c, o->balanced, o->seed, e));
+    if (!t->draw.cases || o->batch < 1) FAIL(e, INTERNAL, "finetune: an empty batch");
     t->batch = (size_t)o->batch < t->draw.cases ? (size_t)o->batch : t->draw.cases;
     t->image_floats = 3 * (size_t)o->view.size * (size_t)o->view.size;
     t->per_epoch = (t->draw.cases + t->batch - 1) / t->batch;

@@ -227,10 +227,10 @@ static row_fate resolve(const frame_index *x, catalogue *cat, const csv *t, size
         }
         size_t n = 0;
         const keyed_frame *f = known ? frames_of(x, kinds[k].level, key, &n) : NULL;
-        if (!n) return ROW_ABSENT;
+        if (!f || !n) return ROW_ABSENT;
         of = &x->c->frames[f[0].frame];
         for (size_t i = 1; i < n; i++)
-            if (strcmp(x->c->frames[f[i].frame].patient_key, of->patient_key)) return ROW_CONFLICT;
+            if (strcmp(frame_key(&x->c->frames[f[i].frame], 0), of->patient_key)) return ROW_CONFLICT;
         out->level = kinds[k].level;
         memcpy(out->key, key, KEY_HEX);
     }

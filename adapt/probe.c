@@ -35,8 +35,8 @@ static double dot(const double *a, const double *b, size_t n)
 /* z (K) logits -> probabilities; the result is log sum exp. */
 static double softmax(double *z, size_t K)
 {
-    double most = z[0], sum = 0;
-    for (size_t k = 1; k < K; k++) most = fmax(most, z[k]);
+    double most = -INFINITY, sum = 0;
+    for (size_t k = 0; k < K; k++) most = fmax(most, z[k]);
     for (size_t k = 0; k < K; k++) sum += z[k] = exp(z[k] - most);
     for (size_t k = 0; k < K; k++) z[k] /= sum;
     return most + log(sum);

@@ -55,11 +55,11 @@ static err_code add(roll *r, const char *key, split_part part, int label, err *e
 
 static err_code sort(roll *r, err *e)
 {
-    member **s = realloc(r->sorted, (r->n + 1) * sizeof *s);
+    member **s = realloc(r->sorted, (r->n + 1) * sizeof(member *));
     if (!s) FAIL(e, NOMEM, "split: no memory for %zu patients", r->n);
     r->sorted = s;
     for (size_t i = 0; i < r->n; i++) s[i] = &r->m[i];
-    qsort(s, r->n, sizeof *s, by_key);
+    qsort(s, r->n, sizeof(member *), by_key);
     return ERR_OK;
 }
 
@@ -68,7 +68,7 @@ static member *find(const roll *r, const char *key)
     member wanted;
     const member *w = &wanted;
     memcpy(wanted.key, key, KEY_HEX);
-    member **m = r->n ? bsearch(&w, r->sorted, r->n, sizeof *m, by_key) : NULL;
+    member **m = r->n ? bsearch(&w, r->sorted, r->n, sizeof(member *), by_key) : NULL;
     return m ? *m : NULL;
 }
 

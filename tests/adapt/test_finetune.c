@@ -275,27 +275,84 @@ static void test_full(void **state)
     check_joint(*state, METHOD_FULL, "full", "full-parts");
 }
 
-/* The steps themselves learn: the training loss falls, though augmentation and class balance are drawn anew each time.
- */
-static void test_training_moves(void **state)
+/* Number behind "name": in a line of metrics.jsonl. */
+static double logged(const char *line, const char *name)
+{
+    char key[64];
+    snprintf(key, sizeof key, "\"%s\":", name);
+    const char *at = strstr(line, key);
+    assert_non_null(at);
+    return strncmp(at + strlen(key), "null", 4) ? strtod(at + strlen(key), NULL) : NAN;
+}
+
+/* The steps themselves learn, the head's as well as the backbone's: with either alone the training loss comes out lower
+ * than with neither on the same images. */
+static void test_steps_learn(void **state)
+{
+    world *w = *state;
+    static const struct {
+        const char *name;
+        float lr, head_lr;
+    } table[] = {{"neither", 0, 0}, {"head", 0, 0.03f}, {"backbone", 0.03f, 0}};
+    double sum[3] = {0};
+    for (size_t t = 0; t < 3; t++) {
+        err e = {0};
+        finetune_result r;
+        finetune_options o = tiny(METHOD_APLA);
+        o.epochs = 8;
+        o.lr = table[t].lr;
+        o.head_lr = table[t].head_lr;
+        o.lr_last = 0;
+        o.crop_scale[0] = 0.3f;
+        ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, table[t].name, &r, &e));
+        char *text = read_text(w, table[t].name, "metrics.jsonl");
+        for (char *line = text; *line; line = strchr(line, '\n') + 1) {
+            double loss = logged(line, "loss");
+            if (logged(line, "epoch") > 4) sum[t] += loss / 4;
+        }
+        print_message("%s: training loss %g\n", table[t].name, sum[t]);
+        free(text);
+    }
+    assert_true(sum[1] < 0.8 * sum[0] && sum[2] < 0.8 * sum[0]);
+}
+
+/* What comes out is the best validation, not the last. */
+static void test_best_is_kept(void **state)
 {
     world *w = *state;
     err e = {0};
     finetune_result r;
     finetune_options o = tiny(METHOD_APLA);
-    o.epochs = 6;
-    ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, "moves", &r, &e));
-    char *text = read_text(w, "moves", "metrics.jsonl");
-    double first = NAN, last = NAN;
+    o.lr = o.head_lr = o.lr_last = 0.3f; /* far too large */
+    ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, "best", &r, &e));
+    char *text = read_text(w, "best", "metrics.jsonl");
+    double best_auc = -1, best_loss = INFINITY, last_loss = NAN;
     for (char *line = text; *line; line = strchr(line, '\n') + 1) {
-        const char *loss = strstr(line, "\"loss\":") + 7;
-        if (!strncmp(loss, "null", 4)) continue;
-        last = strtod(loss, NULL);
-        if (isnan(first)) first = last;
+        double auc = logged(line, "validation_auc"), loss = logged(line, "validation_loss");
+        if (auc > best_auc || (auc == best_auc && loss < best_loss)) {
+            best_auc = auc;
+            best_loss = loss;
+        }
+        last_loss = loss;
     }
-    print_message("training loss %g -> %g\n", first, last);
-    assert_true(last < 0.9 * first);
+    print_message("validation loss %g at best, %g at last\n", best_loss, last_loss);
+    assert_true(fabs(best_loss - last_loss) > 1e-3);
+    assert_true(fabs(r.validation.auc - best_auc) < 1e-6 && fabs(r.validation.loss - best_loss) < 1e-4);
     free(text);
+    check_bundle(w, "best");
+}
+
+/* Two validations without a better one, and it stops. */
+static void test_patience(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    finetune_result r;
+    finetune_options o = tiny(METHOD_APLA);
+    o.lr = o.head_lr = o.lr_last = 0; /* nothing ever changes */
+    o.patience = 2;
+    ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, "patience", &r, &e));
+    assert_int_equal(r.steps, 6);
 }
 
 static void test_few(void **state)
@@ -352,8 +409,9 @@ static void test_options(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_linear),  cmocka_unit_test(test_apla),
-                                       cmocka_unit_test(test_full),    cmocka_unit_test(test_training_moves),
-                                       cmocka_unit_test(test_options), cmocka_unit_test(test_few)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_linear),       cmocka_unit_test(test_apla),
+                                       cmocka_unit_test(test_full),         cmocka_unit_test(test_steps_learn),
+                                       cmocka_unit_test(test_best_is_kept), cmocka_unit_test(test_patience),
+                                       cmocka_unit_test(test_options),      cmocka_unit_test(test_few)};
     return cmocka_run_group_tests(tests, make, unmake);
 }
