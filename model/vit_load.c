@@ -212,7 +212,7 @@ static vit_tensor *list(listing *k, const char *name, size_t rows, size_t cols)
     vit_tensor *t = k->m->tensors ? &k->m->tensors[k->n] : &counted;
     k->n++;
     *t = (vit_tensor){.rows = rows, .cols = cols};
-    snprintf(t->name, sizeof t->name, "%s", name);
+    snprintf(t->name, sizeof t->name, "%.63s", name);
     return t;
 }
 
@@ -226,12 +226,12 @@ static void list_vector(listing *k, vit_vector *v, size_t rows, size_t cols, con
 static void list_linear(listing *k, vit_linear *w, size_t out, size_t in, bool bias, const char *name)
 {
     char full[64];
-    snprintf(full, sizeof full, "%s.weight", name);
+    snprintf(full, sizeof full, "%.50s.weight", name);
     list(k, full, out, in)->linear = w;
     w->w[0] = (linear_w){.out = out, .in = in, .frozen = true, .version = 1};
     w->weight = w->bias = VIT_FROZEN;
     if (!bias) return;
-    snprintf(full, sizeof full, "%s.bias", name);
+    snprintf(full, sizeof full, "%.50s.bias", name);
     vit_tensor *t = list(k, full, out, 1);
     t->linear = w;
     t->is_bias = true;

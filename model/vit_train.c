@@ -140,7 +140,7 @@ err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e)
     }
     float *values = malloc(most * sizeof *values);
     if (!values) FAIL(e, NOMEM, "no memory for a tensor of %zu values", most);
-    m->trained = true;
+    m->trained = spec->method != METHOD_LINEAR;
     m->ps = ps;
     err_code rc = ERR_OK;
     if (spec->method == METHOD_APLA) rc = train_apla(m, spec, ps, values, e);
