@@ -53,8 +53,7 @@ void dino_head_refresh(dino_head *h);
 
 /* Initialisation on data: x (n, in) f32 on the host, class and patch tokens of the frozen backbone. Kaiming-normal
  * weights, each unit then rescaled to zero mean and unit variance over the rows; prototypes = embeddings of random rows
- * plus noise of that length. Student and teacher alike. a: planned for any number of rows; x_dev (a->N, in) ct. */
-err_code dino_head_init(dino_head *h, dino_head_acts *a, dv *x_dev, const float *x, size_t n, float noise,
-                        uint64_t seed, err *e);
+ * plus noise of that length. Student and teacher alike. */
+err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uint64_t seed, err *e);
 
 #endif

@@ -1,0 +1,559 @@
+/* ssl.c: the loop of self-supervised adaptation: schedules, metrics, evaluation, checkpoints, guards. A step is
+ * ssl_step.c's, its crops are ssl_data.c's. Everything that decides is a function of the step and of what the
+ * checkpoint holds, so that a resumed run equals an uninterrupted one. */
+#include "adapt/ssl.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "adapt/checkpoint.h"
+#include "adapt/ssl_data.h"
+#include "adapt/ssl_eval.h"
+#include "adapt/ssl_mask.h"
+#include "adapt/ssl_step.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/stop.h"
+
+enum { LOG_STEPS = 10, EVAL_FRAMES = 2000, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
+
+typedef struct {
+    vit *m;
+    const cohort *c;
+    const ssl_options *o;
+    const char *dir;
+    ssl_result *out;
+    param_set ps;
+    size_t n_backbone; /* params before the head's */
+    ssl_data data;
+    ssl_eval eval;
+    ssl_step step;
+    ssl_mask mask;
+    uint8_t *mask_bits;
+    FILE *metrics;
+    char hash[HASH_HEX]; /* of what a checkpoint must agree with */
+    /* state that a checkpoint holds */
+    uint64_t at; /* next step */
+    double best, lr_factor;
+    uint64_t roll_backs, bad_steps;
+    bool have_best;
+} run;
+
+static err_code in_dir(const run *r, const char *name, char out[FILE_PATH_MAX], err *e)
+{
+    return file_path(out, e, "%s/%s", r->dir, name);
+}
+
+/* --- metrics.jsonl and result.json
+ * ------------------------------------------------------------------------------------ */
+
+static json_t *real_or_null(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static err_code write_line(run *r, json_t *j, err *e)
+{
+    int bad = json_dumpf(j, r->metrics, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    json_decref(j);
+    fputc('\n', r->metrics);
+    if (bad || fflush(r->metrics)) FAIL(e, NOSPACE, "adapt: metrics.jsonl cannot be written");
+    return ERR_OK;
+}
+
+static err_code read_result(const char *path, ssl_result *out, err *e)
+{
+    json_t *j = json_load_file(path, 0, NULL);
+    if (!json_is_object(j)) {
+        json_decref(j);
+        FAIL(e, FORMAT, "adapt: result.json of this run is damaged; remove the run's folder");
+    }
+    const struct {
+        const char *key;
+        double *to;
+    } reals[] = {
+        {"seconds", &out->seconds},       {"images_per_s", &out->images_per_s}, {"loss_first", &out->loss_first},
+        {"loss_last", &out->loss_last},   {"knn_start", &out->knn_start},       {"knn_best", &out->knn_best},
+        {"rank_start", &out->rank_start}, {"rank_best", &out->rank_best},       {"peak_bytes", &out->peak_bytes}};
+    for (size_t i = 0; i < sizeof reals / sizeof *reals; i++) {
+        const json_t *v = json_object_get(j, reals[i].key);
+        *reals[i].to = json_is_number(v) ? json_number_value(v) : NAN;
+    }
+    out->steps = (uint64_t)json_integer_value(json_object_get(j, "steps"));
+    out->images = (uint64_t)json_integer_value(json_object_get(j, "images"));
+    out->trainable = (size_t)json_integer_value(json_object_get(j, "trainable"));
+    out->rolled_back = json_is_true(json_object_get(j, "rolled_back"));
+    out->already_done = true;
+    json_decref(j);
+    return ERR_OK;
+}
+
+static err_code write_result(run *r, err *e)
+{
+    const ssl_result *t = r->out;
+    char path[FILE_PATH_MAX];
+    TRY(in_dir(r, "result.json", path, e));
+    json_t *j =
+        json_pack("{s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "steps", (json_int_t)t->steps, "images",
+                  (json_int_t)t->images, "trainable", (json_int_t)t->trainable, "seconds", real_or_null(t->seconds),
+                  "images_per_s", real_or_null(t->images_per_s), "loss_first", real_or_null(t->loss_first), "loss_last",
+                  real_or_null(t->loss_last), "knn_start", real_or_null(t->knn_start), "knn_best",
+                  real_or_null(t->knn_best), "rank_start", real_or_null(t->rank_start), "rank_best",
+                  real_or_null(t->rank_best), "peak_bytes", real_or_null(t->peak_bytes), "rolled_back", t->rolled_back);
+    char *text = j ? json_dumps(j, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
+    json_decref(j);
+    if (!text) FAIL(e, NOMEM, "adapt: no memory for the result");
+    err_code rc = file_write(path, text, strlen(text), e);
+    free(text);
+    return rc;
+}
+
+/* --- checkpoints
+ * ------------------------------------------------------------------------------------------------------- */
+
+static void config_hash(run *r)
+{
+    hash *h = hash_new();
+    ssl_options o = *r->o;
+    hash_str(h, "radapt-ssl/1");
+    hash_str(h, vit_hash(r->m));
+    hash_str(h, r->c->data_hash);
+    hash_str(h, r->c->split_hash);
+    /* Field by field: padding between them is not the configuration's. */
+    const double v[] = {(double)o.peft.method,
+                        o.peft.rows,
+                        (double)o.peft.seed,
+                        o.epochs,
+                        o.warmup_epochs,
+                        o.head_warmup_epochs,
+                        o.batch,
+                        o.global_size,
+                        o.local_size,
+                        o.locals,
+                        o.lr,
+                        o.head_lr,
+                        o.lr_last,
+                        o.weight_decay,
+                        o.weight_decay_last,
+                        o.clip,
+                        o.momentum,
+                        o.momentum_last,
+                        o.teacher_temp,
+                        o.teacher_temp_last,
+                        o.teacher_temp_epochs,
+                        o.student_temp,
+                        o.center_momentum,
+                        o.dino,
+                        o.ibot,
+                        o.koleo,
+                        o.mask_probability,
+                        o.mask_ratio[0],
+                        o.mask_ratio[1],
+                        o.hidden,
+                        o.bottleneck,
+                        o.prototypes,
+                        o.data_init,
+                        o.freeze_prototypes_epochs,
+                        o.evaluate_epochs,
+                        o.collapse_rank,
+                        (double)o.seed,
+                        (double)o.view.window.mode,
+                        (double)vit_device(r->m)->ct};
+    hash_add(h, v, sizeof v);
+    hash_add(h, &o.augment, sizeof o.augment); /* floats only */
+    hash_hex(h, r->hash);
+}
+
+static err_code save_checkpoint(run *r, err *e)
+{
+    char path[FILE_PATH_MAX], text[8][32];
+    TRY(in_dir(r, "checkpoint.safetensors", path, e));
+    snprintf(text[0], 32, "%" PRIu64, r->at);
+    snprintf(text[1], 32, "%a", r->best);
+    snprintf(text[2], 32, "%a", r->lr_factor);
+    snprintf(text[3], 32, "%" PRIu64, r->roll_backs);
+    snprintf(text[4], 32, "%d", r->have_best);
+    snprintf(text[5], 32, "%ld", ftell(r->metrics));
+    snprintf(text[6], 32, "%a %a", r->out->rank_start, r->out->knn_start);
+    snprintf(text[7], 32, "%a %a", r->out->loss_first, r->out->seconds);
+    const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/1"},
+                                    {"config", r->hash},
+                                    {"step", text[0]},
+                                    {"best", text[1]},
+                                    {"lr_factor", text[2]},
+                                    {"roll_backs", text[3]},
+                                    {"have_best", text[4]},
+                                    {"metrics_bytes", text[5]},
+                                    {"start", text[6]},
+                                    {"progress", text[7]}};
+    size_t K = r->step.config.head.prototypes;
+    const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
+    return checkpoint_write(path, r->step.d, &r->ps, true, false, extra, 2, meta, sizeof meta / sizeof *meta, e);
+}
+
+static double meta_real(const safetensors *s, const char *key)
+{
+    const char *t = safetensors_meta(s, key);
+    return t ? strtod(t, NULL) : NAN;
+}
+
+/* A checkpoint, if there is one; metrics.jsonl is cut back to it. */
+static err_code load_checkpoint(run *r, err *e)
+{
+    char path[FILE_PATH_MAX];
+    safetensors s;
+    TRY(in_dir(r, "checkpoint.safetensors", path, e));
+    if (!file_exists(path)) return ERR_OK;
+    TRY(safetensors_open(&s, path, e));
+    const char *config = safetensors_meta(&s, "config"), *start = safetensors_meta(&s, "start"),
+               *progress_ = safetensors_meta(&s, "progress");
+    size_t K = r->step.config.head.prototypes;
+    const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
+    err_code rc = ERR_OK;
+    if (!config || strcmp(config, r->hash) != 0 || !start || !progress_)
+        FAIL_DONE(rc, e, CONFLICT, "adapt: the checkpoint in this run's folder is of another configuration");
+    TRY_DONE(rc, checkpoint_load(&s, r->step.d, &r->ps, true, extra, 2, e));
+    ssl_step_refresh(&r->step);
+    char *end;
+    r->at = (uint64_t)meta_real(&s, "step");
+    r->best = meta_real(&s, "best");
+    r->lr_factor = meta_real(&s, "lr_factor");
+    r->roll_backs = (uint64_t)meta_real(&s, "roll_backs");
+    r->have_best = meta_real(&s, "have_best") != 0;
+    r->out->rank_start = strtod(start, &end);
+    r->out->knn_start = strtod(end, NULL);
+    r->out->loss_first = strtod(progress_, &end);
+    r->out->seconds = strtod(end, NULL);
+    r->out->resumed = true;
+    long bytes = (long)meta_real(&s, "metrics_bytes");
+    if (ftruncate(fileno(r->metrics), bytes) || fseek(r->metrics, bytes, SEEK_SET))
+        FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be cut back to the checkpoint");
+done:
+    safetensors_close(&s);
+    return rc;
+}
+
+/* The stage's product: the teacher's trainable backbone weights. */
+static err_code save_adapter(run *r, err *e)
+{
+    char path[FILE_PATH_MAX], rows[32], seed[32];
+    TRY(in_dir(r, "adapter.safetensors", path, e));
+    snprintf(rows, sizeof rows, "%d", r->o->peft.rows);
+    snprintf(seed, sizeof seed, "%" PRIu64, r->o->peft.seed);
+    const checkpoint_meta meta[] = {{"format", "radapt-adapter/1"},
+                                    {"backbone", vit_hash(r->m)},
+                                    {"method", r->o->peft.method == METHOD_FULL ? "full" : "apla"},
+                                    {"rows", rows},
+                                    {"peft_seed", seed}};
+    param_set backbone = {.p = r->ps.p, .n = r->n_backbone};
+    return checkpoint_write(path, r->step.d, &backbone, false, true, NULL, 0, meta, sizeof meta / sizeof *meta, e);
+}
+
+/* Back to the best teacher: student and teacher alike. */
+static err_code restore_adapter(run *r, err *e)
+{
+    char path[FILE_PATH_MAX];
+    safetensors s;
+    TRY(in_dir(r, "adapter.safetensors", path, e));
+    TRY(safetensors_open(&s, path, e));
+    param_set backbone = {.p = r->ps.p, .n = r->n_backbone};
+    err_code rc = checkpoint_load(&s, r->step.d, &backbone, false, NULL, 0, e);
+    safetensors_close(&s);
+    return rc;
+}
+
+/* --- the loop
+ * -------------------------------------------------------------------------------------------------------------- */
+
+/* Evaluates the teacher; keeps it if it is the best so far. *collapsed: its rank fell below the limit. */
+static err_code evaluate(run *r, bool *collapsed, err *e)
+{
+    ssl_score s;
+    *collapsed = false;
+    TRY(ssl_eval_run(&r->eval, r->m, VIT_TEACHER, r->c, &r->o->view, &s, e));
+    if (r->at == 0) {
+        r->out->rank_start = s.rank;
+        r->out->knn_start = s.knn_auc;
+    }
+    TRY(write_line(r,
+                   json_pack("{s:I,s:f,s:o,s:o,s:o}", "step", (json_int_t)r->at, "epoch",
+                             (double)r->at / (double)r->data.steps_per_epoch, "knn_auc", real_or_null(s.knn_auc),
+                             "knn_accuracy", real_or_null(s.knn_accuracy), "rank", real_or_null(s.rank)),
+                   e));
+    log_event(LOG_INFO, "adapt.evaluate", "step", LOG_INT(r->at), "knn_auc", LOG_REAL(s.knn_auc), "rank",
+              LOG_REAL(s.rank), NULL);
+    *collapsed = s.rank < r->o->collapse_rank * r->out->rank_start;
+    /* With labels the best kNN wins, ties go to the later; without, the latest that has not collapsed. */
+    bool better = !*collapsed && (!r->have_best || !isfinite(s.knn_auc) || s.knn_auc >= r->best);
+    if (!better) return ERR_OK;
+    r->best = isfinite(s.knn_auc) ? s.knn_auc : s.rank;
+    r->have_best = true;
+    r->out->knn_best = s.knn_auc;
+    r->out->rank_best = s.rank;
+    return save_adapter(r, e);
+}
+
+/* CLS and a few patch tokens of training crops through the frozen backbone, for the head's initialisation. */
+static err_code init_head(run *r, err *e)
+{
+    size_t crops = 2 * r->data.batch, T = r->step.T, C = r->step.config.head.in, n = 0;
+    size_t batches = (INIT_CROPS + crops - 1) / crops, each = INIT_TOKENS / (batches * crops);
+    if (each < 2) each = 2;
+    size_t capacity = batches * crops * each;
+    float *pixels = malloc(ssl_data_floats(&r->data) * sizeof *pixels),
+          *tokens = malloc(crops * T * C * sizeof *tokens);
+    float *x = malloc(capacity * C * sizeof *x);
+    err_code rc = ERR_OK;
+    if (!pixels || !tokens || !x) FAIL_DONE(rc, e, NOMEM, "adapt: no memory to initialise the head");
+    for (size_t b = 0; b < batches; b++) {
+        TRY_DONE(rc, stop_check(e));
+        TRY_DONE(rc, ssl_data_fill(&r->data, b, pixels, e));
+        TRY_DONE(rc, ssl_step_tokens(&r->step, pixels, tokens, e));
+        rng g = rng_at(r->o->seed, RNG_HEAD, 2, (uint32_t)b);
+        for (size_t i = 0; i < crops; i++)
+            for (size_t k = 0; k < each; k++) { /* the class token, then random patches */
+                size_t t = k == 0 ? 0 : T - r->step.P + rng_below(&g, (uint32_t)r->step.P);
+                memcpy(x + n++ * C, tokens + (i * T + t) * C, C * sizeof *x);
+            }
+    }
+    rc = dino_head_init(&r->step.head, x, n, 0.1f, r->o->seed, e);
+done:
+    free(pixels);
+    free(tokens);
+    free(x);
+    return rc;
+}
+
+static uint64_t steps_of(const run *r, double epochs)
+{
+    return (uint64_t)llround(epochs * (double)r->data.steps_per_epoch);
+}
+
+/* The schedules at one step. The head warms up first, with the backbone frozen; the backbone's own schedule begins
+ * behind that. */
+static void schedule(const run *r, uint64_t total, ssl_step_update_in *u, ssl_step_in *in)
+{
+    const ssl_options *o = r->o;
+    uint64_t head_only = steps_of(r, o->head_warmup_epochs), warm = steps_of(r, o->warmup_epochs), t = r->at;
+    bool frozen = t < head_only || o->peft.method == METHOD_LINEAR;
+    uint64_t back = t < head_only ? 0 : t - head_only, length = total - head_only;
+    u->adam = (adamw_step){
+        .beta1 = 0.9f,
+        .beta2 = 0.999f,
+        .eps = 1e-8f,
+        .weight_decay = schedule_cosine(o->weight_decay, o->weight_decay_last, t, total),
+        .lr = (float)r->lr_factor * schedule_warm_cosine(o->lr, o->lr_last, back + 1, warm, length + 1),
+        .head_lr = (float)r->lr_factor * (t < head_only ? o->head_lr * (float)(t + 1) / (float)head_only
+                                                        : schedule_cosine(o->head_lr, o->lr_last, back, length)),
+        .t = (int64_t)t + 1,
+        .skip_prototypes = t < steps_of(r, o->freeze_prototypes_epochs),
+        .skip_backbone = frozen};
+    u->momentum = schedule_cosine(o->momentum, o->momentum_last, t, total);
+    in->teacher_temp = schedule_linear(o->teacher_temp, o->teacher_temp_last, t, steps_of(r, o->teacher_temp_epochs));
+    in->head_only = frozen;
+}
+
+static err_code log_step(run *r, const ssl_step_out *s, const ssl_step_update_in *u, double images_per_s, err *e)
+{
+    return write_line(r,
+                      json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[f,f],s:[f,f],s:o,s:f,s:f}", "step", (json_int_t)r->at,
+                                "epoch", (double)r->at / (double)r->data.steps_per_epoch, "loss", real_or_null(s->loss),
+                                "dino", real_or_null(s->dino), "ibot", real_or_null(s->ibot), "koleo",
+                                real_or_null(s->koleo), "target_entropy", (double)s->target_entropy[0],
+                                (double)s->target_entropy[1], "marginal_entropy", (double)s->marginal_entropy[0],
+                                (double)s->marginal_entropy[1], "grad_norm", real_or_null(s->grad_norm), "lr",
+                                (double)(u->adam.skip_backbone ? 0 : u->adam.lr), "images_per_s", images_per_s),
+                      e);
+}
+
+/* A gradient that is not finite: the step is left out; three in a row, and the last good state comes back with half the
+ * rate. */
+static err_code bad_step(run *r, err *why, err *e)
+{
+    log_event(LOG_WARN, "adapt.not_finite", "step", LOG_INT(r->at), NULL);
+    if (++r->bad_steps < NAN_ROW) return ERR_OK;
+    if (r->roll_backs >= ROLL_BACKS || !r->have_best) {
+        *e = *why;
+        return why->code;
+    }
+    r->roll_backs++;
+    r->lr_factor *= 0.5;
+    r->bad_steps = 0;
+    r->out->rolled_back = true;
+    return restore_adapter(r, e);
+}
+
+static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
+{
+    const float *batch;
+    size_t S = r->data.global_size;
+    rng g = rng_at(r->o->seed, RNG_MASK, r->at, 0);
+    TRY(loader_take(l, r->at, &batch, e));
+    size_t masked = r->o->ibot > 0 ? ssl_mask_draw(&r->mask, &g, r->mask_bits) : 0;
+    ssl_step_in in = {
+        .globals = batch, .locals = batch + 2 * r->data.batch * 3 * S * S, .mask = masked ? r->mask_bits : NULL};
+    schedule(r, total, u, &in);
+    TRY(ssl_step_gradients(&r->step, &in, s, e));
+    err why = {0};
+    err_code rc = ssl_step_update(&r->step, u, s, &why);
+    if (rc == ERR_NUMERIC) return bad_step(r, &why, e);
+    if (rc) {
+        *e = why;
+        return rc;
+    }
+    r->bad_steps = 0;
+    return ERR_OK;
+}
+
+static err_code loop(run *r, uint64_t total, err *e)
+{
+    loader *l = NULL;
+    progress bar;
+    ssl_step_out s = {0};
+    ssl_step_update_in u;
+    bool collapsed = false;
+    uint64_t every = steps_of(r, r->o->evaluate_epochs);
+    err_code rc = ERR_OK;
+    double before = r->out->seconds, began = progress_clock(), saved = began;
+    if (!every) every = 1;
+    if (r->at >= total) return ERR_OK;
+    TRY(loader_open(&l, ssl_data_fill, &r->data, ssl_data_floats(&r->data), r->at, total - 1, e));
+    progress_start(&bar, "adapt", "images", total * r->data.batch);
+    progress_skip(&bar, r->at * r->data.batch);
+    while (r->at < total) {
+        TRY_DONE(rc, one_step(r, l, total, &s, &u, e));
+        if (r->at == 0) r->out->loss_first = s.loss;
+        r->out->loss_last = s.loss;
+        r->at++;
+        double now = progress_clock(), took = before + now - began;
+        progress_note(&bar, "loss %.3f", (double)s.loss);
+        progress_add(&bar, r->data.batch);
+        if (r->at % LOG_STEPS == 0 || r->at == total)
+            TRY_DONE(rc, log_step(r, &s, &u, (double)(r->at * r->data.batch) / took, e));
+        r->out->seconds = took;
+        if (r->at % every == 0 || r->at == total) TRY_DONE(rc, evaluate(r, &collapsed, e));
+        if (collapsed) {
+            collapsed = false;
+            log_event(LOG_WARN, "adapt.collapse", "step", LOG_INT(r->at), "roll_backs", LOG_INT(r->roll_backs), NULL);
+            r->out->rolled_back = true;
+            if (r->roll_backs++ >= ROLL_BACKS) break; /* what is best stays */
+            TRY_DONE(rc, restore_adapter(r, e));
+            r->lr_factor *= 0.5;
+        }
+        bool stop = stop_requested();
+        if (stop || (now - saved) / 60 >= r->o->checkpoint_minutes) {
+            TRY_DONE(rc, save_checkpoint(r, e));
+            saved = now;
+        }
+        TRY_DONE(rc, stop_check(e));
+    }
+    r->out->images_per_s = r->out->seconds > 0 ? (double)(r->at * r->data.batch) / r->out->seconds : 0;
+done:
+    progress_end(&bar);
+    loader_close(l);
+    return rc;
+}
+
+/* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
+static int prototypes_for(size_t n)
+{
+    int k = 256;
+    while (k < 8192 && (size_t)k < n) k *= 2;
+    return k;
+}
+
+static err_code fits(const run *r, const ssl_step_config *k, err *e)
+{
+    size_t bytes, available = 0;
+    TRY(ssl_step_bytes(r->m, k, &bytes, e));
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[128];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &available) == 1) break;
+    if (f) fclose(f);
+    if (available && bytes / 1024 > available)
+        FAIL(e, NOMEM, "adapt: needs %zu MiB, %zu MiB are free; use a smaller batch, fewer crops or a smaller model",
+             bytes >> 20, available >> 10);
+    return ERR_OK;
+}
+
+static err_code open_all(run *r, err *e)
+{
+    const ssl_options *o = r->o;
+    char path[FILE_PATH_MAX];
+    TRY(file_mkdirs(r->dir, e));
+    TRY(in_dir(r, "metrics.jsonl", path, e));
+    r->metrics = fopen(path, file_exists(path) ? "r+" : "w+");
+    if (!r->metrics) FAIL(e, IO, "adapt: metrics.jsonl cannot be opened");
+    TRY(ssl_data_open(&r->data, r->m, r->c, o, e));
+    TRY(ssl_eval_open(&r->eval, r->m, r->c, EVAL_FRAMES, e));
+    size_t grid = r->data.global_size / (size_t)vit_get_config(r->m)->patch;
+    r->mask = (ssl_mask){2 * r->data.batch, grid, grid, o->mask_probability, o->mask_ratio[0], o->mask_ratio[1]};
+    r->mask_bits = calloc(2 * r->data.batch, grid * grid);
+    if (!r->mask_bits) FAIL(e, NOMEM, "adapt: no memory for masks");
+    ssl_step_config k = {.batch = r->data.batch,
+                         .locals = r->data.locals,
+                         .global_size = r->data.global_size,
+                         .local_size = r->data.local_size,
+                         .masked_most = o->ibot > 0 ? ssl_mask_most(&r->mask) : 0,
+                         .head = {(size_t)vit_get_config(r->m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
+                                  (size_t)(o->prototypes ? o->prototypes : prototypes_for(r->data.n))},
+                         .dino = o->dino,
+                         .ibot = o->ibot,
+                         .koleo = o->koleo,
+                         .student_temp = o->student_temp,
+                         .center_momentum = o->center_momentum,
+                         .clip = o->clip,
+                         .seed = o->seed};
+    TRY(fits(r, &k, e));
+    peft_spec peft = o->peft;
+    peft.teacher = true;
+    TRY(vit_train(r->m, &peft, &r->ps, e));
+    r->n_backbone = r->ps.n;
+    for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
+    TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
+    r->out->peak_bytes = (double)r->step.bytes;
+    log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "prototypes",
+              LOG_INT(k.head.prototypes), "trainable", LOG_INT(r->out->trainable), "planned_mib",
+              LOG_INT(r->step.bytes >> 20), NULL);
+    return ERR_OK;
+}
+
+err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e)
+{
+    run r = {.m = m, .c = c, .o = o, .dir = run_dir, .out = out, .lr_factor = 1};
+    char path[FILE_PATH_MAX];
+    bool collapsed;
+    *out = (ssl_result){.knn_start = NAN, .knn_best = NAN, .rank_start = NAN, .rank_best = NAN};
+    TRY(in_dir(&r, "result.json", path, e));
+    if (file_exists(path)) return read_result(path, out, e);
+    config_hash(&r);
+    err_code rc;
+    TRY_DONE(rc, open_all(&r, e));
+    TRY_DONE(rc, load_checkpoint(&r, e));
+    if (!out->resumed) {
+        if (ftruncate(fileno(r.metrics), 0)) FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be written");
+        if (o->data_init) TRY_DONE(rc, init_head(&r, e));
+        TRY_DONE(rc, evaluate(&r, &collapsed, e));
+    }
+    uint64_t total = steps_of(&r, o->epochs + o->head_warmup_epochs);
+    TRY_DONE(rc, loop(&r, total ? total : 1, e));
+    out->steps = r.at;
+    out->images = r.at * r.data.batch;
+    TRY_DONE(rc, write_result(&r, e));
+    TRY_DONE(rc, in_dir(&r, "checkpoint.safetensors", path, e));
+    unlink(path); /* only a run under way needs it */
+    TRY_DONE(rc, restore_adapter(&r, e));
+done:
+    ssl_step_close(&r.step);
+    param_set_free(vit_device(m), &r.ps);
+    ssl_eval_close(&r.eval);
+    ssl_data_close(&r.data);
+    free(r.mask_bits);
+    if (r.metrics) fclose(r.metrics);
+    return rc;
+}

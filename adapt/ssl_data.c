@@ -1,0 +1,86 @@
+/* ssl_data.c: see ssl_data.h. */
+#include "adapt/ssl_data.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static size_t to_patches(int size, int patch)
+{
+    int n = (size + patch / 2) / patch;
+    return (size_t)(n < 1 ? 1 : n) * (size_t)patch;
+}
+
+err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_options *o, err *e)
+{
+    const vit_config *k = vit_get_config(m);
+    *s = (ssl_data){.c = c, .o = o, .order_epoch = UINT64_MAX};
+    if (o->batch < 1 || o->locals < 0 || o->global_size < k->patch)
+        FAIL(e, USAGE, "adapt: batch %d, %d local crops, %d pixels", o->batch, o->locals, o->global_size);
+    s->frames = malloc((c->n_frames + 1) * sizeof *s->frames);
+    s->order = malloc((c->n_frames + 1) * sizeof *s->order);
+    if (!s->frames || !s->order) FAIL(e, NOMEM, "adapt: no memory for %zu frames", c->n_frames);
+    for (size_t i = 0; i < c->n_frames; i++)
+        if (c->part[i] == SPLIT_TRAIN || c->part[i] == SPLIT_NONE) s->frames[s->n++] = (uint32_t)i;
+    if (s->n < 2) FAIL(e, EMPTY, "adapt: %zu frames of training patients; at least 2 are needed", s->n);
+    s->batch = (size_t)o->batch < s->n ? (size_t)o->batch : s->n;
+    s->locals = (size_t)o->locals;
+    s->global_size = to_patches(o->global_size, k->patch);
+    s->local_size = to_patches(o->local_size ? o->local_size : 98, k->patch);
+    s->steps_per_epoch = s->n / s->batch;
+    s->norm.window = o->view.window;
+    memcpy(s->norm.mean, k->mean, sizeof s->norm.mean);
+    memcpy(s->norm.std, k->std, sizeof s->norm.std);
+    int threads = pool_processors();
+    if (threads > 4) { /* beside the compute threads: a share of the processors prepares the next step */
+        s->threads = pool_new(threads / 4);
+        if (!s->threads) FAIL(e, NOMEM, "adapt: no threads for the data");
+    }
+    s->jobs = malloc(s->batch * (2 + s->locals) * sizeof *s->jobs);
+    if (!s->jobs) FAIL(e, NOMEM, "adapt: no memory for a batch");
+    return ERR_OK;
+}
+
+void ssl_data_close(ssl_data *s)
+{
+    pool_free(s->threads);
+    free(s->frames);
+    free(s->order);
+    free(s->jobs);
+    *s = (ssl_data){0};
+}
+
+size_t ssl_data_floats(const ssl_data *s)
+{
+    return s->batch * 3 * (2 * s->global_size * s->global_size + s->locals * s->local_size * s->local_size);
+}
+
+err_code ssl_data_fill(void *ssl_data_, uint64_t step, float *out, err *e)
+{
+    ssl_data *s = ssl_data_;
+    uint64_t epoch = step / s->steps_per_epoch;
+    size_t first = (size_t)(step % s->steps_per_epoch) * s->batch, global = 3 * s->global_size * s->global_size;
+    size_t local = 3 * s->local_size * s->local_size, n = 0;
+    if (epoch != s->order_epoch) { /* an epoch is a permutation; what does not fill a batch waits for another */
+        rng r = rng_at(s->o->seed, RNG_ORDER, epoch, 0);
+        memcpy(s->order, s->frames, s->n * sizeof *s->order);
+        rng_shuffle(&r, s->order, s->n);
+        s->order_epoch = epoch;
+    }
+    for (size_t b = 0; b < s->batch; b++) {
+        size_t index = s->order[first + b];
+        const frame_info *f = &s->c->frames[index];
+        for (size_t k = 0; k < 2 + s->locals; k++) {
+            rng r = rng_at(s->o->seed, RNG_AUGMENT, step, (uint32_t)(b * (2 + s->locals) + k));
+            crop_role role = k == 0 ? CROP_GLOBAL1 : k == 1 ? CROP_GLOBAL2 : CROP_LOCAL;
+            float *to = k < 2 ? out + (k * s->batch + b) * global
+                              : out + 2 * s->batch * global + ((k - 2) * s->batch + b) * local;
+            s->jobs[n++] = (sample_job){.frame = f,
+                                        .pixels = cohort_pixels(s->c, index),
+                                        .crop = augment_ssl(&s->o->augment, f, role, &r),
+                                        .size = (int)(k < 2 ? s->global_size : s->local_size),
+                                        .out = to};
+        }
+    }
+    if (sampler_run(s->threads, &s->norm, s->jobs, n)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
+    return ERR_OK;
+}

@@ -1,0 +1,27 @@
+/* ssl_data.h: the frames that self-supervision sees, and a step's crops as a function of the step alone. */
+#ifndef RADAPT_SSL_DATA_H
+#define RADAPT_SSL_DATA_H
+#include "adapt/ssl.h"
+
+typedef struct {
+    const cohort *c;
+    const ssl_options *o;
+    uint32_t *frames; /* (n) of training patients, and of patients without a part */
+    size_t n;
+    size_t batch, locals, global_size, local_size;
+    uint64_t steps_per_epoch;
+    sampler_norm norm;
+    pool *threads;   /* NULL: the loader's own thread */
+    uint32_t *order; /* (n) permutation of epoch order_epoch */
+    uint64_t order_epoch;
+    sample_job *jobs; /* (batch * (2 + locals)) */
+} ssl_data;
+
+/* ERR_EMPTY with fewer than two frames; the batch shrinks to what there is. */
+err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_options *o, err *e);
+void ssl_data_close(ssl_data *s);
+/* Floats of a step: globals (2B,3,S,S), then locals (L*B,3,s,s). */
+size_t ssl_data_floats(const ssl_data *s);
+err_code ssl_data_fill(void *ssl_data_, uint64_t step, float *out, err *e); /* loader_fill */
+
+#endif

@@ -1,0 +1,24 @@
+/* ssl_eval.h: is the teacher getting better? kNN of validation frames among training frames, and the effective rank of
+ * the features. */
+#ifndef RADAPT_SSL_EVAL_H
+#define RADAPT_SSL_EVAL_H
+#include "adapt/ssl.h"
+
+typedef struct {
+    uint32_t *train, *validation;        /* frame indices */
+    int *train_label, *validation_label; /* -1: not labelled (rank only) */
+    size_t n_train, n_validation;        /* n_validation 0: no kNN */
+    float *features;                     /* (n_train + n_validation, C) */
+} ssl_eval;
+
+typedef struct {
+    double knn_auc, knn_accuracy; /* NaN without labelled validation frames */
+    double rank;
+} ssl_score;
+
+/* At most `most` frames a part, spread evenly over the cases (over the frames where there are no labels). */
+err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e);
+void ssl_eval_close(ssl_eval *s);
+err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const view_options *v, ssl_score *out, err *e);
+
+#endif

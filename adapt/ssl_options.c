@@ -1,0 +1,70 @@
+/* ssl_options.c: recipes. "default" is for 200 to 5,000 images on one machine; "essa" is the reference recipe (facts of
+ * the method papers). */
+#include <string.h>
+
+#include "adapt/ssl.h"
+
+void ssl_defaults(ssl_options *o)
+{
+    *o = (ssl_options){
+        .peft = {.method = METHOD_APLA},
+        .epochs = 8,
+        .warmup_epochs = 1,
+        .head_warmup_epochs = 1,
+        .batch = 16,
+        .global_size = 224,
+        .locals = 4,
+        .lr = 5e-4f,
+        .head_lr = 1e-3f,
+        .lr_last = 1e-6f,
+        .weight_decay = 1e-5f,
+        .weight_decay_last = 1e-4f,
+        .clip = 1.0f,
+        .momentum = 0.99f,
+        .momentum_last = 1.0f,
+        .teacher_temp = 0.04f,
+        .teacher_temp_last = 0.07f,
+        .teacher_temp_epochs = 4,
+        .student_temp = 0.1f,
+        .center_momentum = 0.9f,
+        .dino = 1,
+        .ibot = 1,
+        .koleo = 0.1f,
+        .mask_probability = 0.5f,
+        .mask_ratio = {0.1f, 0.5f},
+        .hidden = 512,
+        .bottleneck = 128,
+        .prototypes = 0,
+        .data_init = true,
+        .freeze_prototypes_epochs = 0,
+        .view = {.size = 224, .resize = 256},
+        .evaluate_epochs = 1,
+        .checkpoint_minutes = 5,
+        .collapse_rank = 0.25,
+        .seed = 1,
+    };
+    augment_defaults(&o->augment);
+}
+
+err_code ssl_recipe(const char *name, ssl_options *o, err *e)
+{
+    ssl_defaults(o);
+    if (!strcmp(name, "default")) return ERR_OK;
+    if (strcmp(name, "essa") != 0) FAIL(e, USAGE, "no such recipe (there are: default, essa)");
+    o->epochs = 300;
+    o->warmup_epochs = 10;
+    o->head_warmup_epochs = 0;
+    o->batch = 256;
+    o->locals = 8;
+    o->lr = o->head_lr = 1e-3f;
+    o->momentum = 0.994f;
+    o->teacher_temp_epochs = 30;
+    o->hidden = 2048;
+    o->bottleneck = 256;
+    o->prototypes = 65536;
+    o->data_init = false;
+    o->freeze_prototypes_epochs = 1;
+    o->evaluate_epochs = 0.5;
+    augment_essa(&o->augment);
+    return ERR_OK;
+}
