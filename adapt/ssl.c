@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/stop.h"
+#include "preprocess/loader.h"
 
 enum { LOG_STEPS = 10, EVAL_FRAMES = 2000, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
 
