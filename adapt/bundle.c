@@ -29,7 +29,7 @@ struct bundle {
 
 err_code bundle_write(const char *path, device *d, const param_set *ps, const bundle_info *info, err *e)
 {
-    char heads[16], rows[16], seed[32], size[16], resize[32];
+    char heads[16], rows[16], seed[32], size[16], share[32];
     json_t *labels = json_array();
     int bad = !labels;
     for (int i = 0; i < info->n_labels; i++) {
@@ -44,7 +44,7 @@ err_code bundle_write(const char *path, device *d, const param_set *ps, const bu
     snprintf(rows, sizeof rows, "%d", info->peft.rows);
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)info->peft.seed);
     snprintf(size, sizeof size, "%d", info->size);
-    snprintf(resize, sizeof resize, "%.9g", (double)info->resize);
+    snprintf(share, sizeof share, "%.9g", (double)info->share);
     const checkpoint_meta meta[] = {
         {"bundle.format", FORMAT_NAME},
         {"bundle.backbone", info->backbone},
@@ -57,7 +57,7 @@ err_code bundle_write(const char *path, device *d, const param_set *ps, const bu
         {"bundle.rows_seed", seed},
         {"bundle.window", info->window},
         {"bundle.size", size},
-        {"bundle.resize", resize},
+        {"bundle.share", share},
         {"bundle.split", info->split_hash},
         {"bundle.version", info->version},
         {"bundle.metrics", info->metrics_json},
@@ -115,7 +115,7 @@ static bool parse_labels(const safetensors *s, bundle_info *out)
 static err_code parse_info(const safetensors *s, bundle_info *out, err *e)
 {
     char method[16], seed[32], *end;
-    double heads, rows, size, resize;
+    double heads, rows, size, share;
     const char *format = safetensors_meta(s, "bundle.format");
     *out = (bundle_info){0};
     if (!format || strcmp(format, FORMAT_NAME)) FAIL(e, FORMAT, "not a model bundle of this program (" FORMAT_NAME ")");
@@ -129,7 +129,7 @@ static err_code parse_info(const safetensors *s, bundle_info *out, err *e)
                 meta_text(s, "version", out->version, sizeof out->version) &&
                 meta_text(s, "metrics", out->metrics_json, sizeof out->metrics_json) &&
                 meta_number(s, "heads", 1, 1024, &heads) && meta_number(s, "rows", 0, 65536, &rows) &&
-                meta_number(s, "size", 1, 4096, &size) && meta_number(s, "resize", 1, 65536, &resize) &&
+                meta_number(s, "size", 1, 4096, &size) && meta_number(s, "share", 1e-3, 4, &share) &&
                 parse_labels(s, out);
     size_t k = 0;
     while (good && k < 3 && strcmp(method, methods[k])) k++;
@@ -142,7 +142,7 @@ static err_code parse_info(const safetensors *s, bundle_info *out, err *e)
     out->peft.rows = (int)rows;
     out->peft.seed = strtoull(seed, &end, 10);
     out->size = (int)size;
-    out->resize = (float)resize;
+    out->share = (float)share;
     return ERR_OK;
 }
 
@@ -205,7 +205,7 @@ static err_code load(bundle *b, const safetensors *s, const char *backbone_path,
     TRY(parse_info(s, &b->info, e));
     TRY(window_parse(*b->info.window ? b->info.window : "auto", &b->view.window, e));
     b->view.size = b->info.size;
-    b->view.resize = b->info.resize;
+    b->view.share = b->info.share;
     TRY(open_backbone(b, backbone_path, e));
     size_t C = (size_t)vit_get_config(b->m)->dim, K = (size_t)b->info.n_labels;
     if (b->info.peft.method != METHOD_LINEAR) {

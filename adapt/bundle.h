@@ -17,7 +17,7 @@ typedef struct bundle_info {
     peft_spec peft;  /* what vit_train was called with: its tensors are in the bundle. METHOD_LINEAR: none */
     char window[64]; /* window_parse text; "": auto */
     int size;
-    float resize;
+    float share;
     char split_hash[HASH_HEX], version[65];
     char metrics_json[1024];
     label_code *labels;

@@ -93,11 +93,11 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
     size_t C = (size_t)vit_get_config(m)->dim, batch = v->batch > 0 ? (size_t)v->batch : 32, floats;
     if (!n) return ERR_OK;
     if (batch > n) batch = n;
-    if (v->size < 1 || v->size > 4096 || !(v->resize >= 1))
-        FAIL(e, USAGE, "features: images of %d pixels resized to %g", v->size, (double)v->resize);
+    if (v->size < 1 || v->size > 4096 || !(v->share > 0 && v->share <= 4))
+        FAIL(e, USAGE, "features: images of %d pixels that show %g of each side", v->size, (double)v->share);
     source s = {.c = c, .index = index, .n = n, .batch = batch, .size = v->size};
     s.image_floats = 3 * (size_t)v->size * (size_t)v->size;
-    s.fraction = (float)v->size / v->resize;
+    s.fraction = v->share;
     s.norm = features_norm(m, v);
     if (!size_mul(batch, s.image_floats, &floats)) FAIL(e, LIMIT, "features: a batch of %zu images", batch);
     buffers b = {0};

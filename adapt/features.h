@@ -7,9 +7,9 @@
 #include "preprocess/sampler.h"
 
 typedef struct {
-    int size;     /* 224 */
-    float resize; /* size / resize: the centre crop's share of each side, 224/256 */
-    int batch;    /* 0: 32 */
+    int size;    /* 224 */
+    float share; /* of each side of the frame, made square, that is seen: the centre; 0.875 */
+    int batch;   /* 0: 32 */
     window_choice window;
     progress *shown; /* gets a unit for every image; NULL: nothing is shown */
 } view_options;

@@ -37,7 +37,7 @@ void finetune_defaults(finetune_options *o)
                             .jitter = 0.1f,
                             .balanced = true,
                             .patience = 8,
-                            .view = {.size = 224, .resize = 256}};
+                            .view = {.size = 224, .share = 0.875f}};
 }
 
 static err_code check(const vit *m, const param_set *adapter, const cohort *c, const finetune_options *o,
@@ -75,7 +75,7 @@ err_code finetune_identity(vit *m, const param_set *adapter, const cohort *c, co
     snprintf(text, sizeof text, "%s %d %a %d %a %a %a %a %a %a %d %a %a %a %a %d %d %d %a %d %llu", FORMAT_NAME,
              o->method, o->epochs, o->batch, o->lr, o->head_lr, o->lr_last, o->weight_decay, o->clip,
              o->label_smoothing, o->warmup_steps, o->crop_scale[0], o->crop_scale[1], o->flip, o->jitter, o->balanced,
-             o->patience, o->view.size, o->view.resize, o->view.window.mode, (unsigned long long)o->seed);
+             o->patience, o->view.size, o->view.share, o->view.window.mode, (unsigned long long)o->seed);
     hash_str(h, text);
     for (int i = 0; i < 3 && o->view.window.mode == WINDOW_FIXED; i++) {
         const voi_window *w = &o->view.window.fixed[i];
@@ -351,7 +351,7 @@ static err_code write_bundle(const finetune_job *j, const bundle_info *given, er
     memcpy(info->backbone, vit_hash(j->m), HASH_HEX);
     info->heads = vit_get_config(j->m)->heads;
     info->size = j->o->view.size;
-    info->resize = j->o->view.resize;
+    info->share = j->o->view.share;
     memcpy(info->split_hash, j->c->split_hash, HASH_HEX);
     snprintf(info->version, sizeof info->version, "%s", RADAPT_VERSION);
     snprintf(info->metrics_json, sizeof info->metrics_json, "%s", text);

@@ -134,7 +134,7 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, err
     if (strlen(window) >= sizeof info->window) FAIL(e, USAGE, "--window is too long");
     snprintf(info->window, sizeof info->window, "%s", window);
     info->size = (int)options_int(o, "size");
-    info->resize = (float)options_real(o, "center-crop");
+    info->share = (float)options_real(o, "center-crop");
     snprintf(info->version, sizeof info->version, "%s", RADAPT_VERSION);
     memcpy(info->split_hash, c->split_hash, HASH_HEX);
     info->labels = calloc((size_t)c->n_labels, sizeof *info->labels);

@@ -166,7 +166,7 @@ err_code stage_backbone(stage *s, err *e)
 
 err_code stage_view(const stage *s, view_options *out, err *e)
 {
-    *out = (view_options){.size = (int)options_int(s->o, "size"), .resize = (float)options_real(s->o, "center-crop")};
+    *out = (view_options){.size = (int)options_int(s->o, "size"), .share = (float)options_real(s->o, "center-crop")};
     return window_parse(options_text(s->o, "window"), &out->window, e);
 }
 

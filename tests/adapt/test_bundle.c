@@ -38,7 +38,7 @@ static int make(void **state)
 
     w->info = (bundle_info){.heads = 2,
                             .size = 32,
-                            .resize = 36.5f,
+                            .share = 0.875f,
                             .window = "40/400",
                             .normalisation = "half",
                             .metrics_json = "{}",
@@ -86,7 +86,7 @@ static void test_round_trip(void **state)
     assert_string_equal(got.version, "0.0");
     assert_string_equal(got.split_hash, "ab");
     assert_int_equal(got.size, 32);
-    assert_true(got.resize == 36.5f);
+    assert_true(got.share == 0.875f);
     assert_int_equal(got.heads, 2);
     assert_int_equal(got.peft.method, METHOD_LINEAR);
     assert_int_equal(got.n_labels, LABELS);
@@ -192,7 +192,7 @@ static void test_damage(void **state)
         {"bundle.heads", "two", NULL, NULL, ERR_FORMAT},
         {"bundle.size", "-32", NULL, NULL, ERR_FORMAT},
         {"bundle.size", "1e9", NULL, NULL, ERR_FORMAT},
-        {"bundle.resize", "nan", NULL, NULL, ERR_FORMAT},
+        {"bundle.share", "nan", NULL, NULL, ERR_FORMAT},
         {"bundle.rows", NULL, NULL, NULL, ERR_FORMAT},
         {"bundle.window", "wide open", NULL, NULL, ERR_USAGE},
         {"bundle.labels", "[]", NULL, NULL, ERR_FORMAT},

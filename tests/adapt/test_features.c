@@ -50,7 +50,7 @@ static void test_same(void **state)
     float all[FRAMES * 32], other[FRAMES * 32];
     uint32_t index[FRAMES];
     for (uint32_t i = 0; i < FRAMES; i++) index[i] = i;
-    view_options v = {.size = 32, .resize = 36, .batch = FRAMES};
+    view_options v = {.size = 32, .share = 0.875f, .batch = FRAMES};
     assert_int_equal(w->c.n_frames, FRAMES);
     ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, index, FRAMES, &v, all, &e));
     double norm = 0, apart = 0;
@@ -88,20 +88,20 @@ static void test_errors(void **state)
     static const uint32_t index[] = {0, 1, 2};
     static const struct {
         int size;
-        float resize;
+        float share;
         err_code code;
-    } table[] = {
-        {33, 40, ERR_SHAPE}, {0, 40, ERR_USAGE}, {100000, 100000, ERR_USAGE}, {32, 0, ERR_USAGE}, {32, NAN, ERR_USAGE}};
+    } table[] = {{33, 1, ERR_SHAPE}, {0, 1, ERR_USAGE},  {100000, 1, ERR_USAGE},
+                 {32, 0, ERR_USAGE}, {32, 5, ERR_USAGE}, {32, NAN, ERR_USAGE}};
     for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
         err e = {0};
-        view_options v = {.size = table[t].size, .resize = table[t].resize};
+        view_options v = {.size = table[t].size, .share = table[t].share};
         assert_int_equal(features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &v, out, &e), table[t].code);
         print_message("%s\n", e.msg);
     }
     err e = {0};
     stop_request();
     err_code rc =
-        features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &(view_options){.size = 32, .resize = 36}, out, &e);
+        features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &(view_options){.size = 32, .share = 0.875f}, out, &e);
     stop_clear();
     assert_int_equal(rc, ERR_INTERRUPTED);
 }

@@ -87,7 +87,7 @@ static finetune_options tiny(peft_method method)
     o.warmup_steps = 2;
     o.patience = 0;
     o.view.size = 32;
-    o.view.resize = 32;
+    o.view.share = 1;
     return o;
 }
 
@@ -374,7 +374,7 @@ static void test_few(void **state)
     ASSERT_OK(run(
         w, METHOD_LINEAR,
         &(finetune_options){
-            .method = METHOD_LINEAR, .epochs = 1, .batch = 1, .crop_scale = {1, 1}, .view = {.size = 32, .resize = 32}},
+            .method = METHOD_LINEAR, .epochs = 1, .batch = 1, .crop_scale = {1, 1}, .view = {.size = 32, .share = 1}},
         &c, "few-linear", &r, &e));
     c.cases[1].label = c.cases[0].label;
     assert_int_equal(run(w, METHOD_APLA, &o, &c, "few-one", &r, &e), ERR_USAGE);
