@@ -243,6 +243,7 @@ static size_t list_all(vit *m)
     const vit_config *c = &m->c;
     size_t C = (size_t)c->dim, F = (size_t)c->hidden, p = (size_t)c->patch;
     listing k = {m, 0};
+    m->cls.param = m->reg.param = VIT_FROZEN; /* also where the model has none */
     if (c->class_token) list_vector(&k, &m->cls, C, 1, "cls_token");
     if (c->registers) list_vector(&k, &m->reg, (size_t)c->registers, C, "register_tokens");
     list_vector(&k, &m->mask_token, C, 1, "mask_token");
@@ -250,6 +251,7 @@ static size_t list_all(vit *m)
     list_linear(&k, &m->patch, C, 3 * p * p, true, "patch_embed.proj");
     for (int i = 0; i < c->depth; i++) {
         vit_block *b = &m->block[i];
+        b->ls1.param = b->ls2.param = VIT_FROZEN;
         struct {
             vit_vector *v;
             const char *name;

@@ -1,0 +1,532 @@
+/* The Vision Transformer as a whole: a real pretrained model against PyTorch's output; memory plans; what student and
+ * teacher share; gradients against finite differences in every method. */
+#include "tests/model/state_dict.h"
+
+#include <jansson.h>
+
+enum { H = 12, W = 20, B = 2 }; /* 3 x 5 patches of 4: an odd count of tokens */
+
+static const dict_spec small = {.names = NAMES_DINOV2,
+                                .dim = 32,
+                                .depth = 2,
+                                .hidden = 72,
+                                .patch = 4,
+                                .grid = 4,
+                                .registers = 1,
+                                .class_token = true,
+                                .layer_scale = true,
+                                .mask_token = true,
+                                .pos_front = 1};
+
+static device open_device(compute_type ct)
+{
+    device d;
+    err e = {0};
+    ASSERT_OK(device_open_cpu(&d, 2, ct, &e));
+    return d;
+}
+
+static vit *open_dict(device *d, const dict_spec *s)
+{
+    vit *m;
+    err e = {0};
+    dict_write(s, dict_path());
+    err_code rc = vit_open(&m, d, &(vit_source){.path = dict_path(), .heads = 2}, &e);
+    unlink(dict_path());
+    ASSERT_OK(rc);
+    return m;
+}
+
+/* A pass with its memory. */
+typedef struct {
+    vit_pass a;
+    dv *memory, *pixels, *mask;
+    size_t planned;
+} bench;
+
+static void bench_open(bench *k, vit *m, size_t images, size_t height, size_t width, vit_keep keep)
+{
+    device *d = vit_device(m);
+    arena dry = {0}, real;
+    err e = {0};
+    *k = (bench){0};
+    ASSERT_OK(vit_pass_plan(&k->a, &dry, m, images, height, width, keep, &e));
+    ASSERT_OK(d->op->alloc(d, dry.used, &k->memory, &e));
+    arena_init(&real, k->memory, dry.used);
+    ASSERT_OK(vit_pass_plan(&k->a, &real, m, images, height, width, keep, &e));
+    assert_int_equal(dry.used, real.used);
+    k->planned = dry.used;
+    ASSERT_OK(device_reserve(d, vit_pass_work_bytes(m, images, height, width, keep), &e));
+    ASSERT_OK(d->op->alloc(d, images * 3 * height * width * sizeof(float), &k->pixels, &e));
+    ASSERT_OK(d->op->alloc(d, images * k->a.P, &k->mask, &e));
+}
+
+static void bench_close(bench *k, vit *m)
+{
+    device *d = vit_device(m);
+    d->op->free(d, k->memory);
+    d->op->free(d, k->pixels);
+    d->op->free(d, k->mask);
+    vit_pass_fini(&k->a);
+}
+
+/* Noise as pixels, every third patch masked. */
+static void bench_fill(bench *k, vit *m, uint64_t seed)
+{
+    device *d = vit_device(m);
+    size_t n = k->a.B * 3 * k->a.height * k->a.width;
+    float *x = malloc(n * sizeof *x);
+    uint8_t *mask = calloc(k->a.B, k->a.P);
+    assert_true(x && mask);
+    rng r = rng_at(seed, RNG_TEST, 0, 0);
+    for (size_t i = 0; i < n; i++) x[i] = rng_normal(&r);
+    for (size_t i = 0; i < k->a.B * k->a.P; i += 3) mask[i] = 1;
+    d->op->upload(d, k->pixels, x, n * sizeof *x);
+    d->op->upload(d, k->mask, mask, k->a.B * k->a.P);
+    free(x);
+    free(mask);
+}
+
+/* out (B,T,C) as fp32 on the host; the caller frees. */
+static float *forward(vit *m, vit_who who, bench *k, const dv *patches, bool masked)
+{
+    device *d = vit_device(m);
+    err e = {0};
+    size_t n = k->a.B * k->a.T * (size_t)vit_get_config(m)->dim;
+    if (!patches) {
+        vit_patches(m, who, &k->a, k->pixels);
+        patches = k->a.patches;
+    }
+    vit_fwd(m, who, &k->a, patches, masked ? k->mask : NULL);
+    dv *f32;
+    ASSERT_OK(d->op->alloc(d, n * sizeof(float), &f32, &e));
+    d->op->to_f32(d, f32, k->a.out, n);
+    float *out = malloc(n * sizeof *out);
+    assert_non_null(out);
+    d->op->download(d, out, f32, n * sizeof *out);
+    d->op->free(d, f32);
+    ASSERT_OK(device_sync(d, &e));
+    return out;
+}
+
+static double worst_ratio(const float *a, const float *b, size_t n)
+{
+    double worst = 0, most = 1e-30;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)a[i] - b[i]));
+        most = fmax(most, fabs(b[i]));
+    }
+    return worst / most;
+}
+
+/* --- a real model: the class token after the final norm, from PyTorch */
+
+static void real_model(void **state)
+{
+    (void)state;
+    json_t *j = json_load_file(SHARED_DIR "/data/weights/vit_tiny_golden.json", 0, NULL), *cls;
+    if (!j) {
+        print_message("skipped: no pretrained model here\n");
+        return;
+    }
+    cls = json_object_get(j, "cls_after_norm");
+    assert_int_equal(json_array_size(cls), 192);
+    float expected[192];
+    for (size_t i = 0; i < 192; i++) expected[i] = (float)json_number_value(json_array_get(cls, i));
+    json_decref(j);
+    static const struct {
+        compute_type ct;
+        double bound;
+    } rows[] = {{COMPUTE_F32, 1e-4}, {COMPUTE_AUTO, 2e-2}};
+    for (size_t i = 0; i < 2; i++) {
+        device d = open_device(rows[i].ct);
+        err e = {0};
+        vit *m;
+        ASSERT_OK(
+            vit_open(&m, &d, &(vit_source){.path = SHARED_DIR "/data/weights/vit_tiny_patch16_224.safetensors"}, &e));
+        const vit_config *c = vit_get_config(m);
+        assert_int_equal(c->dim, 192);
+        assert_int_equal(c->depth, 12);
+        assert_int_equal(c->heads, 3);
+        assert_int_equal(c->grid, 14);
+        assert_true(c->class_token && !c->layer_scale && c->qkv_bias && c->mean[0] == 0.5f);
+        bench k;
+        bench_open(&k, m, 1, 224, 224, VIT_INFER);
+        float *x = malloc(3 * 224 * 224 * sizeof *x);
+        assert_non_null(x);
+        for (size_t p = 0; p < 3 * 224 * 224; p++) x[p] = (float)sin(0.001 * (double)p);
+        d.op->upload(&d, k.pixels, x, 3 * 224 * 224 * sizeof *x);
+        free(x);
+        float *out = forward(m, VIT_STUDENT, &k, NULL, false);
+        double got = worst_ratio(out, expected, 192);
+        print_message("%s: class token within %.2g of PyTorch's\n", d.ct == COMPUTE_BF16 ? "bf16" : "fp32", got);
+        assert_true(got < rows[i].bound);
+        free(out);
+        bench_close(&k, m);
+        vit_close(m);
+        device_close(&d);
+    }
+}
+
+/* --- passes */
+
+/* A second run and the teacher, equal at first, give the same bits; a pass that keeps for backward, on another pass's
+ * patches, the same but for rounding (GELU is then a step of its own). */
+static void passes_agree(void **state)
+{
+    (void)state;
+    device d = open_device(COMPUTE_AUTO);
+    vit *m = open_dict(&d, &small);
+    param_set ps = {0};
+    err e = {0};
+    ASSERT_OK(vit_train(m, &(peft_spec){.method = METHOD_FULL, .teacher = true}, &ps, &e));
+    bench infer, grad;
+    bench_open(&infer, m, B, H, W, VIT_INFER);
+    bench_open(&grad, m, B, H, W, VIT_GRAD);
+    bench_fill(&infer, m, 1);
+    bench_fill(&grad, m, 1);
+    assert_int_equal(infer.a.T, 1 + 1 + 15);
+    assert_true(infer.planned < grad.planned);
+    size_t bytes = B * infer.a.T * 32 * sizeof(float);
+    float *a = forward(m, VIT_STUDENT, &infer, NULL, true);
+    float *others[] = {forward(m, VIT_STUDENT, &infer, NULL, true), forward(m, VIT_TEACHER, &infer, NULL, true)};
+    for (size_t i = 0; i < 2; i++) {
+        assert_memory_equal(a, others[i], bytes);
+        free(others[i]);
+    }
+    float *kept = forward(m, VIT_STUDENT, &grad, infer.a.patches, true);
+    assert_true(worst_ratio(kept, a, bytes / sizeof *a) < (d.ct == COMPUTE_BF16 ? 0.02 : 1e-5));
+    free(kept);
+    float *unmasked = forward(m, VIT_STUDENT, &grad, NULL, false);
+    assert_true(worst_ratio(unmasked, a, bytes / sizeof *a) > 0.01);
+    for (size_t i = 0; i < bytes / sizeof *a; i++) assert_true(isfinite(a[i]));
+    free(unmasked);
+    free(a);
+    bench_close(&infer, m);
+    bench_close(&grad, m);
+    param_set_free(&d, &ps);
+    vit_close(m);
+    device_close(&d);
+}
+
+/* One image gives in a batch what it gives alone, whatever its neighbours. */
+static void images_are_independent(void **state)
+{
+    (void)state;
+    device d = open_device(COMPUTE_F32);
+    vit *m = open_dict(&d, &small);
+    bench one, many;
+    bench_open(&one, m, 1, H, W, VIT_INFER);
+    bench_open(&many, m, 5, H, W, VIT_INFER);
+    bench_fill(&many, m, 2);
+    size_t n = one.a.T * 32;
+    float *all = forward(m, VIT_STUDENT, &many, NULL, false);
+    for (size_t i = 0; i < 5; i++) {
+        d.op->copy(&d, one.pixels, dv_at(many.pixels, i * 3 * H * W * sizeof(float)), 3 * H * W * sizeof(float));
+        float *alone = forward(m, VIT_STUDENT, &one, NULL, false);
+        assert_true(worst_ratio(all + i * n, alone, n) < 1e-5);
+        free(alone);
+    }
+    free(all);
+    bench_close(&one, m);
+    bench_close(&many, m);
+    vit_close(m);
+    device_close(&d);
+}
+
+static void plan_refuses(void **state)
+{
+    (void)state;
+    device d = open_device(COMPUTE_F32);
+    vit *m = open_dict(&d, &small);
+    static const struct {
+        size_t images, height, width;
+        err_code code;
+    } rows[] = {{1, 13, 20, ERR_SHAPE}, {1, 12, 21, ERR_SHAPE}, {0, 12, 20, ERR_SHAPE}, {1, 0, 20, ERR_SHAPE}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        vit_pass a = {0};
+        arena dry = {0};
+        err e = {0};
+        assert_int_equal(vit_pass_plan(&a, &dry, m, rows[i].images, rows[i].height, rows[i].width, VIT_GRAD, &e),
+                         rows[i].code);
+        vit_pass_fini(&a);
+    }
+    vit_pass a = {0};
+    arena dry = {0}, tight;
+    err e = {0};
+    ASSERT_OK(vit_pass_plan(&a, &dry, m, 1, H, W, VIT_GRAD, &e));
+    char *memory = malloc(dry.used);
+    arena_init(&tight, memory, dry.used - 1);
+    assert_int_equal(vit_pass_plan(&a, &tight, m, 1, H, W, VIT_GRAD, &e), ERR_NOMEM);
+    free(memory);
+    vit_pass_fini(&a);
+    vit_close(m);
+    device_close(&d);
+}
+
+/* --- what is trained */
+
+static void rows_are_drawn_once(void **state)
+{
+    (void)state;
+    param_set sets[3] = {{0}};
+    device d = open_device(COMPUTE_F32);
+    vit *m[3];
+    for (int i = 0; i < 3; i++) {
+        err e = {0};
+        m[i] = open_dict(&d, &small);
+        ASSERT_OK(vit_train(m[i], &(peft_spec){METHOD_APLA, 5, i == 2 ? 8 : 7, true}, &sets[i], &e));
+        assert_int_equal(vit_train(m[i], &(peft_spec){METHOD_APLA, 5, 7, true}, &sets[i], &e), ERR_CONFLICT);
+        assert_int_equal(sets[i].n, 4);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        const param *p = &sets[0].p[i];
+        assert_int_equal(p->rows, 5);
+        assert_int_equal(p->full_rows, 32);
+        for (size_t k = 1; k < 5; k++) assert_true(p->rows_host[k - 1] < p->rows_host[k]);
+        assert_true(p->rows_host[0] >= 0 && p->rows_host[4] < 32);
+        assert_memory_equal(p->rows_host, sets[1].p[i].rows_host, 5 * sizeof(int32_t));
+    }
+    assert_string_equal(sets[0].p[0].name, "blocks.0.attn.proj.weight");
+    assert_string_equal(sets[0].p[1].name, "blocks.0.attn.proj.bias");
+    assert_memory_equal(sets[0].p[0].rows_host, sets[0].p[1].rows_host, 5 * sizeof(int32_t));
+    assert_memory_not_equal(sets[0].p[0].rows_host, sets[0].p[2].rows_host, 5 * sizeof(int32_t));
+    assert_memory_not_equal(sets[0].p[0].rows_host, sets[2].p[0].rows_host, 5 * sizeof(int32_t));
+    for (int i = 0; i < 3; i++) {
+        param_set_free(&d, &sets[i]);
+        vit_close(m[i]);
+    }
+    device_close(&d);
+}
+
+/* The teacher follows its own slices only: the student moves, the teacher does not; then it is moved there itself. */
+static void teacher_has_its_own(void **state)
+{
+    (void)state;
+    static const peft_spec specs[] = {{METHOD_APLA, 0, 3, true}, {METHOD_APLA, 5, 3, true}, {METHOD_FULL, 0, 3, true}};
+    for (size_t i = 0; i < 3; i++) {
+        device d = open_device(COMPUTE_AUTO);
+        vit *m = open_dict(&d, &small);
+        param_set ps = {0};
+        err e = {0};
+        ASSERT_OK(vit_train(m, &specs[i], &ps, &e));
+        bench k;
+        bench_open(&k, m, B, H, W, VIT_INFER);
+        bench_fill(&k, m, 4);
+        size_t n = B * k.a.T * 32;
+        float *before = forward(m, VIT_TEACHER, &k, NULL, true);
+        for (size_t p = 0; p < ps.n; p++) {
+            size_t count = ps.p[p].rows * ps.p[p].cols;
+            float *v = malloc(count * sizeof *v);
+            d.op->download(&d, v, ps.p[p].master, count * sizeof *v);
+            for (size_t c = 0; c < count; c++) v[c] = v[c] * 1.5f + 0.05f;
+            d.op->upload(&d, ps.p[p].master, v, count * sizeof *v);
+            free(v);
+        }
+        d.op->refresh(&d, ps.p, ps.n);
+        float *student = forward(m, VIT_STUDENT, &k, NULL, true), *teacher = forward(m, VIT_TEACHER, &k, NULL, true);
+        assert_memory_equal(before, teacher, n * sizeof *before);
+        assert_true(worst_ratio(student, before, n) > 0.01);
+        free(teacher);
+        d.op->ema(&d, ps.p, ps.n, 0);
+        teacher = forward(m, VIT_TEACHER, &k, NULL, true);
+        assert_memory_equal(student, teacher, n * sizeof *before);
+        free(before);
+        free(student);
+        free(teacher);
+        bench_close(&k, m);
+        param_set_free(&d, &ps);
+        vit_close(m);
+        device_close(&d);
+    }
+}
+
+/* --- gradients: loss = sum(out * weights); along a random direction of every param against finite differences */
+
+static double loss_of(vit *m, bench *k, const float *weights, bool masked)
+{
+    size_t n = k->a.B * k->a.T * (size_t)vit_get_config(m)->dim;
+    float *out = forward(m, VIT_STUDENT, k, NULL, masked);
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)out[i] * weights[i];
+    free(out);
+    return sum;
+}
+
+static void set_master(device *d, param_set *ps, param *p, const float *values)
+{
+    d->op->upload(d, p->master, values, p->rows * p->cols * sizeof *values);
+    d->op->refresh(d, ps->p, ps->n);
+}
+
+static void check_param(vit *m, param_set *ps, param *p, bench *k, const float *weights, bool masked)
+{
+    device *d = vit_device(m);
+    size_t n = p->rows * p->cols;
+    float *at = malloc(n * sizeof *at), *moved = malloc(n * sizeof *moved), *grad = malloc(n * sizeof *grad);
+    float *way = malloc(n * sizeof *way);
+    assert_true(at && moved && grad && way);
+    d->op->download(d, at, p->master, n * sizeof *at);
+    d->op->download(d, grad, p->grad, n * sizeof *grad);
+    rng r = rng_at(9, RNG_TEST, n, 1);
+    double along = 0, size = 0;
+    for (size_t i = 0; i < n; i++) size += (double)grad[i] * grad[i];
+    /* Half a random direction, half the gradient's own, so that the derivative is not small by chance. */
+    for (size_t i = 0; i < n; i++) {
+        way[i] = rng_normal(&r) / sqrtf((float)n) + (size > 0 ? grad[i] / (float)sqrt(size) : 0);
+        along += (double)grad[i] * way[i];
+    }
+    double h = 4e-3, sides[2];
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < n; i++) moved[i] = at[i] + (float)(s ? h : -h) * way[i];
+        set_master(d, ps, p, moved);
+        sides[s] = loss_of(m, k, weights, masked);
+    }
+    set_master(d, ps, p, at);
+    double measured = (sides[1] - sides[0]) / (2 * h), off = fabs(measured - along);
+    if (off > 0.01 * fabs(along) + 0.01) fail_msg("%s: gradient %g, finite difference %g", p->name, along, measured);
+    free(at);
+    free(moved);
+    free(grad);
+    free(way);
+}
+
+static void gradients(void **state)
+{
+    (void)state;
+    dict_spec plain = small, patches_only = small, matching = small;
+    plain.names = NAMES_TIMM; /* antialiased positions, no LayerScale, no mask token in the file, no registers */
+    plain.layer_scale = plain.mask_token = false;
+    plain.registers = 0;
+    patches_only.class_token = false; /* mean of patches, one register, no bias in qkv */
+    patches_only.pos_front = 0;
+    patches_only.no_qkv_bias = true;
+    matching.grid = 3;
+    const struct {
+        const char *what;
+        const dict_spec *dict;
+        peft_spec spec;
+        size_t width;
+        bool masked;
+    } rows[] = {{"apla", &small, {METHOD_APLA, 0, 1, false}, W, true},
+                {"apla, rows", &small, {METHOD_APLA, 7, 1, false}, W, true},
+                {"apla, one row", &plain, {METHOD_APLA, 1, 1, false}, W, false},
+                {"full", &small, {METHOD_FULL, 0, 1, false}, W, true},
+                {"full, with a teacher", &small, {METHOD_FULL, 0, 1, true}, W, true},
+                {"full, timm", &plain, {METHOD_FULL, 0, 1, false}, W, true},
+                {"full, patches only", &patches_only, {METHOD_FULL, 0, 1, false}, W, false},
+                {"full, the grid matches", &matching, {METHOD_FULL, 0, 1, false}, 12, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        device d = open_device(COMPUTE_F32);
+        vit *m = open_dict(&d, rows[i].dict);
+        param_set ps = {0};
+        err e = {0};
+        ASSERT_OK(vit_train(m, &rows[i].spec, &ps, &e));
+        bench k;
+        bench_open(&k, m, B, H, rows[i].width, VIT_GRAD);
+        bench_fill(&k, m, 5);
+        size_t n = B * k.a.T * 32;
+        float *weights = malloc(n * sizeof *weights);
+        rng r = rng_at(6, RNG_TEST, 0, 0);
+        for (size_t w = 0; w < n; w++) weights[w] = rng_normal(&r);
+        loss_of(m, &k, weights, rows[i].masked);
+        d.op->upload(&d, k.a.dout, weights, n * sizeof *weights);
+        vit_bwd(m, &k.a, k.pixels, rows[i].masked ? k.mask : NULL);
+        ASSERT_OK(device_sync(&d, &e));
+        for (size_t p = 0; p < ps.n; p++) {
+            if (!rows[i].masked && !strcmp(ps.p[p].name, "mask_token")) continue;
+            check_param(m, &ps, &ps.p[p], &k, weights, rows[i].masked);
+        }
+        print_message("%s: %zu params\n", rows[i].what, ps.n);
+
+        /* Gradients of parameters accumulate. */
+        param *last = &ps.p[ps.n - 1];
+        float *once = malloc(last->rows * last->cols * sizeof *once), *twice = malloc(last->rows * sizeof *twice);
+        assert_int_equal(last->cols, 1);
+        d.op->download(&d, once, last->grad, last->rows * sizeof *once);
+        loss_of(m, &k, weights, rows[i].masked);
+        d.op->upload(&d, k.a.dout, weights, n * sizeof *weights);
+        vit_bwd(m, &k.a, k.pixels, rows[i].masked ? k.mask : NULL);
+        d.op->download(&d, twice, last->grad, last->rows * sizeof *twice);
+        for (size_t v = 0; v < last->rows; v++) once[v] *= 2;
+        assert_true(worst_ratio(twice, once, last->rows) < 1e-4);
+        free(once);
+        free(twice);
+        free(weights);
+        bench_close(&k, m);
+        param_set_free(&d, &ps);
+        vit_close(m);
+        device_close(&d);
+    }
+}
+
+/* In bf16 the gradients point where fp32's do. */
+static void gradients_bf16(void **state)
+{
+    (void)state;
+    float *grads[2] = {0};
+    size_t total = 0;
+    for (int i = 0; i < 2; i++) {
+        device d = open_device(i ? COMPUTE_AUTO : COMPUTE_F32);
+        if (i && d.ct != COMPUTE_BF16) {
+            print_message("skipped: this processor has no bf16\n");
+            device_close(&d);
+            free(grads[0]);
+            return;
+        }
+        vit *m = open_dict(&d, &small);
+        param_set ps = {0};
+        err e = {0};
+        ASSERT_OK(vit_train(m, &(peft_spec){METHOD_FULL, 0, 1, false}, &ps, &e));
+        bench k;
+        bench_open(&k, m, B, H, W, VIT_GRAD);
+        bench_fill(&k, m, 5);
+        size_t n = B * k.a.T * 32;
+        float *weights = malloc(n * sizeof *weights);
+        dv *f32;
+        rng r = rng_at(6, RNG_TEST, 0, 0);
+        for (size_t w = 0; w < n; w++) weights[w] = rng_normal(&r);
+        ASSERT_OK(d.op->alloc(&d, n * sizeof *weights, &f32, &e));
+        d.op->upload(&d, f32, weights, n * sizeof *weights);
+        free(forward(m, VIT_STUDENT, &k, NULL, true));
+        d.op->to_ct(&d, k.a.dout, f32, n);
+        vit_bwd(m, &k.a, k.pixels, k.mask);
+        ASSERT_OK(device_sync(&d, &e));
+        total = vit_backbone_params(m);
+        grads[i] = malloc(total * sizeof(float));
+        size_t at = 0;
+        for (size_t p = 0; p < ps.n; at += ps.p[p].rows * ps.p[p].cols, p++)
+            d.op->download(&d, grads[i] + at, ps.p[p].grad, ps.p[p].rows * ps.p[p].cols * sizeof(float));
+        assert_int_equal(at, total);
+        if (i) { /* each param: the error's length against the gradient's */
+            at = 0;
+            for (size_t p = 0; p < ps.n; at += ps.p[p].rows * ps.p[p].cols, p++) {
+                double error = 0, size = 0;
+                for (size_t v = at; v < at + ps.p[p].rows * ps.p[p].cols; v++) {
+                    error += pow((double)grads[1][v] - grads[0][v], 2);
+                    size += pow(grads[0][v], 2);
+                }
+                if (error > 0.04 * 0.04 * size)
+                    fail_msg("%s: bf16 is %.3f of the gradient away", ps.p[p].name, sqrt(error / size));
+            }
+        }
+        d.op->free(&d, f32);
+        free(weights);
+        bench_close(&k, m);
+        param_set_free(&d, &ps);
+        vit_close(m);
+        device_close(&d);
+    }
+    free(grads[0]);
+    free(grads[1]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(real_model),   cmocka_unit_test(passes_agree),        cmocka_unit_test(images_are_independent),
+        cmocka_unit_test(plan_refuses), cmocka_unit_test(rows_are_drawn_once), cmocka_unit_test(teacher_has_its_own),
+        cmocka_unit_test(gradients),    cmocka_unit_test(gradients_bf16),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
