@@ -76,7 +76,8 @@ def positions(w, cfg, rows, cols):
 
 
 def forward(w, cfg, pixels, mask=None):
-    """pixels (B,3,H,W), mask (B,P) bool or None -> tokens after the final norm (B,T,d)."""
+    """pixels (B,3,H,W), mask (B,P) bool or None -> tokens after the final norm (B,T,d). Without a class token the mean of
+    the patch tokens stands in its place."""
     d, heads, p = cfg["dim"], cfg["heads"], cfg["patch"]
     B, rows, cols = pixels.shape[0], pixels.shape[2] // p, pixels.shape[3] // p
     x = F.conv2d(pixels, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=p)
@@ -106,7 +107,8 @@ def forward(w, cfg, pixels, mask=None):
         a = (q @ k.transpose(-2, -1) / math.sqrt(d // heads)).softmax(-1) @ v
         x = x + scaled(linear(a.transpose(1, 2).reshape(B, T, d), "attn.proj"), "ls1")
         x = x + scaled(linear(F.gelu(linear(norm(x, b + "norm2"), "mlp.fc1")), "mlp.fc2"), "ls2")
-    return F.layer_norm(x, (d,), w["norm.weight"], w["norm.bias"], cfg["eps"])
+    x = F.layer_norm(x, (d,), w["norm.weight"], w["norm.bias"], cfg["eps"])
+    return x if cfg["cls"] else torch.cat([x.mean(1, keepdim=True), x], 1)
 
 
 def timm_names(w):
@@ -174,8 +176,7 @@ def main():
             golden["mask"] = mask.to(torch.uint8)
         for k, v in w.items():
             golden["grad." + k] = v.grad.to(torch.float32).contiguous()
-        meta = {k: str(cfg[k]) for k in ("dim", "depth", "heads", "hidden", "patch", "grid", "registers", "pos")}
-        save_file(golden, f"vit_{name}.golden.safetensors", metadata=meta)
+        save_file(golden, f"vit_{name}.golden.safetensors")
         print(name, "out", tuple(out.shape), "loss", float(loss))
 
 
