@@ -2,6 +2,7 @@
  * against the file before it is allowed to allocate: deflate expands at most 1032-fold. */
 #include <itkMetaDataObject.h>
 #include <itkNiftiImageIO.h>
+#include <zlib.h>
 
 #include <cmath>
 #include <cstdio>
@@ -22,7 +23,7 @@ struct nifti_volume {
 namespace
 {
 
-constexpr size_t kDeflateMost = 1032, kHeader = 352, kValuesMost = size_t(1) << 31;
+constexpr size_t kDeflateMost = 1032, kValuesMost = size_t(1) << 31;
 
 struct geometry {
     size_t dims[3];
@@ -85,7 +86,7 @@ void orient(itk::NiftiImageIO *io, unsigned n, geometry *g)
     for (unsigned r = 0; sform && r < 3; r++) g->origin_mm[r] = (r < 2 ? -1 : 1) * m[r][3];
 }
 
-err_code look(itk::NiftiImageIO *io, const char *path, size_t file_bytes, geometry *g, err *e)
+err_code look(itk::NiftiImageIO *io, const char *path, geometry *g, err *e)
 {
     itk::Object::GlobalWarningDisplayOff();
     io->SetFileName(path);
@@ -105,13 +106,46 @@ err_code look(itk::NiftiImageIO *io, const char *path, size_t file_bytes, geomet
     }
     if (g->dims[0] > 65535 || g->dims[1] > 65535 || g->dims[2] > 100000)
         FAIL(e, LIMIT, "NIfTI: %zux%zux%zu voxels", g->dims[0], g->dims[1], g->dims[2]);
-    size_t bytes = values; /* at least one byte a voxel; the exact size is checked for plain files */
-    bool gz = std::strlen(path) > 3 && !std::strcmp(path + std::strlen(path) - 3, ".gz");
-    if (gz ? bytes > file_bytes * kDeflateMost : bytes > file_bytes)
-        FAIL(e, TRUNCATED, "NIfTI: %zu voxels promised by a file of %zu bytes", values, file_bytes);
     orient(io, n, g);
     g->flip_columns = against_habit(g->direction[0]);
     g->flip_rows = against_habit(g->direction[1]);
+    return ERR_OK;
+}
+
+template <class T> T field(const unsigned char *header, size_t at, bool swapped)
+{
+    unsigned char b[sizeof(T)];
+    T v;
+    for (size_t i = 0; i < sizeof b; i++) b[i] = header[at + (swapped ? sizeof b - 1 - i : i)];
+    std::memcpy(&v, b, sizeof v);
+    return v;
+}
+
+/* The NIfTI library fills what is missing with zeros, so the bytes are counted first: those of a plain file, or (whole)
+ * by unpacking it. */
+err_code count(const char *path, size_t file_bytes, size_t values, bool whole, err *e)
+{
+    std::unique_ptr<gzFile_s, int (*)(gzFile)> f(gzopen(path, "rb"), gzclose); /* reads plain files too */
+    std::vector<unsigned char> b(1 << 17);
+    if (!f) FAIL(e, IO, "NIfTI: the file cannot be opened");
+    int got = gzread(f.get(), b.data(), 544);
+    if (got < 352) FAIL(e, TRUNCATED, "NIfTI: the file ends inside its header");
+    bool swapped = b[0] == 0; /* the header's own size, 348 or 540, comes first */
+    bool second = field<int32_t>(b.data(), 0, swapped) == 540;
+    double offset = second ? static_cast<double>(field<int64_t>(b.data(), 168, swapped))
+                           : static_cast<double>(field<float>(b.data(), 108, swapped));
+    int bits = second ? field<int16_t>(b.data(), 14, swapped) : field<int16_t>(b.data(), 72, swapped);
+    if (!(offset >= 0 && offset < 1e15) || bits < 1 || bits > 256)
+        FAIL(e, FORMAT, "NIfTI: voxels of %d bits at an offset that cannot be", bits);
+    size_t need = static_cast<size_t>(offset) + values * static_cast<size_t>(bits) / 8, have = static_cast<size_t>(got);
+    if (gzdirect(f.get()))
+        have = file_bytes;
+    else if (!whole)
+        have = file_bytes * kDeflateMost;
+    else
+        while (have < need && (got = gzread(f.get(), b.data(), static_cast<unsigned>(b.size()))) > 0)
+            have += static_cast<size_t>(got);
+    if (have < need) FAIL(e, TRUNCATED, "NIfTI: %zu bytes needed, %zu there", need, have);
     return ERR_OK;
 }
 
@@ -128,7 +162,8 @@ extern "C" err_code nifti_read_header(const char *path, size_t file_bytes, image
     return guarded(e, [&]() -> err_code {
         auto io = itk::NiftiImageIO::New();
         geometry g;
-        TRY(look(io, path, file_bytes, &g, e));
+        TRY(look(io, path, &g, e));
+        TRY(count(path, file_bytes, g.dims[0] * g.dims[1] * g.dims[2], false, e));
         h->columns = static_cast<int>(g.dims[0]);
         h->rows = static_cast<int>(g.dims[1]);
         h->frames = static_cast<int>(g.dims[2]);
@@ -153,13 +188,9 @@ extern "C" err_code nifti_open(nifti_volume **out, const char *path, size_t file
     return guarded(e, [&]() -> err_code {
         auto io = itk::NiftiImageIO::New();
         geometry g;
-        TRY(look(io, path, file_bytes, &g, e));
+        TRY(look(io, path, &g, e));
         size_t values = g.dims[0] * g.dims[1] * g.dims[2], size = io->GetComponentSize();
-        bool gz = !std::strcmp(path + std::strlen(path) - 3, ".gz");
-        /* The file's own type may be smaller than ITK's after scaling, never larger than it says by more than float's
-         * four bytes. */
-        if (!gz && values > file_bytes)
-            FAIL(e, TRUNCATED, "NIfTI: %zu voxels in a file of %zu bytes", values, file_bytes);
+        TRY(count(path, file_bytes, values, true, e));
         itk::ImageIORegion region(io->GetNumberOfDimensions());
         for (unsigned i = 0; i < io->GetNumberOfDimensions(); i++) {
             region.SetIndex(i, 0);
