@@ -37,7 +37,7 @@ void ssl_defaults(ssl_options *o)
         .prototypes = 0,
         .data_init = true,
         .freeze_prototypes_epochs = 0,
-        .view = {.size = 224, .resize = 256},
+        .view = {.size = 224, .share = 0.875f},
         .evaluate_epochs = 1,
         .checkpoint_minutes = 5,
         .collapse_rank = 0.25,
