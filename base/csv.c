@@ -135,7 +135,8 @@ const char *csv_at(const csv *t, size_t row, int column)
 
 void csv_field(FILE *f, const char *text)
 {
-    if (!strpbrk(text, ",\"\r\n") && *text != ' ') {
+    size_t n = strlen(text); /* readers strip blanks around a field that is not quoted */
+    if (!strpbrk(text, ",\"\r\n\t") && *text != ' ' && (!n || text[n - 1] != ' ')) {
         fputs(text, f);
         return;
     }

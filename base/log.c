@@ -41,19 +41,35 @@ static void put(line *l, const char *s)
     while (*s && l->n < sizeof l->text - 1) l->text[l->n++] = *s++;
 }
 
-/* Inside double quotes; control characters, quotes and backslashes escaped as JSON does. Room is kept for closing
- * marks. */
+/* Bytes of the UTF-8 character at s, 0 if there is none (RFC 3629). */
+static size_t utf8_bytes(const unsigned char *s)
+{
+    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xC0) != 0x80) return 0;
+    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xF0 && s[1] < 0x90)) return 0; /* longer than needed */
+    if ((s[0] == 0xED && s[1] > 0x9F) || (s[0] == 0xF4 && s[1] > 0x8F)) return 0; /* surrogates, beyond U+10FFFF */
+    return n;
+}
+
+/* Inside double quotes; control characters, quotes and backslashes escaped as JSON does, bytes that are no UTF-8
+ * replaced by U+FFFD. Room is kept for closing marks. */
 static void put_quoted(line *l, const char *s)
 {
     put(l, "\"");
-    for (; *s && l->n < sizeof l->text - 64; s++) {
+    while (*s && l->n < sizeof l->text - 64) {
         unsigned char c = (unsigned char)*s;
-        char esc[8] = {(char)c};
+        size_t n = utf8_bytes((const unsigned char *)s);
+        char esc[8] = {0};
+        memcpy(esc, s, n);
         if (c == '"' || c == '\\')
             snprintf(esc, sizeof esc, "\\%c", c);
         else if (c < 0x20 || c == 0x7f)
             snprintf(esc, sizeof esc, "\\u%04x", c);
+        else if (!n)
+            snprintf(esc, sizeof esc, "\\ufffd");
         put(l, esc);
+        s += n ? n : 1;
     }
     put(l, "\"");
 }
