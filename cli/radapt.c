@@ -1,6 +1,8 @@
 /* radapt.c: which command, its options, its exit code. */
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/progress.h"
@@ -115,8 +117,21 @@ static int run_command(const command *c, int argc, char **argv)
     return exit_code(rc, status);
 }
 
+/* Waiting compute threads sleep instead of spinning: decoders, sampling and whatever else the machine does need the processors. OpenMP
+ * reads this before main, so the program starts itself anew once. */
+static void quiet_openmp(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+    setenv("OMP_WAIT_POLICY", "passive", 1);
+    setenv("GOMP_SPINCOUNT", "3000", 1); /* a few microseconds, then sleep */
+    execv("/proc/self/exe", argv);       /* where that cannot be done, nothing is lost but speed */
+}
+
 int main(int argc, char **argv)
 {
+    quiet_openmp(argv);
+    mallopt(M_MMAP_THRESHOLD, 1 << 30); /* batches come and go: their pages need not be given back and cleared each time */
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     const char *name = argc > 1 ? argv[1] : "help", *names[COMMANDS];
     stop_install();
     if (!strcmp(name, "help") && argc > 2) { /* help COMMAND */

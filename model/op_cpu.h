@@ -10,11 +10,10 @@
 
 #include "model/op.h"
 
-/* Loops that are worth several versions: chosen at load time by what the processor has (not by its name:
- * virtual machines make those up). Not under sanitizers, whose instrumented
- * resolvers crash. */
+/* Loops that are worth several versions: chosen at load time by what the processor has (levels, not names: arch=haswell
+ * would match that very processor only). Not under sanitizers, whose instrumented resolvers crash. */
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
-#define OP_WIDE __attribute__((noinline, target_clones("avx512f", "avx2", "default")))
+#define OP_WIDE __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define OP_WIDE __attribute__((noinline))
 #endif
@@ -43,7 +42,7 @@ typedef struct {
     bool accumulate;
 } op_cpu_gemm;
 /* Workspace that attention needs (device_reserve). */
-size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, bool backward);
+size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, size_t D, bool backward);
 void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
 
 static inline float op_bf16_to_f32(uint16_t h)

@@ -1,4 +1,4 @@
-/* op_cpu_attention.c: scaled dot-product attention straight on (B,T,3C). Images are taken a few at a time, so that the
+/* op_cpu_attention.c: scaled dot-product attention on (B,T,3C). Images are taken a few at a time, so that the
  * scores of a chunk (images * H * T * T fp32) stay in cache; nothing of size T*T outlives the call. Backward makes the
  * probabilities again from the scores and the log-sum-exp: P = exp(S*scale - lse); dS = P * (dP - sum(dO*O)) * scale
  * (FlashAttention, eq. as in Dao et al. 2022, B.2). */
@@ -8,36 +8,84 @@
 
 enum { CHUNK_BYTES = 2 << 20 };
 
-/* Images in a chunk, and the workspace's parts for it: scores f32, probabilities ct, (backward) dP f32. */
+/* Images in a chunk. */
 static size_t chunk_images(size_t B, size_t T, size_t H)
 {
     size_t n = CHUNK_BYTES / (H * T * T * sizeof(float));
     return n < 1 ? 1 : n > B ? B : n;
 }
 
-size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, bool backward)
+/* The workspace's parts for a chunk; every part starts at a multiple of 64 bytes. Heads are packed side by side,
+ * (image, head, T, D) ct: that is the layout for which oneDNN has its fast kernels, and packing costs far less than
+ * they save. */
+typedef struct {
+    float *s, *dp;     /* (n,H,T,T) f32: scores, then probabilities; dP, then dS */
+    dv *p, *ds;        /* (n,H,T,T) ct */
+    dv *q, *k, *v, *o; /* (n,H,T,D) ct; o is dO in backward */
+    dv *dq, *dk, *dv_; /* (n,H,T,D) ct */
+    float *delta;      /* (n,H,T) */
+    size_t bytes;
+} chunk;
+
+static void *part(chunk *c, char *base, size_t bytes)
 {
-    size_t cells = chunk_images(B, T, H) * H * T * T;
-    return cells * (backward ? 4 * sizeof(float) : 2 * sizeof(float)) + 4096 +
-           (backward ? B * H * T * sizeof(float) : 0);
+    void *at = base ? base + c->bytes : NULL;
+    c->bytes += (bytes + 63) & ~(size_t)63;
+    return at;
 }
 
-/* Strides of the (image, head, row, column) view of a matrix stored in rows of `width` values, T rows an image, head h
- * at offset h*D. */
-static void strides(size_t out[4], size_t T, size_t width, size_t D, bool transposed)
+static chunk lay_out(char *base, size_t n, size_t T, size_t H, size_t D, size_t ct, bool backward)
 {
-    out[0] = T * width;
-    out[1] = D;
-    out[2] = transposed ? 1 : width;
-    out[3] = transposed ? width : 1;
+    chunk c = {.bytes = 0};
+    size_t square = n * H * T * T, rows = n * H * T;
+    c.s = part(&c, base, square * sizeof(float));
+    c.p = part(&c, base, square * ct);
+    dv **packed[] = {&c.q, &c.k, &c.v, &c.o};
+    for (int i = 0; i < 4; i++) *packed[i] = part(&c, base, rows * D * ct);
+    if (!backward) return c;
+    c.dp = part(&c, base, square * sizeof(float));
+    c.ds = part(&c, base, square * ct);
+    dv **more[] = {&c.dq, &c.dk, &c.dv_};
+    for (int i = 0; i < 3; i++) *more[i] = part(&c, base, rows * D * ct);
+    c.delta = part(&c, base, rows * sizeof(float));
+    return c;
 }
 
-static void square(size_t out[4], size_t H, size_t T, bool transposed)
+size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, size_t D, bool backward)
 {
-    out[0] = H * T * T;
-    out[1] = T * T;
-    out[2] = transposed ? 1 : T;
-    out[3] = transposed ? T : 1;
+    return lay_out(NULL, chunk_images(B, T, H), T, H, D, sizeof(float), backward).bytes;
+}
+
+/* packed (n,H,T,D) from column `at` of rows of `width` values (n*T rows), or back. */
+static void pack(const device *d, dv *packed, const dv *rows, size_t width, size_t at, size_t n, size_t T, size_t H,
+                 size_t D)
+{
+    size_t ct = d->ct_bytes;
+#pragma omp parallel for schedule(static)
+    for (size_t r = 0; r < n * T; r++)
+        for (size_t h = 0; h < H; h++)
+            memcpy((char *)packed + ((r / T * H + h) * T + r % T) * D * ct,
+                   (const char *)rows + (r * width + at + h * D) * ct, D * ct);
+}
+
+static void unpack(const device *d, dv *rows, const dv *packed, size_t width, size_t at, size_t n, size_t T, size_t H,
+                   size_t D)
+{
+    size_t ct = d->ct_bytes;
+#pragma omp parallel for schedule(static)
+    for (size_t r = 0; r < n * T; r++)
+        for (size_t h = 0; h < H; h++)
+            memcpy((char *)rows + (r * width + at + h * D) * ct,
+                   (const char *)packed + ((r / T * H + h) * T + r % T) * D * ct, D * ct);
+}
+
+/* Strides of the (image, head, row, column) view of packed matrices of `rows` x `columns`. */
+static void strides(size_t out[4], size_t H, size_t rows, size_t columns, bool transposed)
+{
+    out[0] = H * rows * columns;
+    out[1] = rows * columns;
+    out[2] = transposed ? 1 : columns;
+    out[3] = transposed ? columns : 1;
 }
 
 static const dv *ct_at(const device *d, const dv *p, size_t element)
@@ -49,7 +97,9 @@ static const dv *ct_at(const device *d, const dv *p, size_t element)
 OP_WIDE static float softmax_row(float *s, size_t T, float scale)
 {
     float most = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : most)
     for (size_t j = 0; j < T; j++) most = s[j] > most ? s[j] : most;
+#pragma omp simd reduction(+ : sum)
     for (size_t j = 0; j < T; j++) {
         s[j] = op_exp((s[j] - most) * scale);
         sum += s[j];
@@ -72,24 +122,27 @@ OP_WIDE static void ds_row(float *dp, const float *p, size_t T, float scale, flo
 OP_WIDE static float dot(const float *a, const float *b, size_t n)
 {
     float s = 0;
+#pragma omp simd reduction(+ : s)
     for (size_t i = 0; i < n; i++) s += a[i] * b[i];
     return s;
 }
 
-/* scores f32 (n,H,T,T) = Q K^T of n images. */
-static void scores(device *d, float *s, const dv *qkv, size_t n, size_t T, size_t H, size_t D)
+enum { SCORES, VALUES, KEYS }; /* a b^T -> (T,T) f32; p b -> (T,D); p^T b -> (T,D) */
+
+static void product(device *d, void *c, const void *a, const void *b, size_t n, size_t H, size_t T, size_t D, int what)
 {
     op_cpu_gemm g;
     memset(&g, 0, sizeof g);
     g.batch = n;
     g.heads = H;
-    g.m = g.n = T;
-    g.k = D;
-    g.c_f32 = true;
-    strides(g.a, T, 3 * H * D, D, false);
-    strides(g.b, T, 3 * H * D, D, true);
-    square(g.c, H, T, false);
-    op_cpu_gemm_run(d, &g, qkv, ct_at(d, qkv, H * D), s);
+    g.m = T;
+    g.n = what == SCORES ? T : D;
+    g.k = what == SCORES ? D : T;
+    g.c_f32 = what == SCORES;
+    strides(g.a, H, T, what == SCORES ? D : T, what == KEYS);
+    strides(g.b, H, T, D, what == SCORES);
+    strides(g.c, H, T, g.n, false);
+    op_cpu_gemm_run(d, &g, a, b, c);
 }
 
 static bool enough(device *d, size_t bytes)
@@ -102,84 +155,64 @@ static bool enough(device *d, size_t bytes)
 
 void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D)
 {
-    if (!B || !enough(d, op_cpu_attention_bytes(B, T, H, false))) return;
+    if (!B || !enough(d, op_cpu_attention_bytes(B, T, H, D, false))) return;
     size_t C = H * D, step = chunk_images(B, T, H);
-    float scale = 1.0f / sqrtf((float)D), *s = (float *)d->work;
-    dv *p = dv_at(d->work, step * H * T * T * sizeof(float));
+    float scale = 1.0f / sqrtf((float)D);
+    chunk c = lay_out((char *)d->work, step, T, H, D, d->ct_bytes, false);
     for (size_t b = 0; b < B; b += step) {
         size_t n = B - b < step ? B - b : step;
-        scores(d, s, ct_at(d, qkv, b * T * 3 * C), n, T, H, D);
+        const dv *rows = ct_at(d, qkv, b * T * 3 * C);
+        pack(d, c.q, rows, 3 * C, 0, n, T, H, D);
+        pack(d, c.k, rows, 3 * C, C, n, T, H, D);
+        pack(d, c.v, rows, 3 * C, 2 * C, n, T, H, D);
+        product(d, c.s, c.q, c.k, n, H, T, D, SCORES);
 #pragma omp parallel for schedule(static)
         for (size_t r = 0; r < n * H * T; r++) {
-            float l = softmax_row(s + r * T, T, scale);
+            float l = softmax_row(c.s + r * T, T, scale);
             if (lse) ((float *)lse)[b * H * T + r] = l;
-            op_cpu_store(d, p, r * T, s + r * T, T);
+            op_cpu_store(d, c.p, r * T, c.s + r * T, T);
         }
-        op_cpu_gemm g;
-        memset(&g, 0, sizeof g);
-        g.batch = n;
-        g.heads = H;
-        g.m = T;
-        g.n = D;
-        g.k = T;
-        square(g.a, H, T, false);
-        strides(g.b, T, 3 * C, D, false);
-        strides(g.c, T, C, D, false);
-        op_cpu_gemm_run(d, &g, p, ct_at(d, qkv, b * T * 3 * C + 2 * C), (void *)(uintptr_t)ct_at(d, o, b * T * C));
+        product(d, c.o, c.p, c.v, n, H, T, D, VALUES);
+        unpack(d, (dv *)(uintptr_t)ct_at(d, o, b * T * C), c.o, C, 0, n, T, H, D);
     }
 }
 
 void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                           size_t T, size_t H, size_t D)
 {
-    if (!B || !enough(d, op_cpu_attention_bytes(B, T, H, true))) return;
-    size_t C = H * D, step = chunk_images(B, T, H), cells = step * H * T * T;
+    if (!B || !enough(d, op_cpu_attention_bytes(B, T, H, D, true))) return;
+    size_t C = H * D, step = chunk_images(B, T, H);
     float scale = 1.0f / sqrtf((float)D);
-    float *s = (float *)d->work, *dp = s + cells, *delta = s + 4 * cells + 256;
-    dv *p = (dv *)(dp + cells), *ds = dv_at(p, cells * d->ct_bytes); /* two ct squares: at most 2 * cells floats */
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < B * T; i++) { /* delta (B,H,T) = sum over D of dO * O */
-        float *x = op_cpu_row(d, 0), *y = op_cpu_row(d, 1);
-        op_cpu_load(d, x, d_o, i * C, C);
-        op_cpu_load(d, y, o, i * C, C);
-        for (size_t h = 0; h < H; h++) delta[(i / T * H + h) * T + i % T] = dot(x + h * D, y + h * D, D);
-    }
+    chunk c = lay_out((char *)d->work, step, T, H, D, d->ct_bytes, true);
     for (size_t b = 0; b < B; b += step) {
         size_t n = B - b < step ? B - b : step;
-        const dv *q = ct_at(d, qkv, b * T * 3 * C), *k = ct_at(d, q, C), *v = ct_at(d, q, 2 * C);
-        const dv *g_o = ct_at(d, d_o, b * T * C);
-        char *dq = (char *)(uintptr_t)ct_at(d, dqkv, b * T * 3 * C);
-        op_cpu_gemm g, base;
-        memset(&base, 0, sizeof base);
-        base.batch = n;
-        base.heads = H;
-        scores(d, s, q, n, T, H, D);
-        g = base; /* dP = dO V^T */
-        g.m = g.n = T;
-        g.k = D;
-        g.c_f32 = true;
-        strides(g.a, T, C, D, false);
-        strides(g.b, T, 3 * C, D, true);
-        square(g.c, H, T, false);
-        op_cpu_gemm_run(d, &g, g_o, v, dp);
+        const dv *rows = ct_at(d, qkv, b * T * 3 * C), *g_o = ct_at(d, d_o, b * T * C), *y = ct_at(d, o, b * T * C);
+        dv *out = (dv *)(uintptr_t)ct_at(d, dqkv, b * T * 3 * C);
+        pack(d, c.q, rows, 3 * C, 0, n, T, H, D);
+        pack(d, c.k, rows, 3 * C, C, n, T, H, D);
+        pack(d, c.v, rows, 3 * C, 2 * C, n, T, H, D);
+        pack(d, c.o, g_o, C, 0, n, T, H, D);
+#pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < n * T; i++) { /* delta = sum over D of dO * O */
+            float *u = op_cpu_row(d, 0), *v = op_cpu_row(d, 1);
+            op_cpu_load(d, u, g_o, i * C, C);
+            op_cpu_load(d, v, y, i * C, C);
+            for (size_t h = 0; h < H; h++) c.delta[(i / T * H + h) * T + i % T] = dot(u + h * D, v + h * D, D);
+        }
+        product(d, c.s, c.q, c.k, n, H, T, D, SCORES);
+        product(d, c.dp, c.o, c.v, n, H, T, D, SCORES); /* dP = dO V^T */
 #pragma omp parallel for schedule(static)
         for (size_t r = 0; r < n * H * T; r++) {
-            again_row(s + r * T, T, scale, ((const float *)lse)[b * H * T + r]);
-            op_cpu_store(d, p, r * T, s + r * T, T);
-            ds_row(dp + r * T, s + r * T, T, scale, delta[b * H * T + r]);
-            op_cpu_store(d, ds, r * T, dp + r * T, T);
+            again_row(c.s + r * T, T, scale, ((const float *)lse)[b * H * T + r]);
+            op_cpu_store(d, c.p, r * T, c.s + r * T, T);
+            ds_row(c.dp + r * T, c.s + r * T, T, scale, c.delta[r]);
+            op_cpu_store(d, c.ds, r * T, c.dp + r * T, T);
         }
-        g = base; /* dV = P^T dO */
-        g.m = T;
-        g.n = D;
-        g.k = T;
-        strides(g.c, T, 3 * C, D, false);
-        square(g.a, H, T, true);
-        strides(g.b, T, C, D, false);
-        op_cpu_gemm_run(d, &g, p, g_o, dq + 2 * C * d->ct_bytes);
-        strides(g.b, T, 3 * C, D, false); /* dK = dS^T Q */
-        op_cpu_gemm_run(d, &g, ds, q, dq + C * d->ct_bytes);
-        square(g.a, H, T, false); /* dQ = dS K */
-        op_cpu_gemm_run(d, &g, ds, k, dq);
+        product(d, c.dv_, c.p, c.o, n, H, T, D, KEYS);   /* dV = P^T dO */
+        product(d, c.dk, c.ds, c.q, n, H, T, D, KEYS);   /* dK = dS^T Q */
+        product(d, c.dq, c.ds, c.k, n, H, T, D, VALUES); /* dQ = dS K */
+        unpack(d, out, c.dq, 3 * C, 0, n, T, H, D);
+        unpack(d, out, c.dk, 3 * C, C, n, T, H, D);
+        unpack(d, out, c.dv_, 3 * C, 2 * C, n, T, H, D);
     }
 }

@@ -16,6 +16,7 @@ static size_t piece(size_t n, size_t at)
 OP_WIDE static float dot(const float *a, const float *b, size_t n)
 {
     float s = 0;
+#pragma omp simd reduction(+ : s)
     for (size_t i = 0; i < n; i++) s += a[i] * b[i];
     return s;
 }
@@ -80,6 +81,7 @@ void op_cpu_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, si
 
 OP_WIDE static float biggest(const float *x, const float *shift, float inverse, size_t n, float most)
 {
+#pragma omp simd reduction(max : most)
     for (size_t i = 0; i < n; i++) {
         float v = (x[i] - (shift ? shift[i] : 0)) * inverse;
         most = v > most ? v : most;
@@ -91,6 +93,7 @@ OP_WIDE static float biggest(const float *x, const float *shift, float inverse, 
 OP_WIDE static float exponentials(float *x, const float *shift, float inverse, float most, size_t n)
 {
     float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (size_t i = 0; i < n; i++) {
         x[i] = op_exp((x[i] - (shift ? shift[i] : 0)) * inverse - most);
         sum += x[i];
@@ -151,6 +154,7 @@ void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logi
             exponentials(x, c + k, inverse, most, n);
             scale(x, norm, n);
             float part = 0; /* sum q * (z - most) */
+#pragma omp simd reduction(+ : part)
             for (size_t j = 0; j < n; j++) part += x[j] * ((y[j] - c[k + j]) * inverse - most);
             h -= part;
             op_cpu_store(d, q, i * K + k, x, n);
@@ -213,6 +217,7 @@ void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv
                 for (size_t c = 0; c < n; c++) target[c] += weights[i * P + j] * t[c];
             }
             float part = 0;
+#pragma omp simd reduction(+ : part)
             for (size_t c = 0; c < n; c++) part += target[c] * (x[c] * inverse - most);
             cross -= part;
             exponentials(x, NULL, inverse, most, n);

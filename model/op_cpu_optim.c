@@ -14,6 +14,7 @@ static bool skipped(const param *p, const adamw_step *s)
 OP_WIDE static double square_sum(const float *g, size_t n)
 {
     double s = 0;
+#pragma omp simd reduction(+ : s)
     for (size_t i = 0; i < n; i++) s += (double)g[i] * g[i];
     return s;
 }

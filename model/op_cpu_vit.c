@@ -88,8 +88,10 @@ OP_WIDE static void norm_row(float *x, const float *gamma, const float *beta, fl
                              float *rstd)
 {
     float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
     for (size_t i = 0; i < C; i++) sum += x[i];
     float m = sum / (float)C;
+#pragma omp simd reduction(+ : square)
     for (size_t i = 0; i < C; i++) square += (x[i] - m) * (x[i] - m);
     float r = 1.0f / sqrtf(square / (float)C + eps);
     for (size_t i = 0; i < C; i++) x[i] = (x[i] - m) * r * gamma[i] + beta[i];
@@ -133,6 +135,7 @@ void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *
 OP_WIDE static void norm_bwd_row(float *dy, float *x, const float *gamma, float m, float r, size_t C)
 {
     float a = 0, b = 0;
+#pragma omp simd reduction(+ : a, b)
     for (size_t i = 0; i < C; i++) {
         x[i] = (x[i] - m) * r;
         float g = dy[i] * gamma[i];

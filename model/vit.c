@@ -117,7 +117,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
 size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep)
 {
     size_t Ti = count_tokens(v, height, width), C = (size_t)v->c.dim;
-    size_t attention = op_cpu_attention_bytes(B, Ti, (size_t)v->c.heads, keep == VIT_GRAD);
+    size_t attention = op_cpu_attention_bytes(B, Ti, (size_t)v->c.heads, C / (size_t)v->c.heads, keep == VIT_GRAD);
     size_t columns = keep == VIT_GRAD ? B * Ti * C * v->d->ct_bytes : 0; /* row slices of dW: at most all C */
     return attention > columns ? attention : columns;
 }

@@ -28,7 +28,7 @@ enum { LANES = 16 };
 #endif
 #endif
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(SAMPLER_PLAIN)
-#define WIDE __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define WIDE
 #endif
