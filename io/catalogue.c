@@ -214,8 +214,8 @@ static err_code drop_orphan(catalogue *c, const char *key, err *e)
     static const char *const sql[] = {
         "DELETE FROM frame WHERE instance=?1 AND NOT EXISTS(SELECT 1 FROM ident.file WHERE instance=?1 AND reason='')",
         "DELETE FROM instance WHERE key=?1 AND NOT EXISTS(SELECT 1 FROM ident.file WHERE instance=?1 AND reason='')",
-        "DELETE FROM ident.identity WHERE key=?1 AND NOT EXISTS"
-        "(SELECT 1 FROM ident.file WHERE instance=?1 AND reason='')"};
+        ("DELETE FROM ident.identity WHERE key=?1 AND NOT EXISTS"
+         "(SELECT 1 FROM ident.file WHERE instance=?1 AND reason='')")};
     for (int i = 0; i < 3; i++) {
         sqlite3_stmt *s;
         TRY(catalogue_query(c, &s, e, sql[i], key, NULL));
@@ -340,8 +340,8 @@ err_code catalogue_count(catalogue *c, catalogue_counts *out, err *e)
     static const char *const sql[] = {"SELECT count(*) FROM ident.file",
                                       "SELECT count(*) FROM instance WHERE state='found'",
                                       "SELECT count(*) FROM instance WHERE state='stored'",
-                                      "SELECT (SELECT count(*) FROM ident.file WHERE reason<>'') + (SELECT count(*) "
-                                      "FROM instance WHERE state='aside')",
+                                      ("SELECT (SELECT count(*) FROM ident.file WHERE reason<>'') +"
+                                       " (SELECT count(*) FROM instance WHERE state='aside')"),
                                       "SELECT count(DISTINCT patient) FROM instance WHERE state<>'aside'",
                                       "SELECT count(DISTINCT study) FROM instance WHERE state<>'aside'",
                                       "SELECT count(DISTINCT series) FROM instance WHERE state<>'aside'",

@@ -20,12 +20,14 @@ struct catalogue {
 };
 
 /* The text attributes of image_header that identities.db keeps (PHI) and a report needs. */
-#define IDENTITY_FIELDS(X)                                                                                             \
-    X(patient_id)                                                                                                      \
-    X(patient_id_issuer)                                                                                               \
-    X(patient_name) X(patient_birth_date) X(patient_sex) X(study_uid) X(study_date) X(study_time) X(study_id)          \
-        X(accession) X(referring_physician) X(study_description) X(series_uid) X(sop_uid) X(sop_class)                 \
-            X(character_set) X(procedure_code) X(procedure_scheme) X(procedure_meaning) X(modality)
+/* clang-format off */
+#define IDENTITY_FIELDS(X) \
+    X(patient_id) X(patient_id_issuer) X(patient_name) X(patient_birth_date) \
+    X(patient_sex) X(study_uid) X(study_date) X(study_time) \
+    X(study_id) X(accession) X(referring_physician) X(study_description) \
+    X(series_uid) X(sop_uid) X(sop_class) X(character_set) \
+    X(procedure_code) X(procedure_scheme) X(procedure_meaning) X(modality)
+/* clang-format on */
 
 /* ERR_NOSPACE, ERR_NOMEM or ERR_IO by SQLite's code; the message names what was being done, never SQLite's text. */
 err_code catalogue_fail(sqlite3 *db, const char *doing, err *e);
