@@ -1,0 +1,338 @@
+/* The transformer's row-wise ops against plain loops in double precision, gradients against finite differences of them,
+ * at odd shapes, in both compute types. */
+#include "tests/model/op_case.h"
+
+static const struct {
+    size_t N, C;
+} shapes[] = {{1, 33}, {7, 33}, {197, 192}, {37, 1}, {3, 64}, {50, 65}, {2, 1000}, {257, 16}};
+
+static void patchify(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t B, height, width, p;
+    } rows[] = {{1, 4, 4, 4}, {2, 12, 20, 4}, {3, 14, 28, 14}, {1, 6, 3, 3}, {5, 7, 7, 1}};
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(rows); r++)
+    {
+        size_t B = rows[r].B, h = rows[r].height, w = rows[r].width, p = rows[r].p, gh = h / p, gw = w / p;
+        start_case(&d, "patchify %zu %zux%zu by %zu", B, h, w, p);
+        values pixels = f32_noise(&d, B * 3 * h * w, 1, 0), out = ct_full(&d, pixels.n, 9);
+        double *want = doubles(out.n);
+        for (size_t i = 0; i < out.n; i++) {
+            size_t x = i % p, y = i / p % p, c = i / (p * p) % 3, patch = i / (3 * p * p);
+            size_t px = patch % gw, py = patch / gw % gh, b = patch / (gw * gh);
+            want[i] = pixels.v[((b * 3 + c) * h + py * p + y) * w + px * p + x];
+        }
+        d.op->patchify(&d, out.p, pixels.p, B, h, w, p);
+        expect(&d, "out", &out, want);
+        end_case(&d);
+    }
+}
+
+static void embed(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t B, P, R, C;
+        bool cls, masked;
+    } rows[] = {{1, 1, 0, 33, true, false}, {3, 37, 4, 48, true, true}, {2, 196, 0, 64, true, true},
+                {2, 9, 0, 5, false, false}, {2, 9, 2, 5, false, true},  {1, 6, 1, 8, true, true}};
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(rows); r++)
+    {
+        size_t B = rows[r].B, P = rows[r].P, R = rows[r].R, C = rows[r].C, lead = rows[r].cls, T = lead + R + P;
+        start_case(&d, "embed B%zu P%zu R%zu C%zu%s%s", B, P, R, C, lead ? " cls" : "", rows[r].masked ? " mask" : "");
+        values patches = ct_noise(&d, B * P * C, 1), cls = f32_noise(&d, C, 1, 0), reg = f32_noise(&d, R * C, 1, 0);
+        values pos = f32_noise(&d, (1 + P) * C, 1, 0), token = f32_noise(&d, C, 1, 0), x = ct_full(&d, B * T * C, 9);
+        values dx = ct_noise(&d, x.n, 1), dpatches = ct_full(&d, patches.n, 9), dcls = f32_full(&d, C, 3);
+        values dreg = f32_full(&d, R * C, 3), dpos = f32_full(&d, pos.n, 3), dtoken = f32_full(&d, C, 3);
+        uint8_t mask[1024] = {0};
+        assert_true(B * P <= sizeof mask);
+        for (size_t i = 0; i < B * P; i++) mask[i] = rows[r].masked && i % 3 == 1;
+        dv *m = NULL;
+        err e = {0};
+        ASSERT_OK(d.op->alloc(&d, sizeof mask, &m, &e));
+        d.op->upload(&d, m, mask, sizeof mask);
+        double *want = doubles(x.n), *w_patches = doubles(patches.n), *w_cls = doubles(C), *w_reg = doubles(R * C);
+        double *w_pos = doubles(pos.n), *w_token = doubles(C);
+        for (size_t c = 0; c < C; c++) w_cls[c] = w_token[c] = 3;
+        for (size_t i = 0; i < R * C; i++) w_reg[i] = 3;
+        for (size_t i = 0; i < pos.n; i++) w_pos[i] = 3;
+        for (size_t i = 0; i < x.n; i++) {
+            size_t c = i % C, t = i / C % T, b = i / (C * T), k = t - lead - R;
+            double g = dx.v[i];
+            if (t < lead) {
+                want[i] = cls.v[c] + pos.v[c];
+                w_cls[c] += g;
+                w_pos[c] += g;
+            } else if (t < lead + R) {
+                want[i] = reg.v[(t - lead) * C + c];
+                w_reg[(t - lead) * C + c] += g;
+            } else {
+                bool hidden = mask[b * P + k];
+                want[i] = (hidden ? token.v[c] : patches.v[(b * P + k) * C + c]) + pos.v[(1 + k) * C + c];
+                w_pos[(1 + k) * C + c] += g;
+                w_patches[(b * P + k) * C + c] = hidden ? 0 : g;
+                if (hidden) w_token[c] += g;
+            }
+        }
+        const dv *used = rows[r].masked ? m : NULL;
+        d.op->embed_fwd(&d, x.p, patches.p, lead ? cls.p : NULL, R ? reg.p : NULL, pos.p, token.p, used, B, P, R, C);
+        expect(&d, "x", &x, want);
+        d.op->embed_bwd(&d, dpatches.p, lead ? dcls.p : NULL, R ? dreg.p : NULL, dpos.p, dtoken.p, dx.p, used, B, P, R,
+                        C);
+        expect(&d, "dpatches", &dpatches, w_patches);
+        expect(&d, "dcls", &dcls, w_cls);
+        expect(&d, "dreg", &dreg, w_reg);
+        expect(&d, "dpos", &dpos, w_pos);
+        expect(&d, "dtoken", &dtoken, w_token);
+        if (lead && R) /* what is not wanted is left out */
+            d.op->embed_bwd(&d, dpatches.p, dcls.p, NULL, NULL, NULL, dx.p, used, B, P, R, C);
+        d.op->free(&d, m);
+        end_case(&d);
+    }
+}
+
+/* --- LayerNorm */
+
+static void naive_norm(double *y, double *mean, double *rstd, const double *x, const double *gamma, const double *beta,
+                       double eps, size_t C)
+{
+    double m = 0, v = 0;
+    for (size_t c = 0; c < C; c++) m += x[c] / (double)C;
+    for (size_t c = 0; c < C; c++) v += (x[c] - m) * (x[c] - m) / (double)C;
+    double r = 1 / sqrt(v + eps);
+    for (size_t c = 0; c < C; c++) y[c] = (x[c] - m) * r * gamma[c] + beta[c];
+    *mean = m;
+    *rstd = r;
+}
+
+/* d/dx of dy . norm(x), by central differences; x is left as it was. */
+static void norm_differences(double *dx, const double *dy, double *x, const double *gamma, const double *beta,
+                             double eps, size_t C, double *y)
+{
+    double mean, rstd;
+    for (size_t i = 0; i < C; i++) {
+        double kept = x[i], h = 1e-5, sum = 0;
+        for (int side = -1; side <= 1; side += 2) {
+            x[i] = kept + side * h;
+            naive_norm(y, &mean, &rstd, x, gamma, beta, eps, C);
+            for (size_t c = 0; c < C; c++) sum += side * dy[c] * y[c];
+        }
+        x[i] = kept;
+        dx[i] = sum / (2 * h);
+    }
+}
+
+static void norm(void **state)
+{
+    (void)state;
+    const double eps = (double)1e-6f;
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(shapes); r++)
+    {
+        size_t N = shapes[r].N, C = shapes[r].C;
+        start_case(&d, "norm N%zu C%zu", N, C);
+        values x = ct_noise(&d, N * C, 2), gamma = f32_noise(&d, C, 0.3, 1), beta = f32_noise(&d, C, 0.3, 0);
+        values y = ct_full(&d, N * C, 9), mean = f32_full(&d, N, 9), rstd = f32_full(&d, N, 9);
+        values dy = ct_noise(&d, N * C, 1), dx = ct_noise(&d, N * C, 1), again = ct_full(&d, N * C, 9);
+        values dgamma = f32_full(&d, C, 2), dbeta = f32_full(&d, C, 2), only = ct_full(&d, N * C, 9);
+        double *want = doubles(N * C), *w_mean = doubles(N), *w_rstd = doubles(N), *w_dx = doubles(N * C);
+        double *w_sum = doubles(N * C), *w_gamma = doubles(C), *w_beta = doubles(C), *scratch = doubles(C);
+        for (size_t c = 0; c < C; c++) w_gamma[c] = w_beta[c] = 2;
+        for (size_t i = 0; i < N; i++) {
+            naive_norm(want + i * C, w_mean + i, w_rstd + i, x.v + i * C, gamma.v, beta.v, eps, C);
+            for (size_t c = 0; c < C; c++) {
+                double g = dy.v[i * C + c];
+                w_beta[c] += g;
+                w_gamma[c] += g * (x.v[i * C + c] - w_mean[i]) * w_rstd[i];
+            }
+            norm_differences(w_dx + i * C, dy.v + i * C, x.v + i * C, gamma.v, beta.v, eps, C, scratch);
+            for (size_t c = 0; c < C; c++) w_sum[i * C + c] = w_dx[i * C + c] + dx.v[i * C + c];
+        }
+        d.op->norm_fwd(&d, y.p, mean.p, rstd.p, x.p, gamma.p, beta.p, (float)eps, N, C);
+        expect(&d, "y", &y, want);
+        expect(&d, "mean", &mean, w_mean);
+        expect(&d, "rstd", &rstd, w_rstd);
+        d.op->norm_again(&d, again.p, x.p, mean.p, rstd.p, gamma.p, beta.p, N, C);
+        expect(&d, "again", &again, want);
+        d.op->norm_fwd(&d, y.p, NULL, NULL, x.p, gamma.p, beta.p, (float)eps, N, C);
+        expect(&d, "inference", &y, want);
+        d.op->norm_bwd(&d, dx.p, true, dgamma.p, dbeta.p, dy.p, x.p, mean.p, rstd.p, gamma.p, N, C);
+        /* one channel: x - mean is rounding, and rstd is 1000 */
+        expect_within(&d, "dx +=", &dx, w_sum, d.ct == COMPUTE_BF16 ? 8e-6 : C > 1 ? 1e-10 : 1e-7);
+        expect_within(&d, "dgamma", &dgamma, w_gamma, 1e-10);
+        expect(&d, "dbeta", &dbeta, w_beta);
+        d.op->norm_bwd(&d, only.p, false, NULL, NULL, dy.p, x.p, mean.p, rstd.p, gamma.p, N, C);
+        if (C > 1) expect_within(&d, "dx =", &only, w_dx, d.ct == COMPUTE_BF16 ? 8e-6 : 1e-10);
+        end_case(&d);
+    }
+}
+
+/* A row far from zero: the variance must not be the difference of two large numbers. */
+static void norm_far_from_zero(void **state)
+{
+    (void)state;
+    enum { C = 65 };
+    device d;
+    assert_true(start_device(&d, COMPUTE_F32));
+    start_case(&d, "norm of 1000 +- 1");
+    values x = f32_noise(&d, C, 1, 1000), gamma = f32_full(&d, C, 1), beta = f32_full(&d, C, 0), y = f32_full(&d, C, 9);
+    double want[C], mean, rstd;
+    naive_norm(want, &mean, &rstd, x.v, gamma.v, beta.v, (double)1e-6f, C);
+    d.op->norm_fwd(&d, y.p, NULL, NULL, x.p, gamma.p, beta.p, 1e-6f, 1, C);
+    expect_within(&d, "y", &y, want, 1e-7);
+    end_case(&d);
+    device_close(&d);
+}
+
+/* --- residuals, GELU, tokens */
+
+static void residual(void **state)
+{
+    (void)state;
+    device d;
+    CASES(d) for (size_t r = 0; r < 2 * COUNT(shapes); r++)
+    {
+        size_t N = shapes[r / 2].N, C = shapes[r / 2].C;
+        bool scaled = r % 2;
+        start_case(&d, "residual N%zu C%zu%s", N, C, scaled ? " ls" : "");
+        values x = ct_noise(&d, N * C, 1), branch = ct_noise(&d, N * C, 1), ls = f32_noise(&d, C, 0.5, 0.5);
+        values out = ct_full(&d, N * C, 9), dout = ct_noise(&d, N * C, 1), dbranch = ct_full(&d, N * C, 9);
+        values dls = f32_full(&d, C, 2);
+        double *want = doubles(N * C), *w_branch = doubles(N * C), *w_ls = doubles(C);
+        for (size_t c = 0; c < C; c++) w_ls[c] = 2;
+        for (size_t i = 0; i < N * C; i++) {
+            double s = scaled ? ls.v[i % C] : 1;
+            want[i] = x.v[i] + s * branch.v[i];
+            w_branch[i] = s * dout.v[i];
+            w_ls[i % C] += dout.v[i] * branch.v[i];
+        }
+        d.op->residual_fwd(&d, out.p, x.p, branch.p, scaled ? ls.p : NULL, N, C);
+        expect(&d, "out", &out, want);
+        d.op->residual_fwd(&d, x.p, x.p, branch.p, scaled ? ls.p : NULL, N, C);
+        expect(&d, "in place", &x, want);
+        d.op->residual_bwd(&d, dbranch.p, scaled ? dls.p : NULL, dout.p, branch.p, scaled ? ls.p : NULL, N, C);
+        expect(&d, "dbranch", &dbranch, w_branch);
+        if (scaled) expect(&d, "dls", &dls, w_ls);
+        end_case(&d);
+    }
+}
+
+static double naive_gelu(double x)
+{
+    return 0.5 * x * erfc(-x * M_SQRT1_2);
+}
+
+/* Each value by itself: 1e4 would hide the others. dy: what the derivative is multiplied with. */
+static void expect_gelu(const device *d, const char *what, const values *t, const double *want, const double *x,
+                        const double *dy)
+{
+    for (size_t i = 0; i < t->n; i++) {
+        double bound = 4e-7 * (1 + fabs(x[i])) * (dy ? fabs(dy[i]) : 1);
+        if (d->ct == COMPUTE_BF16) bound += 0.004 * fabs(want[i]);
+        if (!(fabs(at(d, t, i) - want[i]) <= bound))
+            fail_msg("%s: %s of %g is %g, not %g", case_name, what, x[i], at(d, t, i), want[i]);
+    }
+}
+
+static void gelu(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {1, 7, 33, 4096, 4097, 20001};
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(sizes); r++)
+    {
+        size_t n = sizes[r];
+        start_case(&d, "gelu %zu", n);
+        values x = ct_noise(&d, n, 2), y = ct_full(&d, n, 9), dy = ct_noise(&d, n, 1), dx = ct_full(&d, n, 9);
+        double *want = doubles(n), *w_dx = doubles(n), *special = doubles(n);
+        static const double far[] = {0, -0.0, 10, -10, 100, -100, 1e4, -1e4, 1e-20, -5.5};
+        for (size_t i = 0; i < n; i++) special[i] = i < COUNT(far) && n > 7 ? far[i] : x.v[i];
+        put_values(&d, &x, special);
+        for (size_t i = 0; i < n; i++) {
+            want[i] = naive_gelu(x.v[i]);
+            w_dx[i] = dy.v[i] * (naive_gelu(x.v[i] + 1e-5) - naive_gelu(x.v[i] - 1e-5)) / 2e-5;
+        }
+        d.op->gelu_fwd(&d, y.p, x.p, n);
+        expect_gelu(&d, "y", &y, want, x.v, NULL);
+        d.op->gelu_bwd(&d, dx.p, dy.p, x.p, n);
+        expect_gelu(&d, "dx", &dx, w_dx, x.v, dy.v);
+        d.op->gelu_bwd(&d, dy.p, dy.p, x.p, n);
+        expect_gelu(&d, "in place", &dy, w_dx, x.v, dy.v);
+        end_case(&d);
+    }
+}
+
+static void mean_token(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t B, T, first, C;
+    } rows[] = {{1, 1, 0, 33}, {2, 9, 2, 5}, {3, 196, 4, 64}};
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(rows); r++)
+    {
+        size_t B = rows[r].B, T = rows[r].T, first = rows[r].first, C = rows[r].C;
+        start_case(&d, "mean_token B%zu T%zu from %zu C%zu", B, T, first, C);
+        values x = ct_noise(&d, B * T * C, 1), out = ct_full(&d, B * (T + 1) * C, 9);
+        values dout = ct_noise(&d, out.n, 1), dx = ct_full(&d, x.n, 9);
+        double *want = doubles(out.n), *w_dx = doubles(x.n);
+        for (size_t i = 0; i < x.n; i++) {
+            size_t c = i % C, t = i / C % T, b = i / (C * T);
+            want[(b * (T + 1) + 1 + t) * C + c] = x.v[i];
+            w_dx[i] = dout.v[(b * (T + 1) + 1 + t) * C + c];
+            if (t < first) continue;
+            want[b * (T + 1) * C + c] += x.v[i] / (double)(T - first);
+            w_dx[i] += dout.v[b * (T + 1) * C + c] / (double)(T - first);
+        }
+        d.op->mean_token_fwd(&d, out.p, x.p, B, T, first, C);
+        expect(&d, "out", &out, want);
+        d.op->mean_token_bwd(&d, dx.p, dout.p, B, T, first, C);
+        expect(&d, "dx", &dx, w_dx);
+        end_case(&d);
+    }
+}
+
+static void gather_scatter(void **state)
+{
+    (void)state;
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(shapes); r++)
+    {
+        size_t N = shapes[r].N, C = shapes[r].C, n = (N + 2) / 3;
+        start_case(&d, "gather %zu of N%zu C%zu", n, N, C);
+        int32_t rows[128];
+        assert_true(n <= COUNT(rows));
+        for (size_t i = 0; i < n; i++) rows[i] = (int32_t)(N - 1 - 3 * i); /* distinct, not in order of memory */
+        dv *at_rows = int32_of(&d, rows, n);
+        values x = ct_noise(&d, N * C, 1), out = ct_full(&d, n * C, 9), dx = ct_noise(&d, N * C, 1);
+        values dout = ct_noise(&d, n * C, 1);
+        double *want = doubles(n * C), *w_dx = doubles(N * C);
+        memcpy(w_dx, dx.v, N * C * sizeof *w_dx);
+        for (size_t i = 0; i < n * C; i++) {
+            size_t to = (size_t)rows[i / C] * C + i % C;
+            want[i] = x.v[to];
+            w_dx[to] += dout.v[i];
+        }
+        d.op->gather(&d, out.p, x.p, at_rows, n, C);
+        expect(&d, "out", &out, want);
+        d.op->scatter_add(&d, dx.p, dout.p, at_rows, n, C);
+        expect(&d, "dx", &dx, w_dx);
+        d.op->gather(&d, out.p, x.p, NULL, 0, C);
+        d.op->scatter_add(&d, dx.p, dout.p, NULL, 0, C);
+        expect(&d, "no rows", &dx, w_dx);
+        end_case(&d);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(patchify),   cmocka_unit_test(embed),          cmocka_unit_test(norm),
+        cmocka_unit_test(residual),   cmocka_unit_test(gelu),           cmocka_unit_test(norm_far_from_zero),
+        cmocka_unit_test(mean_token), cmocka_unit_test(gather_scatter),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
