@@ -117,8 +117,8 @@ static int run_command(const command *c, int argc, char **argv)
     return exit_code(rc, status);
 }
 
-/* Waiting compute threads sleep instead of spinning: decoders, sampling and whatever else the machine does need the processors. OpenMP
- * reads this before main, so the program starts itself anew once. */
+/* Waiting compute threads sleep instead of spinning: decoders, sampling and whatever else the machine does need the
+ * processors. OpenMP reads this before main, so the program starts itself anew once. */
 static void quiet_openmp(char **argv)
 {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
@@ -130,7 +130,8 @@ static void quiet_openmp(char **argv)
 int main(int argc, char **argv)
 {
     quiet_openmp(argv);
-    mallopt(M_MMAP_THRESHOLD, 1 << 30); /* batches come and go: their pages need not be given back and cleared each time */
+    mallopt(M_MMAP_THRESHOLD,
+            1 << 30); /* batches come and go: their pages need not be given back and cleared each time */
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
     const char *name = argc > 1 ? argv[1] : "help", *names[COMMANDS];
     stop_install();

@@ -35,7 +35,7 @@ typedef struct {
     size_t cut_at, cut;    /* values of the file's tensor that are left out: positions of registers */
     const tensor *plus;    /* added to it: registers' positions, from value plus_at on */
     size_t plus_at;
-    vit_vector *vector;    /* one of these two */
+    vit_vector *vector; /* one of these two */
     vit_linear *linear;
     bool is_bias; /* of linear */
 } vit_tensor;
@@ -99,7 +99,8 @@ void vit_positions_bwd(const vit *m, const vit_pass *a, const float *dpos, float
 /* Interpolation weights of the pass's grid into k (host; nothing where the grid matches). */
 err_code vit_position_weights(vit_pass_impl *k, size_t G, pos_interpolation how, err *e);
 
-/* vit_load.c: the shape from the file (or s->random), m->tensors with where each is found, m->c. Nothing on the device. */
+/* vit_load.c: the shape from the file (or s->random), m->tensors with where each is found, m->c. Nothing on the device.
+ */
 err_code vit_load(vit *m, const vit_source *s, err *e);
 /* Values of tensor t, (rows, cols) fp32. ERR_NUMERIC if one is not finite. */
 err_code vit_load_values(const vit *m, const vit_tensor *t, float *out, err *e);
