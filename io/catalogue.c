@@ -51,6 +51,12 @@ err_code catalogue_query(catalogue *c, sqlite3_stmt **s, err *e, const char *sql
     return ERR_OK;
 }
 
+void catalogue_text(char *out, size_t size, sqlite3_stmt *s, int column)
+{
+    const unsigned char *t = sqlite3_column_text(s, column);
+    snprintf(out, size, "%s", t ? (const char *)t : "");
+}
+
 /* Runs a statement that returns no rows and finalizes it. */
 static err_code run(catalogue *c, sqlite3_stmt *s, const char *doing, err *e)
 {
@@ -453,21 +459,15 @@ err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char 
     return set_state(c, instance_key, "aside", reason, detail, e);
 }
 
-static void copy_text(char *out, size_t size, sqlite3_stmt *s, int column)
-{
-    const unsigned char *t = sqlite3_column_text(s, column);
-    snprintf(out, size, "%s", t ? (const char *)t : "");
-}
-
 static void read_frame(sqlite3_stmt *s, frame_info *f)
 {
     *f = (frame_info){0};
-    copy_text(f->patient_key, KEY_HEX, s, 0);
-    copy_text(f->study_key, KEY_HEX, s, 1);
-    copy_text(f->series_key, KEY_HEX, s, 2);
-    copy_text(f->instance_key, KEY_HEX, s, 3);
-    copy_text(f->modality, sizeof f->modality, s, 4);
-    copy_text(f->body_part, sizeof f->body_part, s, 5);
+    catalogue_text(f->patient_key, KEY_HEX, s, 0);
+    catalogue_text(f->study_key, KEY_HEX, s, 1);
+    catalogue_text(f->series_key, KEY_HEX, s, 2);
+    catalogue_text(f->instance_key, KEY_HEX, s, 3);
+    catalogue_text(f->modality, sizeof f->modality, s, 4);
+    catalogue_text(f->body_part, sizeof f->body_part, s, 5);
     int *whole[] = {&f->frame, &f->rows, &f->columns, &f->channels};
     for (int i = 0; i < 4; i++) *whole[i] = sqlite3_column_int(s, 6 + i);
     f->type = (pixel_type)sqlite3_column_int(s, 10);

@@ -34,5 +34,7 @@ err_code catalogue_fail(sqlite3 *db, const char *doing, err *e);
 err_code catalogue_exec(catalogue *c, const char *sql, const char *doing, err *e);
 /* Compiled statement with text parameters bound in order; NULL-terminated list. */
 err_code catalogue_query(catalogue *c, sqlite3_stmt **s, err *e, const char *sql, ...);
+/* out = the column's text, cut at size; empty for NULL. */
+void catalogue_text(char *out, size_t size, sqlite3_stmt *s, int column);
 
 #endif

@@ -95,18 +95,11 @@ static err_code read_instances(catalogue *c, const char *study_key, study_identi
             out->instances = p;
         }
         study_instance *i = &out->instances[out->n_instances++];
-        struct {
-            char *to;
-            size_t size;
-        } field[] = {{i->instance_key, sizeof i->instance_key},
-                     {i->series_uid, sizeof i->series_uid},
-                     {i->sop_class, sizeof i->sop_class},
-                     {i->sop_uid, sizeof i->sop_uid},
-                     {i->modality, sizeof i->modality}};
-        for (int k = 0; k < 5; k++) {
-            const unsigned char *t = sqlite3_column_text(s, k);
-            snprintf(field[k].to, field[k].size, "%s", t ? (const char *)t : "");
-        }
+        catalogue_text(i->instance_key, sizeof i->instance_key, s, 0);
+        catalogue_text(i->series_uid, sizeof i->series_uid, s, 1);
+        catalogue_text(i->sop_class, sizeof i->sop_class, s, 2);
+        catalogue_text(i->sop_uid, sizeof i->sop_uid, s, 3);
+        catalogue_text(i->modality, sizeof i->modality, s, 4);
         i->frames = sqlite3_column_int(s, 5);
     }
     sqlite3_finalize(s);

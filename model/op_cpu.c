@@ -36,6 +36,14 @@ void op_cpu_store(const device *d, dv *y, size_t at, const float *in, size_t n)
         memcpy((float *)y + at, in, n * sizeof *in);
 }
 
+OP_WIDE float op_cpu_dot(const float *a, const float *b, size_t n)
+{
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (size_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
 float *op_cpu_row(const device *d, int i)
 {
     const op_cpu *o = d->impl;

@@ -65,6 +65,8 @@ static inline uint16_t op_f32_to_bf16(float f)
 /* n values from element `at` of a ct tensor, as fp32; and back. */
 void op_cpu_load(const device *d, float *out, const dv *x, size_t at, size_t n);
 void op_cpu_store(const device *d, dv *y, size_t at, const float *in, size_t n);
+/* Sum of a[i] * b[i]; the order of the sum depends on the vectors' width alone. */
+float op_cpu_dot(const float *a, const float *b, size_t n);
 
 /* exp and erf that compilers vectorise: relative error below 2e-7 (exp), absolute below 5e-7 (erf); tested against
  * libm. */

@@ -56,27 +56,32 @@ size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, size_t D, bool backw
     return lay_out(NULL, chunk_images(B, T, H), T, H, D, sizeof(float), backward).bytes;
 }
 
-/* packed (n,H,T,D) from column `at` of rows of `width` values (n*T rows), or back. */
-static void pack(const device *d, dv *packed, const dv *rows, size_t width, size_t at, size_t n, size_t T, size_t H,
-                 size_t D)
+typedef enum { PACK, UNPACK } direction;
+
+/* packed (n,H,T,D) from columns at.. of n*T rows of `width` values, or back into them. */
+static void repack(const device *d, direction way, dv *packed, dv *rows, size_t width, size_t at, size_t n, size_t T,
+                   size_t H, size_t D)
 {
     size_t ct = d->ct_bytes;
 #pragma omp parallel for schedule(static)
     for (size_t r = 0; r < n * T; r++)
-        for (size_t h = 0; h < H; h++)
-            memcpy((char *)packed + ((r / T * H + h) * T + r % T) * D * ct,
-                   (const char *)rows + (r * width + at + h * D) * ct, D * ct);
+        for (size_t h = 0; h < H; h++) {
+            char *head = (char *)packed + ((r / T * H + h) * T + r % T) * D * ct;
+            char *row = (char *)rows + (r * width + at + h * D) * ct;
+            memcpy(way == PACK ? head : row, way == PACK ? row : head, D * ct);
+        }
+}
+
+static void pack(const device *d, dv *packed, const dv *rows, size_t width, size_t at, size_t n, size_t T, size_t H,
+                 size_t D)
+{
+    repack(d, PACK, packed, (dv *)(uintptr_t)rows, width, at, n, T, H, D);
 }
 
 static void unpack(const device *d, dv *rows, const dv *packed, size_t width, size_t at, size_t n, size_t T, size_t H,
                    size_t D)
 {
-    size_t ct = d->ct_bytes;
-#pragma omp parallel for schedule(static)
-    for (size_t r = 0; r < n * T; r++)
-        for (size_t h = 0; h < H; h++)
-            memcpy((char *)rows + (r * width + at + h * D) * ct,
-                   (const char *)packed + ((r / T * H + h) * T + r % T) * D * ct, D * ct);
+    repack(d, UNPACK, (dv *)(uintptr_t)packed, rows, width, at, n, T, H, D);
 }
 
 /* Strides of the (image, head, row, column) view of packed matrices of `rows` x `columns`. */
@@ -117,14 +122,6 @@ OP_WIDE static void again_row(float *s, size_t T, float scale, float lse)
 OP_WIDE static void ds_row(float *dp, const float *p, size_t T, float scale, float delta)
 {
     for (size_t j = 0; j < T; j++) dp[j] = p[j] * (dp[j] - delta) * scale;
-}
-
-OP_WIDE static float dot(const float *a, const float *b, size_t n)
-{
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (size_t i = 0; i < n; i++) s += a[i] * b[i];
-    return s;
 }
 
 enum { SCORES, VALUES, KEYS }; /* a b^T -> (T,T) f32; p b -> (T,D); p^T b -> (T,D) */
@@ -197,7 +194,7 @@ void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, con
             float *u = op_cpu_row(d, 0), *v = op_cpu_row(d, 1);
             op_cpu_load(d, u, g_o, i * C, C);
             op_cpu_load(d, v, y, i * C, C);
-            for (size_t h = 0; h < H; h++) c.delta[(i / T * H + h) * T + i % T] = dot(u + h * D, v + h * D, D);
+            for (size_t h = 0; h < H; h++) c.delta[(i / T * H + h) * T + i % T] = op_cpu_dot(u + h * D, v + h * D, D);
         }
         product(d, c.s, c.q, c.k, n, H, T, D, SCORES);
         product(d, c.dp, c.o, c.v, n, H, T, D, SCORES); /* dP = dO V^T */

@@ -13,14 +13,6 @@ static size_t piece(size_t n, size_t at)
     return n - at < PIECE ? n - at : PIECE;
 }
 
-OP_WIDE static float dot(const float *a, const float *b, size_t n)
-{
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (size_t i = 0; i < n; i++) s += a[i] * b[i];
-    return s;
-}
-
 OP_WIDE static void scale(float *x, float by, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] *= by;
@@ -32,7 +24,7 @@ void op_cpu_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C)
     for (size_t i = 0; i < N; i++) {
         float *row = op_cpu_row(d, 0);
         op_cpu_load(d, row, x, i * C, C);
-        float n = sqrtf(dot(row, row, C));
+        float n = sqrtf(op_cpu_dot(row, row, C));
         n = n > 1e-12f ? n : 1e-12f;
         scale(row, 1.0f / n, C);
         ((float *)norm)[i] = n;
@@ -48,7 +40,7 @@ void op_cpu_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm,
         float *g = op_cpu_row(d, 0), *u = op_cpu_row(d, 1);
         op_cpu_load(d, g, dy, i * C, C);
         op_cpu_load(d, u, y, i * C, C);
-        float along = dot(g, u, C), inverse = 1.0f / ((const float *)norm)[i];
+        float along = op_cpu_dot(g, u, C), inverse = 1.0f / ((const float *)norm)[i];
         for (size_t k = 0; k < C; k++) g[k] = (g[k] - u[k] * along) * inverse;
         op_cpu_store(d, dx, i * C, g, C);
     }
@@ -59,7 +51,7 @@ void op_cpu_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < K; i++) {
         const float *in = (const float *)v + i * C;
-        float *row = op_cpu_row(d, 0), n = sqrtf(dot(in, in, C));
+        float *row = op_cpu_row(d, 0), n = sqrtf(op_cpu_dot(in, in, C));
         memcpy(row, in, C * sizeof *row);
         scale(row, 1.0f / (n > 1e-12f ? n : 1e-12f), C);
         op_cpu_store(d, w_ct, i * C, row, C);
@@ -72,9 +64,9 @@ void op_cpu_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, si
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < K; i++) {
         const float *g = (const float *)dw + i * C, *x = (const float *)v + i * C;
-        float *out = (float *)dv_f32 + i * C, n = sqrtf(dot(x, x, C));
+        float *out = (float *)dv_f32 + i * C, n = sqrtf(op_cpu_dot(x, x, C));
         n = n > 1e-12f ? n : 1e-12f;
-        float along = dot(g, x, C) / (n * n), inverse = 1.0f / n;
+        float along = op_cpu_dot(g, x, C) / (n * n), inverse = 1.0f / n;
         for (size_t k = 0; k < C; k++) out[k] = (g[k] - x[k] * along) * inverse;
     }
 }
@@ -242,15 +234,15 @@ void op_cpu_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, s
     double total = 0;
     for (size_t i = 0; i < N; i++) {
         op_cpu_load(d, a, x, i * C, C);
-        float na = sqrtf(dot(a, a, C)), best = -FLT_MAX, nb = 1;
+        float na = sqrtf(op_cpu_dot(a, a, C)), best = -FLT_MAX, nb = 1;
         na = na > 1e-8f ? na : 1e-8f;
         size_t nn = i;
         for (size_t j = 0; j < N; j++) {
             if (j == i) continue;
             op_cpu_load(d, b, x, j * C, C);
-            float n = sqrtf(dot(b, b, C));
+            float n = sqrtf(op_cpu_dot(b, b, C));
             n = n > 1e-8f ? n : 1e-8f;
-            float c = dot(a, b, C) / (na * n);
+            float c = op_cpu_dot(a, b, C) / (na * n);
             if (c > best) {
                 best = c;
                 nn = j;
@@ -272,7 +264,7 @@ void op_cpu_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, s
             float n = side ? nb : na, along = 0;
             size_t row = side ? nn : i;
             for (size_t k = 0; k < C; k++) g[k] = f * (u[k] - v[k]);
-            along = dot(g, u, C);
+            along = op_cpu_dot(g, u, C);
             op_cpu_load(d, old, dx, row * C, C);
             for (size_t k = 0; k < C; k++) old[k] += (g[k] - u[k] * along) / n;
             op_cpu_store(d, dx, row * C, old, C);

@@ -58,6 +58,17 @@ struct vit {
     bool below; /* something below block 0's attention output is trained: the backward pass goes all the way */
 };
 
+/* Values of the largest tensor. */
+static inline size_t vit_largest_tensor(const vit *m)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        size_t n = m->tensors[i].rows * m->tensors[i].cols;
+        if (n > most) most = n;
+    }
+    return most;
+}
+
 /* The fp32 gradient of a param, NULL when frozen. */
 static inline dv *vit_grad_of(const vit *m, int index)
 {

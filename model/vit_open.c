@@ -53,11 +53,7 @@ static err_code open_tensors(vit *m, float *values, dv *f32, err *e)
 
 static err_code open_device(vit *m, err *e)
 {
-    size_t most = 0;
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        size_t n = m->tensors[i].rows * m->tensors[i].cols;
-        if (n > most) most = n;
-    }
+    size_t most = vit_largest_tensor(m);
     float *values = malloc(most * sizeof *values);
     if (!values) FAIL(e, NOMEM, "no memory for a tensor of %zu values", most);
     dv *f32 = NULL;

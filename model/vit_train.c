@@ -133,11 +133,7 @@ err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e)
 {
     if (m->trained) FAIL(e, CONFLICT, "the model's weights are trainable already");
     if (spec->rows < 0) FAIL(e, USAGE, "%d trainable rows", spec->rows);
-    size_t most = 0;
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        size_t n = m->tensors[i].rows * m->tensors[i].cols;
-        if (n > most) most = n;
-    }
+    size_t most = vit_largest_tensor(m);
     float *values = malloc(most * sizeof *values);
     if (!values) FAIL(e, NOMEM, "no memory for a tensor of %zu values", most);
     m->trained = spec->method != METHOD_LINEAR;
