@@ -78,6 +78,8 @@ err_code dino_head_open(dino_head *h, device *d, param_set *ps, const dino_head_
 {
     *h = (dino_head){.d = d, .config = *k, .ps = ps, .first = ps->n};
     if (!k->in || !k->hidden || !k->bottleneck || k->prototypes < 2) FAIL(e, USAGE, "the head needs sizes above zero");
+    if (k->bottleneck > DINO_HEAD_BOTTLENECK)
+        FAIL(e, LIMIT, "a bottleneck of %zu; at most %d", k->bottleneck, DINO_HEAD_BOTTLENECK);
     arena dry = {0}, real;
     plan_live(h, &dry, k, d->ct_bytes);
     if (arena_failed(&dry)) FAIL(e, LIMIT, "the head is too large");

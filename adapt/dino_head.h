@@ -13,7 +13,7 @@
 #define RADAPT_DINO_HEAD_H
 #include "model/vit.h"
 
-enum { DINO_HEAD_LAYERS = 3, DINO_HEAD_PARAMS = 7 };
+enum { DINO_HEAD_LAYERS = 3, DINO_HEAD_PARAMS = 7, DINO_HEAD_BOTTLENECK = 8192 /* at most */ };
 
 typedef struct {
     size_t in, hidden, bottleneck, prototypes;

@@ -3,6 +3,7 @@
  * checkpoint holds, so that a resumed run equals an uninterrupted one. */
 #include "adapt/ssl.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -20,6 +21,7 @@
 #include "base/stop.h"
 #include "preprocess/loader.h"
 
+#define NEVER UINT64_MAX
 enum { LOG_STEPS = 10, EVAL_FRAMES = 2000, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
 
 typedef struct {
@@ -37,11 +39,12 @@ typedef struct {
     uint8_t *mask_bits;
     FILE *metrics;
     char hash[HASH_HEX]; /* of what a checkpoint must agree with */
-    /* state that a checkpoint holds */
-    uint64_t at; /* next step */
-    double best, lr_factor;
+    /* state that a checkpoint holds, beside out's */
+    uint64_t at;        /* next step */
+    uint64_t evaluated; /* step of the last evaluation; NEVER: none */
+    uint64_t best_step; /* of the best teacher, whose state is in best-<step>.safetensors; NEVER: none */
+    double lr_factor;
     uint64_t roll_backs, bad_steps;
-    bool have_best;
 } run;
 
 static err_code in_dir(const run *r, const char *name, char out[FILE_PATH_MAX], err *e)
@@ -162,44 +165,73 @@ static void config_hash(run *r)
                         o.evaluate_epochs,
                         o.collapse_rank,
                         (double)o.seed,
+                        o.view.size,
+                        o.view.share,
                         (double)o.view.window.mode,
                         (double)vit_device(r->m)->ct};
     hash_add(h, v, sizeof v);
+    for (int i = 0; i < 3; i++) {
+        const voi_window *w = &o.view.window.fixed[i];
+        hash_add(h, (const double[]){w->center, w->width, (double)w->function}, 3 * sizeof(double));
+    }
     hash_add(h, &o.augment, sizeof o.augment); /* floats only */
     hash_hex(h, r->hash);
 }
 
-static err_code save_checkpoint(run *r, err *e)
+/* The whole state: weights, teacher, Adam's moments, centres, and the loop's numbers in one text, exact in both
+ * directions. */
+static err_code save_state(run *r, const char *path, err *e)
 {
-    char path[FILE_PATH_MAX], text[8][32];
-    TRY(in_dir(r, "checkpoint.safetensors", path, e));
-    snprintf(text[0], 32, "%" PRIu64, r->at);
-    snprintf(text[1], 32, "%a", r->best);
-    snprintf(text[2], 32, "%a", r->lr_factor);
-    snprintf(text[3], 32, "%" PRIu64, r->roll_backs);
-    snprintf(text[4], 32, "%d", r->have_best);
-    snprintf(text[5], 32, "%ld", ftell(r->metrics));
-    snprintf(text[6], 32, "%a %a", r->out->rank_start, r->out->knn_start);
-    snprintf(text[7], 32, "%a %a", r->out->loss_first, r->out->seconds);
-    const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/1"},
-                                    {"config", r->hash},
-                                    {"step", text[0]},
-                                    {"best", text[1]},
-                                    {"lr_factor", text[2]},
-                                    {"roll_backs", text[3]},
-                                    {"have_best", text[4]},
-                                    {"metrics_bytes", text[5]},
-                                    {"start", text[6]},
-                                    {"progress", text[7]}};
+    char state[640];
+    const ssl_result *t = r->out;
+    long metrics_bytes = ftell(r->metrics);
+    snprintf(state, sizeof state,
+             "%" PRIu64 " %" PRIu64 " %" PRIu64 " %a %" PRIu64 " %" PRIu64 " %d %a %a %a %a %a %a %a %ld", r->at,
+             r->evaluated, r->best_step, r->lr_factor, r->roll_backs, r->bad_steps, t->rolled_back, t->seconds,
+             t->loss_first, t->loss_last, t->knn_start, t->knn_best, t->rank_start, t->rank_best, metrics_bytes);
+    const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/2"}, {"config", r->hash}, {"state", state}};
     size_t K = r->step.config.head.prototypes;
     const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
+    if (metrics_bytes < 0 || fflush(r->metrics) || fdatasync(fileno(r->metrics)))
+        FAIL_ERRNO(e, "adapt: metrics.jsonl cannot be written");
     return checkpoint_write(path, r->step.d, &r->ps, true, false, extra, 2, meta, sizeof meta / sizeof *meta, e);
 }
 
-static double meta_real(const safetensors *s, const char *key)
+static err_code best_path(const run *r, uint64_t step, char out[FILE_PATH_MAX], err *e)
 {
-    const char *t = safetensors_meta(s, key);
-    return t ? strtod(t, NULL) : NAN;
+    return file_path(out, e, "%s/best-%" PRIu64 ".safetensors", r->dir, step);
+}
+
+static err_code save_checkpoint(run *r, err *e)
+{
+    char path[FILE_PATH_MAX];
+    TRY(in_dir(r, "checkpoint.safetensors", path, e));
+    return save_state(r, path, e);
+}
+
+/* This evaluation's teacher is the best: its whole state is kept beside the checkpoint, which names it. Killed between
+ * two of these lines, the checkpoint still names a state that is there. */
+static err_code keep_best(run *r, err *e)
+{
+    char path[FILE_PATH_MAX], old[FILE_PATH_MAX];
+    uint64_t before = r->best_step;
+    r->best_step = r->at;
+    TRY(best_path(r, r->at, path, e));
+    TRY(save_state(r, path, e));
+    TRY(save_checkpoint(r, e));
+    if (before == NEVER || before == r->at) return ERR_OK;
+    TRY(best_path(r, before, old, e));
+    unlink(old);
+    return ERR_OK;
+}
+
+static err_code load_tensors(run *r, const safetensors *s, err *e)
+{
+    size_t K = r->step.config.head.prototypes;
+    const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
+    TRY(checkpoint_load(s, r->step.d, &r->ps, true, extra, 2, e));
+    ssl_step_refresh(&r->step);
+    return ERR_OK;
 }
 
 /* A checkpoint, if there is one; metrics.jsonl is cut back to it. */
@@ -207,33 +239,41 @@ static err_code load_checkpoint(run *r, err *e)
 {
     char path[FILE_PATH_MAX];
     safetensors s;
+    ssl_result *t = r->out;
+    long metrics_bytes;
+    int rolled_back;
+    err_code rc = ERR_OK;
     TRY(in_dir(r, "checkpoint.safetensors", path, e));
     if (!file_exists(path)) return ERR_OK;
     TRY(safetensors_open(&s, path, e));
-    const char *config = safetensors_meta(&s, "config"), *start = safetensors_meta(&s, "start"),
-               *progress_ = safetensors_meta(&s, "progress");
-    size_t K = r->step.config.head.prototypes;
-    const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
-    err_code rc = ERR_OK;
-    if (!config || strcmp(config, r->hash) != 0 || !start || !progress_)
+    const char *config = safetensors_meta(&s, "config"), *state = safetensors_meta(&s, "state");
+    if (!config || !state || strcmp(config, r->hash) != 0)
         FAIL_DONE(rc, e, CONFLICT, "adapt: the checkpoint in this run's folder is of another configuration");
-    TRY_DONE(rc, checkpoint_load(&s, r->step.d, &r->ps, true, extra, 2, e));
-    ssl_step_refresh(&r->step);
-    char *end;
-    r->at = (uint64_t)meta_real(&s, "step");
-    r->best = meta_real(&s, "best");
-    r->lr_factor = meta_real(&s, "lr_factor");
-    r->roll_backs = (uint64_t)meta_real(&s, "roll_backs");
-    r->have_best = meta_real(&s, "have_best") != 0;
-    r->out->rank_start = strtod(start, &end);
-    r->out->knn_start = strtod(end, NULL);
-    r->out->loss_first = strtod(progress_, &end);
-    r->out->seconds = strtod(end, NULL);
-    r->out->resumed = true;
-    long bytes = (long)meta_real(&s, "metrics_bytes");
-    if (ftruncate(fileno(r->metrics), bytes) || fseek(r->metrics, bytes, SEEK_SET))
+    if (sscanf(state,
+               "%" SCNu64 " %" SCNu64 " %" SCNu64 " %la %" SCNu64 " %" SCNu64 " %d %la %la %la %la %la %la %la %ld",
+               &r->at, &r->evaluated, &r->best_step, &r->lr_factor, &r->roll_backs, &r->bad_steps, &rolled_back,
+               &t->seconds, &t->loss_first, &t->loss_last, &t->knn_start, &t->knn_best, &t->rank_start, &t->rank_best,
+               &metrics_bytes) != 15)
+        FAIL_DONE(rc, e, FORMAT, "adapt: the checkpoint is damaged; remove the run's folder");
+    TRY_DONE(rc, load_tensors(r, &s, e));
+    t->rolled_back = rolled_back;
+    t->resumed = true;
+    if (ftruncate(fileno(r->metrics), metrics_bytes) || fseek(r->metrics, metrics_bytes, SEEK_SET))
         FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be cut back to the checkpoint");
+    log_event(LOG_INFO, "adapt.resumed", "step", LOG_INT(r->at), NULL);
 done:
+    safetensors_close(&s);
+    return rc;
+}
+
+/* Back to the best teacher's state: weights, head, moments, centres. What is drawn goes on from here. */
+static err_code restore_best(run *r, err *e)
+{
+    char path[FILE_PATH_MAX];
+    safetensors s;
+    TRY(best_path(r, r->best_step, path, e));
+    TRY(safetensors_open(&s, path, e));
+    err_code rc = load_tensors(r, &s, e);
     safetensors_close(&s);
     return rc;
 }
@@ -254,29 +294,50 @@ static err_code save_adapter(run *r, err *e)
     return checkpoint_write(path, r->step.d, &backbone, false, true, NULL, 0, meta, sizeof meta / sizeof *meta, e);
 }
 
-/* Back to the best teacher: student and teacher alike. */
-static err_code restore_adapter(run *r, err *e)
+/* The end: the best teacher's adapter, then result.json, which says that it is all there; what only a run under way
+ * needs goes. */
+static err_code finish(run *r, err *e)
 {
     char path[FILE_PATH_MAX];
-    safetensors s;
-    TRY(in_dir(r, "adapter.safetensors", path, e));
-    TRY(safetensors_open(&s, path, e));
-    param_set backbone = {.p = r->ps.p, .n = r->n_backbone};
-    err_code rc = checkpoint_load(&s, r->step.d, &backbone, false, NULL, 0, e);
-    safetensors_close(&s);
-    return rc;
+    TRY(restore_best(r, e));
+    TRY(save_adapter(r, e));
+    TRY(write_result(r, e));
+    TRY(in_dir(r, "checkpoint.safetensors", path, e));
+    unlink(path);
+    TRY(best_path(r, r->best_step, path, e));
+    unlink(path);
+    return ERR_OK;
 }
 
 /* --- the loop
  * -------------------------------------------------------------------------------------------------------------- */
 
-/* Evaluates the teacher; keeps it if it is the best so far. *collapsed: its rank fell below the limit. */
-static err_code evaluate(run *r, bool *collapsed, err *e)
+static bool is_better(const run *r, const ssl_score *s)
+{
+    if (r->best_step == NEVER || !isfinite(s->knn_auc)) return true;
+    return s->knn_auc >= r->out->knn_best;
+}
+
+/* The teacher's rank fell below the limit: back to the best with half the rate, and after too many times no further. */
+static err_code collapsed(run *r, bool *over, err *e)
+{
+    log_event(LOG_WARN, "adapt.collapse", "step", LOG_INT(r->at), "roll_backs", LOG_INT(r->roll_backs), NULL);
+    r->out->rolled_back = true;
+    *over = r->best_step == NEVER || r->roll_backs++ >= ROLL_BACKS;
+    if (*over) return ERR_OK; /* what is best stays */
+    r->lr_factor *= 0.5;
+    TRY(restore_best(r, e));
+    return save_checkpoint(r, e);
+}
+
+/* Evaluates the teacher and keeps it if it is the best so far: with labels the best kNN wins, ties go to the later;
+ * without, the latest that has not collapsed. */
+static err_code evaluate(run *r, bool *over, err *e)
 {
     ssl_score s;
-    *collapsed = false;
     TRY(ssl_eval_run(&r->eval, r->m, VIT_TEACHER, r->c, &r->o->view, &s, e));
     if (r->at == 0) {
+        if (!(s.rank > 0)) FAIL(e, NUMERIC, "adapt: the backbone's features are not finite");
         r->out->rank_start = s.rank;
         r->out->knn_start = s.knn_auc;
     }
@@ -287,15 +348,12 @@ static err_code evaluate(run *r, bool *collapsed, err *e)
                    e));
     log_event(LOG_INFO, "adapt.evaluate", "step", LOG_INT(r->at), "knn_auc", LOG_REAL(s.knn_auc), "rank",
               LOG_REAL(s.rank), NULL);
-    *collapsed = s.rank < r->o->collapse_rank * r->out->rank_start;
-    /* With labels the best kNN wins, ties go to the later; without, the latest that has not collapsed. */
-    bool better = !*collapsed && (!r->have_best || !isfinite(s.knn_auc) || s.knn_auc >= r->best);
-    if (!better) return ERR_OK;
-    r->best = isfinite(s.knn_auc) ? s.knn_auc : s.rank;
-    r->have_best = true;
+    r->evaluated = r->at;
+    if (s.rank < r->o->collapse_rank * r->out->rank_start) return collapsed(r, over, e);
+    if (!is_better(r, &s)) return ERR_OK;
     r->out->knn_best = s.knn_auc;
     r->out->rank_best = s.rank;
-    return save_adapter(r, e);
+    return keep_best(r, e);
 }
 
 /* CLS and a few patch tokens of training crops through the frozen backbone, for the head's initialisation. */
@@ -342,17 +400,23 @@ static void schedule(const run *r, uint64_t total, ssl_step_update_in *u, ssl_st
     uint64_t head_only = steps_of(r, o->head_warmup_epochs), warm = steps_of(r, o->warmup_epochs), t = r->at;
     bool frozen = t < head_only || o->peft.method == METHOD_LINEAR;
     uint64_t back = t < head_only ? 0 : t - head_only, length = total - head_only;
-    u->adam = (adamw_step){
-        .beta1 = 0.9f,
-        .beta2 = 0.999f,
-        .eps = 1e-8f,
-        .weight_decay = schedule_cosine(o->weight_decay, o->weight_decay_last, t, total),
-        .lr = (float)r->lr_factor * schedule_warm_cosine(o->lr, o->lr_last, back + 1, warm, length + 1),
-        .head_lr = (float)r->lr_factor * (t < head_only ? o->head_lr * (float)(t + 1) / (float)head_only
-                                                        : schedule_cosine(o->head_lr, o->lr_last, back, length)),
-        .t = (int64_t)t + 1,
-        .skip_prototypes = t < steps_of(r, o->freeze_prototypes_epochs),
-        .skip_backbone = frozen};
+    float lr = schedule_warm_cosine(o->lr, o->lr_last, back + 1, warm, length + 1), head_lr;
+    if (t < head_only)
+        head_lr = o->head_lr * (float)(t + 1) / (float)head_only;
+    else if (head_only)
+        head_lr = schedule_cosine(o->head_lr, o->lr_last, back, length);
+    else /* no warm-up of its own: it rises with the backbone's */
+        head_lr = schedule_warm_cosine(o->head_lr, o->lr_last, back + 1, warm, length + 1);
+    u->adam = (adamw_step){.beta1 = 0.9f,
+                           .beta2 = 0.999f,
+                           .eps = 1e-8f,
+                           .weight_decay = schedule_cosine(o->weight_decay, o->weight_decay_last, t, total),
+                           .lr = (float)r->lr_factor * lr,
+                           .head_lr = (float)r->lr_factor * head_lr,
+                           .t = (int64_t)back + 1,
+                           .head_t = (int64_t)t + 1,
+                           .skip_prototypes = t < steps_of(r, o->freeze_prototypes_epochs),
+                           .skip_backbone = frozen};
     u->momentum = schedule_cosine(o->momentum, o->momentum_last, t, total);
     in->teacher_temp = schedule_linear(o->teacher_temp, o->teacher_temp_last, t, steps_of(r, o->teacher_temp_epochs));
     in->head_only = frozen;
@@ -361,13 +425,14 @@ static void schedule(const run *r, uint64_t total, ssl_step_update_in *u, ssl_st
 static err_code log_step(run *r, const ssl_step_out *s, const ssl_step_update_in *u, double images_per_s, err *e)
 {
     return write_line(r,
-                      json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[f,f],s:[f,f],s:o,s:f,s:f}", "step", (json_int_t)r->at,
+                      json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o}", "step", (json_int_t)r->at,
                                 "epoch", (double)r->at / (double)r->data.steps_per_epoch, "loss", real_or_null(s->loss),
                                 "dino", real_or_null(s->dino), "ibot", real_or_null(s->ibot), "koleo",
-                                real_or_null(s->koleo), "target_entropy", (double)s->target_entropy[0],
-                                (double)s->target_entropy[1], "marginal_entropy", (double)s->marginal_entropy[0],
-                                (double)s->marginal_entropy[1], "grad_norm", real_or_null(s->grad_norm), "lr",
-                                (double)(u->adam.skip_backbone ? 0 : u->adam.lr), "images_per_s", images_per_s),
+                                real_or_null(s->koleo), "target_entropy", real_or_null(s->target_entropy[0]),
+                                real_or_null(s->target_entropy[1]), "marginal_entropy",
+                                real_or_null(s->marginal_entropy[0]), real_or_null(s->marginal_entropy[1]), "grad_norm",
+                                real_or_null(s->grad_norm), "lr", (double)(u->adam.skip_backbone ? 0 : u->adam.lr),
+                                "images_per_s", real_or_null(images_per_s)),
                       e);
 }
 
@@ -377,7 +442,7 @@ static err_code bad_step(run *r, err *why, err *e)
 {
     log_event(LOG_WARN, "adapt.not_finite", "step", LOG_INT(r->at), NULL);
     if (++r->bad_steps < NAN_ROW) return ERR_OK;
-    if (r->roll_backs >= ROLL_BACKS || !r->have_best) {
+    if (r->roll_backs >= ROLL_BACKS || r->best_step == NEVER) {
         *e = *why;
         return why->code;
     }
@@ -385,7 +450,7 @@ static err_code bad_step(run *r, err *why, err *e)
     r->lr_factor *= 0.5;
     r->bad_steps = 0;
     r->out->rolled_back = true;
-    return restore_adapter(r, e);
+    return restore_best(r, e);
 }
 
 static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
@@ -410,50 +475,60 @@ static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl
     return ERR_OK;
 }
 
+/* One step, its line in metrics.jsonl, and a checkpoint when it is time. */
+static err_code advance(run *r, loader *l, uint64_t total, progress *bar, double *saved, err *e)
+{
+    ssl_step_out s = {0};
+    ssl_step_update_in u;
+    TRY(one_step(r, l, total, &s, &u, e));
+    if (r->at == 0) r->out->loss_first = s.loss;
+    r->out->loss_last = s.loss;
+    r->at++;
+    progress_note(bar, "loss %.3f", (double)s.loss);
+    progress_add(bar, r->data.batch);
+    if (r->at % LOG_STEPS == 0 || r->at == total) {
+        double took = r->out->seconds;
+        TRY(log_step(r, &s, &u, took > 0 ? (double)(r->at * r->data.batch) / took : NAN, e));
+    }
+    double now = progress_clock();
+    if ((now - *saved) / 60 < r->o->checkpoint_minutes) return ERR_OK;
+    *saved = now;
+    return save_checkpoint(r, e);
+}
+
+/* seconds: of steps and evaluations, over all sittings. Between the lines of this loop the state is whole: whoever asks
+ * it to stop, in a step or in an evaluation, finds a checkpoint of just that. */
 static err_code loop(run *r, uint64_t total, err *e)
 {
     loader *l = NULL;
     progress bar;
-    ssl_step_out s = {0};
-    ssl_step_update_in u;
-    bool collapsed = false;
+    bool over = false;
     uint64_t every = steps_of(r, r->o->evaluate_epochs);
     err_code rc = ERR_OK;
-    double before = r->out->seconds, began = progress_clock(), saved = began;
+    double clock = progress_clock(), saved = clock;
     if (!every) every = 1;
-    if (r->at >= total) return ERR_OK;
-    TRY(loader_open(&l, ssl_data_fill, &r->data, ssl_data_floats(&r->data), r->at, total - 1, e));
     progress_start(&bar, "adapt", "images", total * r->data.batch);
     progress_skip(&bar, r->at * r->data.batch);
-    while (r->at < total) {
-        TRY_DONE(rc, one_step(r, l, total, &s, &u, e));
-        if (r->at == 0) r->out->loss_first = s.loss;
-        r->out->loss_last = s.loss;
-        r->at++;
-        double now = progress_clock(), took = before + now - began;
-        progress_note(&bar, "loss %.3f", (double)s.loss);
-        progress_add(&bar, r->data.batch);
-        if (r->at % LOG_STEPS == 0 || r->at == total)
-            TRY_DONE(rc, log_step(r, &s, &u, (double)(r->at * r->data.batch) / took, e));
-        r->out->seconds = took;
-        if (r->at % every == 0 || r->at == total) TRY_DONE(rc, evaluate(r, &collapsed, e));
-        if (collapsed) {
-            collapsed = false;
-            log_event(LOG_WARN, "adapt.collapse", "step", LOG_INT(r->at), "roll_backs", LOG_INT(r->roll_backs), NULL);
-            r->out->rolled_back = true;
-            if (r->roll_backs++ >= ROLL_BACKS) break; /* what is best stays */
-            TRY_DONE(rc, restore_adapter(r, e));
-            r->lr_factor *= 0.5;
-        }
-        bool stop = stop_requested();
-        if (stop || (now - saved) / 60 >= r->o->checkpoint_minutes) {
-            TRY_DONE(rc, save_checkpoint(r, e));
-            saved = now;
-        }
-        TRY_DONE(rc, stop_check(e));
+    while (!rc && !over) {
+        bool due = r->at % every == 0 || r->at == total;
+        if (due && r->evaluated != r->at)
+            rc = evaluate(r, &over, e);
+        else if (r->at == total)
+            break;
+        else if (!l && (rc = loader_open(&l, ssl_data_fill, &r->data, ssl_data_floats(&r->data), r->at, total - 1, e)))
+            break;
+        else
+            rc = advance(r, l, total, &bar, &saved, e);
+        double now = progress_clock();
+        r->out->seconds += now - clock;
+        clock = now;
+        if (!rc) rc = stop_check(e);
+    }
+    if (rc == ERR_INTERRUPTED) {
+        err second = {0};
+        if (save_checkpoint(r, &second)) log_event(LOG_WARN, "adapt.not_saved", "reason", LOG_STR(second.msg), NULL);
     }
     r->out->images_per_s = r->out->seconds > 0 ? (double)(r->at * r->data.batch) / r->out->seconds : 0;
-done:
     progress_end(&bar);
     loader_close(l);
     return rc;
@@ -467,10 +542,14 @@ static int prototypes_for(size_t n)
     return k;
 }
 
+/* Memory that the run will take beside what is allocated already: the step, and batches waiting on the host. The
+ * params' pages may not have been touched yet: they are counted too. */
 static err_code fits(const run *r, const ssl_step_config *k, err *e)
 {
+    enum { COPIES = 5, BATCHES = 3 }; /* master, gradient, two moments, teacher; as the loader holds them */
     size_t bytes, available = 0;
     TRY(ssl_step_bytes(r->m, k, &bytes, e));
+    bytes += BATCHES * ssl_data_floats(&r->data) * sizeof(float) + COPIES * r->out->trainable * sizeof(float);
     FILE *f = fopen("/proc/meminfo", "r");
     char line[128];
     while (f && fgets(line, sizeof line, f))
@@ -510,12 +589,12 @@ static err_code open_all(run *r, err *e)
                          .center_momentum = o->center_momentum,
                          .clip = o->clip,
                          .seed = o->seed};
-    TRY(fits(r, &k, e));
     peft_spec peft = o->peft;
     peft.teacher = true;
     TRY(vit_train(r->m, &peft, &r->ps, e));
     r->n_backbone = r->ps.n;
     for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
+    TRY(fits(r, &k, e));
     TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
     r->out->peak_bytes = (double)r->step.bytes;
     log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "prototypes",
@@ -526,9 +605,9 @@ static err_code open_all(run *r, err *e)
 
 err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e)
 {
-    run r = {.m = m, .c = c, .o = o, .dir = run_dir, .out = out, .lr_factor = 1};
+    run r = {
+        .m = m, .c = c, .o = o, .dir = run_dir, .out = out, .lr_factor = 1, .evaluated = NEVER, .best_step = NEVER};
     char path[FILE_PATH_MAX];
-    bool collapsed;
     *out = (ssl_result){.knn_start = NAN, .knn_best = NAN, .rank_start = NAN, .rank_best = NAN};
     TRY(in_dir(&r, "result.json", path, e));
     if (file_exists(path)) return read_result(path, out, e);
@@ -539,18 +618,15 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     if (!out->resumed) {
         if (ftruncate(fileno(r.metrics), 0)) FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be written");
         if (o->data_init) TRY_DONE(rc, init_head(&r, e));
-        TRY_DONE(rc, evaluate(&r, &collapsed, e));
     }
     uint64_t total = steps_of(&r, o->epochs + o->head_warmup_epochs);
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = r.at * r.data.batch;
-    TRY_DONE(rc, write_result(&r, e));
-    TRY_DONE(rc, in_dir(&r, "checkpoint.safetensors", path, e));
-    unlink(path); /* only a run under way needs it */
-    TRY_DONE(rc, restore_adapter(&r, e));
+    rc = finish(&r, e);
 done:
     ssl_step_close(&r.step);
+    vit_untrain(m);
     param_set_free(vit_device(m), &r.ps);
     ssl_eval_close(&r.eval);
     ssl_data_close(&r.data);

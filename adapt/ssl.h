@@ -28,8 +28,8 @@ typedef struct ssl_options {
 } ssl_options;
 
 void ssl_defaults(ssl_options *o);
-/* "default" or "essa"; ERR_USAGE for others. */
-err_code ssl_recipe(const char *name, ssl_options *o, err *e);
+/* "default" or "essa" with a method's learning rate; ERR_USAGE for others. */
+err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e);
 
 typedef struct {
     uint64_t steps, images;
@@ -41,9 +41,9 @@ typedef struct {
 } ssl_result;
 
 /* Trains into run_dir (made): config is the caller's; here metrics.jsonl, checkpoint.safetensors (resume),
- * adapter.safetensors (the best teacher's trainable weights: the stage's product) and result.json, written last: where
- * it exists nothing is done (already_done). Frames of test and validation patients are left out. stop.h: checkpoints
- * and returns ERR_INTERRUPTED. */
+ * best-<step>.safetensors (the best teacher's state), and at the end adapter.safetensors (its trainable weights: the
+ * stage's product) and result.json, written last: where it exists nothing is done (already_done). Frames of test and
+ * validation patients are left out. stop.h: checkpoints and returns ERR_INTERRUPTED. */
 err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e);
 
 #endif

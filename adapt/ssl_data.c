@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapt/ssl_mask.h"
+
 static size_t to_patches(int size, int patch)
 {
     int n = (size + patch / 2) / patch;
@@ -16,6 +18,7 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     *s = (ssl_data){.c = c, .o = o, .order_epoch = UINT64_MAX};
     if (o->batch < 1 || o->locals < 0 || o->global_size < k->patch)
         FAIL(e, USAGE, "adapt: batch %d, %d local crops, %d pixels", o->batch, o->locals, o->global_size);
+    if (o->batch > SSL_MASK_CROPS / 2) FAIL(e, LIMIT, "adapt: a batch of %d; at most %d", o->batch, SSL_MASK_CROPS / 2);
     s->frames = malloc((c->n_frames + 1) * sizeof *s->frames);
     s->order = malloc((c->n_frames + 1) * sizeof *s->order);
     if (!s->frames || !s->order) FAIL(e, NOMEM, "adapt: no memory for %zu frames", c->n_frames);

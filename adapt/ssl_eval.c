@@ -3,23 +3,47 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "adapt/metrics.h"
 
 enum { NEIGHBOURS = 20, RANK_FRAMES = 512 };
 
-static void take(const labelled_case *k, size_t each, uint32_t *frames, int *labels, size_t *n, size_t most)
+/* Whether the i-th of n is among `most` of them, evenly spread. */
+static bool among(size_t i, size_t n, size_t most)
 {
-    size_t want = k->n_frames < each ? k->n_frames : each;
-    for (size_t i = 0; i < want && *n < most; i++) {
-        frames[*n] = k->frames[(2 * i + 1) * k->n_frames / (2 * want)]; /* the middles of `want` equal stretches */
+    return n <= most || (i + 1) * most / n > i * most / n;
+}
+
+/* The middles of equal stretches of a case's frames, each_most at most. */
+static void take(const labelled_case *k, size_t each_most, uint32_t *frames, int *labels, size_t *n)
+{
+    size_t want = k->n_frames < each_most ? k->n_frames : each_most;
+    for (size_t i = 0; i < want; i++) {
+        frames[*n] = k->frames[(2 * i + 1) * k->n_frames / (2 * want)];
         labels[(*n)++] = k->label;
     }
 }
 
+/* Frames of a part: all its cases a few frames each, or evenly spread cases one each. */
+static void take_part(const cohort *c, split_part part, size_t most, uint32_t *frames, int *labels, size_t *n)
+{
+    size_t cases = 0, seen = 0;
+    for (size_t i = 0; i < c->n_cases; i++) cases += c->cases[i].part == part;
+    if (!cases) return;
+    size_t each_most = most > cases ? most / cases : 1;
+    for (size_t i = 0; i < c->n_cases; i++)
+        if (c->cases[i].part == part && among(seen++, cases, most)) take(&c->cases[i], each_most, frames, labels, n);
+}
+
+static bool may_be_seen(const cohort *c, size_t frame)
+{
+    return c->part[frame] == SPLIT_TRAIN || c->part[frame] == SPLIT_NONE;
+}
+
 err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e)
 {
-    size_t C = (size_t)vit_get_config(m)->dim, cases[2] = {0, 0};
+    size_t C = (size_t)vit_get_config(m)->dim;
     *s = (ssl_eval){0};
     s->train = malloc((most + 1) * sizeof *s->train);
     s->validation = malloc((most + 1) * sizeof *s->validation);
@@ -28,27 +52,30 @@ err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, 
     s->features = malloc((2 * most + 1) * C * sizeof *s->features);
     if (!s->train || !s->validation || !s->train_label || !s->validation_label || !s->features)
         FAIL(e, NOMEM, "adapt: no memory for evaluation");
-    for (size_t i = 0; i < c->n_cases; i++)
-        if (c->cases[i].part <= SPLIT_VALIDATION) cases[c->cases[i].part]++;
-    for (size_t i = 0; i < c->n_cases; i++) {
-        const labelled_case *k = &c->cases[i];
-        if (k->part == SPLIT_TRAIN) take(k, 1 + most / (cases[0] + 1) / 2, s->train, s->train_label, &s->n_train, most);
-        if (k->part == SPLIT_VALIDATION)
-            take(k, 1 + most / (cases[1] + 1) / 2, s->validation, s->validation_label, &s->n_validation, most);
-    }
+    take_part(c, SPLIT_TRAIN, most, s->train, s->train_label, &s->n_train);
+    take_part(c, SPLIT_VALIDATION, most, s->validation, s->validation_label, &s->n_validation);
     if (s->n_train && s->n_validation) return ERR_OK;
     s->n_train = s->n_validation = 0; /* no kNN: the rank of frames spread over all that may be seen */
-    size_t may = 0, seen = 0, want;
-    for (size_t i = 0; i < c->n_frames; i++) may += c->part[i] == SPLIT_TRAIN || c->part[i] == SPLIT_NONE;
-    want = may < RANK_FRAMES ? may : RANK_FRAMES;
-    if (want > most) want = most;
-    for (size_t i = 0; i < c->n_frames && want; i++) {
-        if (c->part[i] != SPLIT_TRAIN && c->part[i] != SPLIT_NONE) continue;
-        if (seen++ * want / may == s->n_train && s->n_train < want) {
-            s->train_label[s->n_train] = -1;
-            s->train[s->n_train++] = (uint32_t)i;
-        }
+    size_t may = 0, seen = 0, want = most < RANK_FRAMES ? most : RANK_FRAMES;
+    for (size_t i = 0; i < c->n_frames; i++) may += may_be_seen(c, i);
+    for (size_t i = 0; i < c->n_frames; i++) {
+        if (!may_be_seen(c, i) || !among(seen++, may, want)) continue;
+        s->train_label[s->n_train] = -1;
+        s->train[s->n_train++] = (uint32_t)i;
     }
+    return ERR_OK;
+}
+
+/* The effective rank of evenly spread training rows: a sorted label table must not make it that of one class. */
+static err_code spread_rank(const ssl_eval *s, size_t C, double *rank, err *e)
+{
+    size_t most = s->n_train < RANK_FRAMES ? s->n_train : RANK_FRAMES, n = 0;
+    float *rows = malloc((most * C + 1) * sizeof *rows);
+    if (!rows) FAIL(e, NOMEM, "adapt: no memory for evaluation");
+    for (size_t i = 0; i < s->n_train; i++)
+        if (among(i, s->n_train, most)) memcpy(rows + n++ * C, s->features + i * C, C * sizeof *rows);
+    *rank = effective_rank(rows, n, C);
+    free(rows);
     return ERR_OK;
 }
 
@@ -69,9 +96,12 @@ err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const v
     *out = (ssl_score){NAN, NAN, NAN};
     TRY(features_extract(m, who, c, s->train, s->n_train, v, s->features, e));
     if (s->n_validation) TRY(features_extract(m, who, c, s->validation, s->n_validation, v, query, e));
-    out->rank = effective_rank(s->features, s->n_train < RANK_FRAMES ? s->n_train : RANK_FRAMES, C);
-    for (size_t i = 0; i < s->n_train * C; i++)
-        if (!isfinite(s->features[i])) FAIL(e, NUMERIC, "adapt: a feature is not finite");
+    for (size_t i = 0; i < (s->n_train + s->n_validation) * C; i++)
+        if (!isfinite(s->features[i])) {
+            out->rank = 0;
+            return ERR_OK;
+        }
+    TRY(spread_rank(s, C, &out->rank, e));
     if (!s->n_validation) return ERR_OK;
     double *p = malloc(s->n_validation * (size_t)c->n_labels * sizeof *p);
     if (!p) FAIL(e, NOMEM, "adapt: no memory for evaluation");

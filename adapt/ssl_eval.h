@@ -13,7 +13,7 @@ typedef struct {
 
 typedef struct {
     double knn_auc, knn_accuracy; /* NaN without labelled validation frames */
-    double rank;
+    double rank;                  /* 0: a feature is not finite */
 } ssl_score;
 
 /* At most `most` frames a part, spread evenly over the cases (over the frames where there are no labels). */

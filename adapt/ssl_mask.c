@@ -43,12 +43,11 @@ static size_t add_rectangle(const ssl_mask *s, rng *r, uint8_t *mask, size_t roo
 size_t ssl_mask_draw(const ssl_mask *s, rng *r, uint8_t *mask)
 {
     size_t patches = s->rows * s->columns, n = masked_crops(s), total = 0;
-    uint32_t order[4096];
+    uint32_t order[SSL_MASK_CROPS];
     memset(mask, 0, s->crops * patches);
-    size_t crops = s->crops < 4096 ? s->crops : 4096;
-    for (size_t i = 0; i < crops; i++) order[i] = (uint32_t)i;
-    rng_shuffle(r, order, crops);
-    for (size_t i = 0; i < n && i < crops; i++) {
+    for (size_t i = 0; i < s->crops; i++) order[i] = (uint32_t)i;
+    rng_shuffle(r, order, s->crops);
+    for (size_t i = 0; i < n; i++) {
         float lower = s->low + (s->high - s->low) * (float)i / (float)n;
         float upper = s->low + (s->high - s->low) * (float)(i + 1) / (float)n;
         size_t want = (size_t)((float)patches * rng_between(r, lower, upper)), have = 0;

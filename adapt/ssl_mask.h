@@ -11,6 +11,8 @@
 
 #include "base/rng.h"
 
+enum { SSL_MASK_CROPS = 4096 }; /* crops at most */
+
 typedef struct {
     size_t crops, rows, columns; /* rows x columns patches a crop */
     float probability, low, high;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -10,6 +11,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define TEMPORARY ".tmp-" /* and the process's number */
 
 err_code file_path(char out[FILE_PATH_MAX], err *e, const char *fmt, ...)
 {
@@ -53,7 +56,7 @@ err_code file_begin(file_writer **out, const char *path, err *e)
     *out = NULL;
     if (!w) FAIL(e, NOMEM, "no memory for a file writer");
     err_code rc = file_path(w->path, e, "%s", path);
-    if (!rc) rc = file_path(w->temporary, e, "%s.tmp-%ld", path, (long)getpid());
+    if (!rc) rc = file_path(w->temporary, e, "%s" TEMPORARY "%ld", path, (long)getpid());
     if (!rc) {
         w->f = fopen(w->temporary, "wb");
         if (!w->f) rc = err_errno(e, errno, __FILE__, __LINE__, "cannot create a file");
@@ -73,6 +76,25 @@ void file_abandon(file_writer **w)
     unlink((*w)->temporary);
     free(*w);
     *w = NULL;
+}
+
+static bool is_temporary(const char *name)
+{
+    const char *mark = strstr(name, TEMPORARY), *digits = mark ? mark + strlen(TEMPORARY) : "";
+    return *digits && strspn(digits, "0123456789") == strlen(digits);
+}
+
+static int sweep_one(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+    (void)st;
+    if (type == FTW_F && is_temporary(path + at->base) && unlink(path) && errno != ENOENT) return -1;
+    return 0;
+}
+
+err_code file_sweep(const char *folder, err *e)
+{
+    if (nftw(folder, sweep_one, 16, FTW_PHYS)) FAIL_ERRNO(e, "cannot clear a folder of unfinished files");
+    return ERR_OK;
 }
 
 /* A rename is durable once its folder is on disk. Some file systems refuse fsync on folders: not an error of ours. */

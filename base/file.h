@@ -30,6 +30,9 @@ typedef struct file_writer {
 err_code file_begin(file_writer **w, const char *path, err *e);
 err_code file_commit(file_writer **w, err *e);
 void file_abandon(file_writer **w);
+/* Removes what processes that were killed left of their atomic writes, in the folder and all below it. The caller makes
+ * sure that nobody else writes there. */
+err_code file_sweep(const char *folder, err *e);
 /* The whole of it in one call. */
 err_code file_write(const char *path, const void *data, size_t bytes, err *e);
 

@@ -63,10 +63,8 @@ enum { FIELDS = sizeof fields / sizeof *fields };
 
 static err_code recipe(const options *o, ssl_options *out, err *e)
 {
-    ssl_defaults(out);
-    TRY(ssl_recipe(options_text(o, "adapt.recipe"), out, e));
-    out->peft.method = strcmp(options_text(o, "adapt.method"), "full") ? METHOD_APLA : METHOD_FULL;
-    return ERR_OK;
+    peft_method method = strcmp(options_text(o, "adapt.method"), "full") ? METHOD_APLA : METHOD_FULL;
+    return ssl_recipe(options_text(o, "adapt.recipe"), method, out, e);
 }
 
 err_code cmd_adapt_defaults(options *o, err *e)

@@ -154,7 +154,7 @@ const option_def options_table[] = {
     REAL("adapt", "epochs", NULL, 0.01, 1e6, ADAPT, SSL, "passes over the training frames"),
     REAL("adapt", "warmup-epochs", NULL, 0, 1e6, ADAPT, SSL, "of which the learning rate rises from 0"),
     REAL("adapt", "head-warmup-epochs", NULL, 0, 1e6, ADAPT, SSL, "of which only the head trains"),
-    INT("adapt", "batch", NULL, 1, 65536, ADAPT, SSL, "frames a step"),
+    INT("adapt", "batch", NULL, 1, 2048, ADAPT, SSL, "frames a step"),
     REAL("adapt", "lr", NULL, 0, 10, ADAPT, SSL, "learning rate of the backbone's trained weights"),
     REAL("adapt", "head-lr", NULL, 0, 10, ADAPT, SSL, "learning rate of the head"),
     REAL("adapt", "lr-last", NULL, 0, 10, ADAPT, SSL, "learning rate at the end of the cosine"),
@@ -179,7 +179,7 @@ const option_def options_table[] = {
      .help = "work lost at most when killed"},
 
     INT("adapt", "hidden", NULL, 1, 65536, ADAPT, HEAD, "width of the head's hidden layers"),
-    INT("adapt", "bottleneck", NULL, 1, 65536, ADAPT, HEAD, "width before the prototypes"),
+    INT("adapt", "bottleneck", NULL, 1, 8192, ADAPT, HEAD, "width before the prototypes"),
     INT("adapt", "prototypes", NULL, 0, 1 << 20, ADAPT, HEAD, "0: by the size of the cohort"),
     FLAG("adapt", "data-init", NULL, ADAPT, HEAD, "initialise the head on the frozen features"),
     REAL("adapt", "freeze-prototypes-epochs", NULL, 0, 1e6, ADAPT, HEAD, "prototypes stand still at first"),

@@ -124,7 +124,11 @@ static void quiet_openmp(char **argv)
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
     setenv("OMP_WAIT_POLICY", "passive", 1);
     setenv("GOMP_SPINCOUNT", "3000", 1); /* a few microseconds, then sleep */
-    execv("/proc/self/exe", argv);       /* where that cannot be done, nothing is lost but speed */
+    char self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0) return;
+    self[n] = 0;
+    execv(self, argv); /* where that cannot be done, nothing is lost but speed */
 }
 
 int main(int argc, char **argv)

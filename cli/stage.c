@@ -70,7 +70,9 @@ err_code stage_open(stage *s, const options *o, stage_mode mode, err *e)
         if (s->temporary) remove_temporary(s);
         return stage_blame("work directory", s->work, &why, e);
     }
-    return ERR_OK;
+    err_code rc = file_sweep(s->work, e); /* the catalogue is locked: nobody else is at work here */
+    if (rc) stage_close(s);
+    return rc;
 }
 
 void stage_close(stage *s)

@@ -63,7 +63,7 @@ typedef struct param {
 
 typedef struct {
     float beta1, beta2, eps, weight_decay, lr, head_lr;
-    int64_t t;                           /* from 1 */
+    int64_t t, head_t;                   /* steps taken by the backbone's params and by the head's, from 1 */
     float grad_scale;                    /* multiplies gradients: clip / norm */
     bool skip_prototypes, skip_backbone; /* first epochs; head warm-up */
 } adamw_step;

@@ -84,13 +84,14 @@ void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s)
     for (size_t i = 0; i < n; i++) {
         if (skipped(&p[i], s)) continue;
         float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
+        double t = (double)(p[i].head ? s->head_t : s->t);
         adam a = {s->beta1,
                   s->beta2,
                   s->eps,
                   s->grad_scale,
                   p[i].decay ? 1 - lr * s->weight_decay : 1,
-                  (float)(lr / (1 - pow(s->beta1, (double)s->t))),
-                  (float)sqrt(1 - pow(s->beta2, (double)s->t))};
+                  (float)(lr / (1 - pow(s->beta1, t))),
+                  (float)sqrt(1 - pow(s->beta2, t))};
         size_t count = p[i].rows * p[i].cols;
         float *w = (float *)p[i].master, *m = (float *)p[i].m, *v = (float *)p[i].v;
         const float *g = (const float *)p[i].grad;

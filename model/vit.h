@@ -79,10 +79,11 @@ err_code param_alloc(device *d, param *p, const float *values, bool teacher, err
 param *param_find(const param_set *ps, const char *name);
 void param_set_free(device *d, param_set *ps);
 
-/* Turns the model's weights trainable as the spec says and appends them to ps, in a fixed order. Once per vit.
- * row_index sets given in `rows` (param_set of an earlier checkpoint; NULL: draw) win over drawing. The teacher's
- * slices are allocated here. */
+/* Turns the model's weights trainable as the spec says and appends them to ps, in a fixed order. Once per vit. The
+ * teacher's slices are allocated here. ps must live until vit_untrain or vit_close. */
 err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
+/* The params are about to be freed: the model keeps their latest live values, and nothing of it trains any more. */
+void vit_untrain(vit *m);
 size_t vit_backbone_params(const vit *m);
 
 /* --- passes

@@ -145,3 +145,13 @@ err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e)
     if (!rc) rc = device_sync(m->d, e);
     return rc;
 }
+
+void vit_untrain(vit *m)
+{
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const vit_tensor *t = &m->tensors[i];
+        int *index = t->vector ? &t->vector->param : t->is_bias ? &t->linear->bias : &t->linear->weight;
+        *index = VIT_FROZEN;
+    }
+    m->ps = NULL;
+}

@@ -3,19 +3,12 @@
 #include "adapt/finetune.h"
 #include "base/csv.h"
 #include "base/log.h"
-#include "base/progress.h"
 #include "base/stop.h"
-#include "tests/adapt/synthetic.h"
+#include "tests/adapt/world.h"
 
 #include <pthread.h>
 
-enum { PATIENTS = 30, DIM = 32 };
-
-typedef struct {
-    synthetic s;
-    cohort c;
-    device d;
-} world;
+enum { PATIENTS = WORLD_PATIENTS };
 
 typedef struct {
     vit *m;
@@ -23,46 +16,12 @@ typedef struct {
     bundle_info info;
 } model;
 
-static const char *const backbone = "dim=32,depth=2,heads=2,patch=8,grid=4";
-
-static int make(void **state)
-{
-    err e = {0};
-    char path[FILE_PATH_MAX], text[4096] = "study_uid,label\n";
-    world *w = calloc(1, sizeof *w);
-    progress_quiet(1);
-    synthetic_open(&w->s);
-    for (int p = 0; p < PATIENTS; p++) {
-        bool bright = p % 3 == 0;
-        synthetic_image(&w->s, p, 0, 0, 0, 1 + p % 2, 32, 32, bright);
-        snprintf(text + strlen(text), sizeof text - strlen(text), "1.2.%d.0,%s\n", p, bright ? "square" : "plain");
-    }
-    synthetic_seal(&w->s);
-    synthetic_write(&w->s, "labels.csv", text, path);
-    ASSERT_OK(cohort_open(&w->c, w->s.catalogue, w->s.work, path, &(split_options){0.2f, 0.2f, 1}, &e));
-    ASSERT_OK(device_open_cpu(&w->d, 2, COMPUTE_F32, &e));
-    *state = w;
-    return 0;
-}
-
-static int unmake(void **state)
-{
-    world *w = *state;
-    device_close(&w->d);
-    cohort_close(&w->c);
-    synthetic_close(&w->s);
-    free(w);
-    return 0;
-}
-
 static void model_open(world *w, model *k, peft_method method, const cohort *c)
 {
     err e = {0};
-    vit_source source = {.seed = 5};
     *k = (model){.info = {.peft = {.method = method, .rows = method == METHOD_APLA ? 16 : 0, .seed = 9}}};
-    snprintf(k->info.backbone_random, sizeof k->info.backbone_random, "%s seed=5", backbone);
-    ASSERT_OK(vit_named_config(backbone, &source.random, &e));
-    ASSERT_OK(vit_open(&k->m, &w->d, &source, &e));
+    snprintf(k->info.backbone_random, sizeof k->info.backbone_random, "%s seed=5", WORLD_BACKBONE);
+    k->m = world_vit(w);
     if (method != METHOD_LINEAR) ASSERT_OK(vit_train(k->m, &k->info.peft, &k->adapter, &e));
     k->info.n_labels = c->n_labels;
     k->info.labels = calloc((size_t)c->n_labels, sizeof *k->info.labels);
@@ -92,32 +51,16 @@ static finetune_options tiny(peft_method method)
     return o;
 }
 
-static void folder(const world *w, const char *name, char out[FILE_PATH_MAX])
-{
-    err e = {0};
-    ASSERT_OK(file_path(out, &e, "%s/runs/%s", w->s.work, name));
-}
-
 static err_code run(world *w, peft_method trainable, const finetune_options *o, const cohort *c, const char *name,
                     finetune_result *r, err *e)
 {
     model k;
     char dir[FILE_PATH_MAX];
-    folder(w, name, dir);
+    world_path(w, name, "", dir);
     model_open(w, &k, trainable, c);
     err_code rc = finetune_run(k.m, &k.adapter, c, o, &k.info, dir, r, e);
     model_close(w, &k);
     return rc;
-}
-
-static char *read_text(const world *w, const char *name, const char *file)
-{
-    err e = {0};
-    char dir[FILE_PATH_MAX], path[FILE_PATH_MAX], *text;
-    folder(w, name, dir);
-    ASSERT_OK(file_path(path, &e, "%s/%s", dir, file));
-    ASSERT_OK(file_read(path, 1 << 24, &text, NULL, &e));
-    return text;
 }
 
 static void check_learnt(const finetune_result *r)
@@ -137,7 +80,7 @@ static void check_bundle(world *w, const char *name)
     bundle *b;
     findings f;
     csv t;
-    folder(w, name, dir);
+    world_path(w, name, "", dir);
     ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
     ASSERT_OK(bundle_open(&b, &w->d, path, NULL, &e));
     assert_string_equal(bundle_get_info(b)->labels[1].name, "square");
@@ -180,7 +123,7 @@ static void test_linear(void **state)
     ASSERT_OK(run(w, METHOD_LINEAR, &o, &w->c, "linear", &r, &e));
     check_learnt(&r);
     check_bundle(w, "linear");
-    char *csv_text = read_text(w, "linear", "predictions.csv");
+    char *csv_text = world_text(w, "linear", "predictions.csv");
     assert_null(strstr(csv_text, "P1"));
     assert_null(strstr(csv_text, "1.2."));
     free(csv_text);
@@ -238,7 +181,7 @@ static void check_joint(world *w, peft_method method, const char *whole, const c
     check_learnt(&r);
     check_bundle(w, whole);
     assert_int_equal(r.steps, 12); /* 18 training cases, 3 batches of 8 an epoch */
-    folder(w, whole, dir);
+    world_path(w, whole, "", dir);
     ASSERT_OK(file_path(path, &e, "%s/checkpoint.safetensors", dir));
     assert_false(file_exists(path));
     ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
@@ -265,11 +208,11 @@ static void check_joint(world *w, peft_method method, const char *whole, const c
     ASSERT_OK(run(w, method, &o, &w->c, parts, &s, &e));
     assert_true(s.resumed);
     assert_int_equal(s.steps, 12);
-    folder(w, parts, dir);
+    world_path(w, parts, "", dir);
     ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
     ASSERT_OK(hash_file(path, b, &e));
     assert_string_equal(a, b);
-    char *log_a = read_text(w, whole, "metrics.jsonl"), *log_b = read_text(w, parts, "metrics.jsonl");
+    char *log_a = world_text(w, whole, "metrics.jsonl"), *log_b = world_text(w, parts, "metrics.jsonl");
     assert_int_equal(lines(log_a), 5);
     assert_string_equal(log_a, log_b);
     free(log_a);
@@ -317,7 +260,7 @@ static void test_steps_learn(void **state)
         o.crop_scale[0] = 0.3f;
         o.label_smoothing = 0.3f; /* what it starts from is too sure of itself */
         ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, table[t].name, &r, &e));
-        char *text = read_text(w, table[t].name, "metrics.jsonl");
+        char *text = world_text(w, table[t].name, "metrics.jsonl");
         for (char *line = text; *line; line = strchr(line, '\n') + 1) {
             double loss = logged(line, "loss");
             if (logged(line, "epoch") > 4) sum[t] += loss / 4;
@@ -337,7 +280,7 @@ static void test_best_is_kept(void **state)
     finetune_options o = tiny(METHOD_APLA);
     o.lr = o.head_lr = o.lr_last = 0.3f; /* far too large */
     ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, "best", &r, &e));
-    char *text = read_text(w, "best", "metrics.jsonl");
+    char *text = world_text(w, "best", "metrics.jsonl");
     double best_auc = -1, best_loss = INFINITY, last_loss = NAN;
     for (char *line = text; *line; line = strchr(line, '\n') + 1) {
         double auc = logged(line, "validation_auc"), loss = logged(line, "validation_loss");
@@ -425,5 +368,5 @@ int main(void)
                                        cmocka_unit_test(test_full),         cmocka_unit_test(test_steps_learn),
                                        cmocka_unit_test(test_best_is_kept), cmocka_unit_test(test_patience),
                                        cmocka_unit_test(test_options),      cmocka_unit_test(test_few)};
-    return cmocka_run_group_tests(tests, make, unmake);
+    return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

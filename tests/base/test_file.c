@@ -171,6 +171,24 @@ static void maps(void **state)
     clear_folder();
 }
 
+/* What a killed process left goes; all else stays, however it is called. */
+static void sweep(void **state)
+{
+    (void)state;
+    static const char *const names[] = {NAME, NAME ".tmp-1234", NAME ".tmp-", NAME ".tmp-12x", FOLDER "/.tmp-77"};
+    static const bool stays[] = {true, false, true, true, false};
+    err e = {0};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        assert_int_equal(file_write(names[i], "x", 1, &e), ERR_OK);
+    assert_int_equal(file_mkdirs(FOLDER "/below.tmp-1/deep", &e), ERR_OK);
+    assert_int_equal(file_write(FOLDER "/below.tmp-1/deep/a.tmp-9", "x", 1, &e), ERR_OK);
+    assert_int_equal(file_sweep(FOLDER, &e), ERR_OK);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) assert_int_equal(file_exists(names[i]), stays[i]);
+    assert_int_equal(rmdir(FOLDER "/below.tmp-1/deep"), 0); /* it is empty now */
+    assert_int_equal(file_sweep(FOLDER "/nowhere", &e), ERR_NOTFOUND);
+    clear_folder();
+}
+
 static void long_paths(void **state)
 {
     (void)state;
@@ -189,6 +207,7 @@ static void long_paths(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(whole_or_not), cmocka_unit_test(full_disk),
-                                       cmocka_unit_test(folders), cmocka_unit_test(maps), cmocka_unit_test(long_paths)};
+                                       cmocka_unit_test(folders),      cmocka_unit_test(maps),
+                                       cmocka_unit_test(long_paths),   cmocka_unit_test(sweep)};
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }

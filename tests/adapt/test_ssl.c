@@ -1,0 +1,294 @@
+/* Self-supervised adaptation of a tiny random model: a run that was stopped anywhere ends with the bits of one that was
+ * not, a collapse rolls back to the best state, and what comes out is that state. */
+#include "adapt/ssl.h"
+#include "adapt/ssl_eval.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/stop.h"
+#include "io/safetensors.h"
+#include "tests/adapt/world.h"
+
+#include <pthread.h>
+
+static ssl_options tiny(peft_method method)
+{
+    ssl_options o;
+    err e = {0};
+    ASSERT_OK(ssl_recipe("default", method, &o, &e));
+    o.epochs = 3;
+    o.head_warmup_epochs = 1;
+    o.batch = 4;
+    o.global_size = 32;
+    o.local_size = 16;
+    o.locals = 2;
+    o.hidden = 32;
+    o.bottleneck = 16;
+    o.prototypes = 64;
+    o.view = (view_options){.size = 32, .share = 1};
+    o.checkpoint_minutes = 0; /* after every step */
+    o.peft.rows = method == METHOD_APLA ? 16 : 0;
+    return o;
+}
+
+static err_code adapt(world *w, const ssl_options *o, const char *name, ssl_result *r, err *e)
+{
+    char dir[FILE_PATH_MAX];
+    vit *m = world_vit(w);
+    world_path(w, name, "", dir);
+    err_code rc = ssl_adapt(m, &w->c, o, dir, r, e);
+    vit_close(m);
+    return rc;
+}
+
+static void hash_of(const world *w, const char *name, const char *file, char out[HASH_HEX])
+{
+    err e = {0};
+    char path[FILE_PATH_MAX];
+    world_path(w, name, file, path);
+    ASSERT_OK(hash_file(path, out, &e));
+}
+
+static bool is_there(const world *w, const char *name, const char *file)
+{
+    char path[FILE_PATH_MAX];
+    world_path(w, name, file, path);
+    return file_exists(path);
+}
+
+/* metrics.jsonl without its clock: the last value of a line of steps. */
+static char *untimed(const world *w, const char *name)
+{
+    char *text = world_text(w, name, "metrics.jsonl"), *to = text;
+    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {
+        char *clock = memmem(line, (size_t)(end - line), "\"images_per_s\"", 14);
+        size_t n = (size_t)((clock ? clock : end) - line);
+        memmove(to, line, n);
+        to += n;
+        *to++ = '\n';
+    }
+    *to = 0;
+    return text;
+}
+
+/* What listens to the log: at the n-th evaluation it asks the run to stop, at once or from a thread a moment later,
+ * which is in the middle of the steps or of the next evaluation. */
+static struct {
+    int evaluations, stop_at, delay_us;
+    pthread_t thread;
+    bool started;
+} listener;
+
+static void *stop_soon(void *unused)
+{
+    usleep((useconds_t)listener.delay_us);
+    stop_request();
+    return unused;
+}
+
+static ssize_t on_log(void *unused, const char *text, size_t n)
+{
+    (void)unused;
+    if (!memmem(text, n, "adapt.evaluate", 14) || ++listener.evaluations != listener.stop_at) return (ssize_t)n;
+    if (!listener.delay_us) stop_request();
+    if (listener.delay_us) listener.started = !pthread_create(&listener.thread, NULL, stop_soon, NULL);
+    return (ssize_t)n;
+}
+
+static err_code adapt_until(world *w, const ssl_options *o, const char *name, int stop_at, int delay_us, ssl_result *r)
+{
+    err e = {0};
+    FILE *log = fopencookie(NULL, "w", (cookie_io_functions_t){.write = on_log});
+    assert_non_null(log);
+    setvbuf(log, NULL, _IOLBF, BUFSIZ);
+    listener.evaluations = 0;
+    listener.stop_at = stop_at;
+    listener.delay_us = delay_us;
+    log_open(log, LOG_TEXT, LOG_INFO);
+    err_code rc = adapt(w, o, name, r, &e);
+    log_open(stderr, LOG_TEXT, LOG_OFF);
+    fclose(log);
+    if (listener.started) pthread_join(listener.thread, NULL);
+    listener.started = false;
+    stop_clear();
+    if (rc && rc != ERR_INTERRUPTED) fail_msg("%s: %s", err_name(rc), e.msg);
+    return rc;
+}
+
+static void check_joint(world *w, peft_method method, const char *whole, const char *parts)
+{
+    err e = {0};
+    ssl_result r, s;
+    ssl_options o = tiny(method);
+    ASSERT_OK(adapt(w, &o, whole, &r, &e));
+    assert_int_equal(r.steps, 4 * (27 / 4)); /* 18 training patients, 27 frames; one epoch of warm-up and three */
+    assert_false(r.resumed || r.already_done || r.rolled_back);
+    assert_true(isfinite(r.loss_first) && isfinite(r.loss_last) && r.rank_start > 1);
+    assert_true(r.knn_best >= r.knn_start && r.knn_start > 0.4);
+    assert_false(is_there(w, whole, "checkpoint.safetensors"));
+    char stray[FILE_PATH_MAX + 32], dir[FILE_PATH_MAX];
+    world_path(w, whole, "", dir);
+    snprintf(stray, sizeof stray, "ls '%s' | grep -q best-", dir);
+    assert_int_not_equal(system(stray), 0);
+
+    stop_request(); /* before anything was done */
+    assert_int_equal(adapt(w, &o, parts, &s, &e), ERR_INTERRUPTED);
+    stop_clear();
+    int stops = 0;
+    stops += adapt_until(w, &o, parts, 1, 0, &s) != ERR_OK;
+    assert_int_equal(s.steps, 0); /* only a finished run says how many */
+    for (int delay = 500; delay < 40000 && !is_there(w, parts, "result.json"); delay *= 2)
+        stops += adapt_until(w, &o, parts, 1, delay, &s) != ERR_OK;
+    stops += adapt_until(w, &o, parts, 2, 0, &s) != ERR_OK;
+    print_message("stopped %d times\n", stops);
+    assert_true(stops >= 2);
+    e = (err){0};
+    ASSERT_OK(adapt(w, &o, parts, &s, &e));
+    assert_int_equal(s.steps, r.steps);
+    assert_true(s.knn_best == r.knn_best && s.rank_best == r.rank_best && s.knn_start == r.knn_start);
+    assert_true(s.loss_first == r.loss_first && s.loss_last == r.loss_last);
+    char a[HASH_HEX], b[HASH_HEX], *log_a = untimed(w, whole), *log_b = untimed(w, parts);
+    hash_of(w, whole, "adapter.safetensors", a);
+    hash_of(w, parts, "adapter.safetensors", b);
+    assert_string_equal(log_a, log_b);
+    assert_string_equal(a, b);
+    free(log_a);
+    free(log_b);
+
+    ASSERT_OK(adapt(w, &o, whole, &s, &e)); /* again: nothing is done */
+    assert_true(s.already_done && s.steps == r.steps && fabs(s.knn_best - r.knn_best) < 1e-9);
+}
+
+static void test_apla(void **state)
+{
+    check_joint(*state, METHOD_APLA, "ssl-apla", "ssl-apla-parts");
+}
+
+static void test_full(void **state)
+{
+    check_joint(*state, METHOD_FULL, "ssl-full", "ssl-full-parts");
+}
+
+/* A rate that destroys the features: rolled back, twice at most, and what comes out is finite and the best. */
+static void test_collapse(void **state)
+{
+    world *w = *state;
+    static const float rates[] = {1e2f, 1e30f};
+    static const char *const names[] = {"ssl-far", "ssl-overflow"};
+    for (int i = 0; i < 2; i++) {
+        err e = {0};
+        ssl_result r;
+        safetensors s;
+        char path[FILE_PATH_MAX];
+        ssl_options o = tiny(METHOD_APLA);
+        o.lr = rates[i];
+        o.momentum = o.momentum_last = 0; /* the teacher follows at once */
+        o.warmup_epochs = 0;
+        o.collapse_rank = 0.9;
+        err_code rc = adapt(w, &o, names[i], &r, &e);
+        if (rc) { /* gradients that stay infinite end the run, and say so */
+            print_message("%s: %s\n", names[i], e.msg);
+            assert_int_equal(rc, ERR_NUMERIC);
+            continue;
+        }
+        assert_true(r.rolled_back && isfinite(r.rank_best) && r.rank_best >= 0.9 * r.rank_start);
+        world_path(w, names[i], "adapter.safetensors", path);
+        ASSERT_OK(safetensors_open(&s, path, &e));
+        for (size_t t = 0; t < s.n; t++) {
+            float *v = malloc(s.tensors[t].count * sizeof *v);
+            if (s.tensors[t].type == TENSOR_F32) {
+                ASSERT_OK(tensor_to_f32(&s.tensors[t], v, &e));
+                for (size_t k = 0; k < s.tensors[t].count; k++) assert_true(isfinite(v[k]));
+            }
+            free(v);
+        }
+        safetensors_close(&s);
+    }
+}
+
+/* A checkpoint of other options is another run's. */
+static void test_conflict(void **state)
+{
+    world *w = *state;
+    ssl_result r;
+    err e = {0};
+    ssl_options o = tiny(METHOD_APLA);
+    assert_int_equal(adapt_until(w, &o, "ssl-conflict", 2, 0, &r), ERR_INTERRUPTED);
+    o.view.share = 0.9f;
+    assert_int_equal(adapt(w, &o, "ssl-conflict", &r, &e), ERR_CONFLICT);
+    o = tiny(METHOD_APLA);
+    o.view.window.fixed[1].width = 7;
+    assert_int_equal(adapt(w, &o, "ssl-conflict", &r, &e), ERR_CONFLICT);
+    o = tiny(METHOD_APLA);
+    e = (err){0};
+    ASSERT_OK(adapt(w, &o, "ssl-conflict", &r, &e));
+    assert_true(r.resumed);
+}
+
+static void test_options(void **state)
+{
+    world *w = *state;
+    struct {
+        const char *name;
+        int batch, locals, size, bottleneck;
+        err_code code;
+    } table[] = {{"no batch", 0, 2, 32, 16, ERR_USAGE},
+                 {"batch", 4096, 2, 32, 16, ERR_LIMIT},
+                 {"locals", 4, -1, 32, 16, ERR_USAGE},
+                 {"size", 4, 2, 4, 16, ERR_USAGE},
+                 {"bottleneck", 4, 2, 32, 20000, ERR_LIMIT}};
+    for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
+        err e = {0};
+        ssl_result r;
+        ssl_options o = tiny(METHOD_APLA);
+        o.batch = table[t].batch;
+        o.locals = table[t].locals;
+        o.global_size = table[t].size;
+        o.bottleneck = table[t].bottleneck;
+        err_code rc = adapt(w, &o, "ssl-options", &r, &e);
+        print_message("%s: %s\n", table[t].name, e.msg);
+        assert_int_equal(rc, table[t].code);
+    }
+    ssl_options o;
+    err e = {0};
+    assert_int_equal(ssl_recipe("nothing", METHOD_APLA, &o, &e), ERR_USAGE);
+    ssl_options apla = tiny(METHOD_APLA), full = tiny(METHOD_FULL);
+    assert_true(full.lr < 0.11f * apla.lr); /* facts: everything at APLA's rate destroys the features */
+}
+
+/* Labels sorted by class, more cases than may be taken: every class is among them, in its share. */
+static void test_evaluation_is_spread(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    ssl_eval v;
+    vit *m = world_vit(w);
+    cohort c = w->c;
+    enum { CASES = 300, MOST = 50 };
+    labelled_case *cases = calloc(CASES, sizeof *cases);
+    uint32_t frames[CASES];
+    for (int i = 0; i < CASES; i++) {
+        frames[i] = (uint32_t)i;
+        cases[i] = (labelled_case){.label = i / 100, .part = i % 3 ? SPLIT_TRAIN : SPLIT_VALIDATION, .n_frames = 1};
+        cases[i].frames = &frames[i];
+    }
+    c.cases = cases;
+    c.n_cases = CASES;
+    ASSERT_OK(ssl_eval_open(&v, m, &c, MOST, &e));
+    int train[3] = {0}, validation[3] = {0};
+    for (size_t i = 0; i < v.n_train; i++) train[v.train_label[i]]++;
+    for (size_t i = 0; i < v.n_validation; i++) validation[v.validation_label[i]]++;
+    assert_int_equal(v.n_train, MOST);
+    assert_int_equal(v.n_validation, MOST);
+    for (int k = 0; k < 3; k++) assert_true(train[k] >= 16 && train[k] <= 18 && validation[k] >= 16);
+    ssl_eval_close(&v);
+    vit_close(m);
+    free(cases);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),     cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_collapse), cmocka_unit_test(test_conflict),
+                                       cmocka_unit_test(test_options),  cmocka_unit_test(test_evaluation_is_spread)};
+    return cmocka_run_group_tests(tests, world_make, world_unmake);
+}

@@ -1,0 +1,75 @@
+/* world.h: a labelled cohort of images of two kinds, every third patient with a bright square, on a CPU device of two
+ * threads in fp32: what a tiny model learns in seconds. For cmocka_run_group_tests(tests, world_make, world_unmake). */
+#ifndef RADAPT_TESTS_WORLD_H
+#define RADAPT_TESTS_WORLD_H
+#include "adapt/cohort.h"
+#include "base/progress.h"
+#include "model/vit.h"
+#include "tests/adapt/synthetic.h"
+
+enum { WORLD_PATIENTS = 30 };
+#define WORLD_BACKBONE "dim=32,depth=2,heads=2,patch=8,grid=4"
+
+typedef struct {
+    synthetic s;
+    cohort c;
+    device d;
+} world;
+
+static inline int world_make(void **state)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], text[4096] = "study_uid,label\n";
+    world *w = calloc(1, sizeof *w);
+    progress_quiet(1);
+    synthetic_open(&w->s);
+    for (int p = 0; p < WORLD_PATIENTS; p++) {
+        bool bright = p % 3 == 0;
+        synthetic_image(&w->s, p, 0, 0, 0, 1 + p % 2, 32, 32, bright);
+        snprintf(text + strlen(text), sizeof text - strlen(text), "1.2.%d.0,%s\n", p, bright ? "square" : "plain");
+    }
+    synthetic_seal(&w->s);
+    synthetic_write(&w->s, "labels.csv", text, path);
+    ASSERT_OK(cohort_open(&w->c, w->s.catalogue, w->s.work, path, &(split_options){0.2f, 0.2f, 1}, &e));
+    ASSERT_OK(device_open_cpu(&w->d, 2, COMPUTE_F32, &e));
+    *state = w;
+    return 0;
+}
+
+static inline int world_unmake(void **state)
+{
+    world *w = *state;
+    device_close(&w->d);
+    cohort_close(&w->c);
+    synthetic_close(&w->s);
+    free(w);
+    return 0;
+}
+
+static inline vit *world_vit(world *w)
+{
+    err e = {0};
+    vit *m;
+    vit_source source = {.seed = 5};
+    ASSERT_OK(vit_named_config(WORLD_BACKBONE, &source.random, &e));
+    ASSERT_OK(vit_open(&m, &w->d, &source, &e));
+    return m;
+}
+
+/* WORK/runs/<name>/<file>; the folder alone if file is "". */
+static inline void world_path(const world *w, const char *name, const char *file, char out[FILE_PATH_MAX])
+{
+    err e = {0};
+    ASSERT_OK(file_path(out, &e, "%s/runs/%s%s%s", w->s.work, name, *file ? "/" : "", file));
+}
+
+static inline char *world_text(const world *w, const char *name, const char *file)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], *text;
+    world_path(w, name, file, path);
+    ASSERT_OK(file_read(path, 1 << 24, &text, NULL, &e));
+    return text;
+}
+
+#endif

@@ -1,0 +1,239 @@
+#!/usr/bin/env bash
+# The whole road on a small made-up export: run, run again, killed in every stage, no patient's data where it does not belong,
+# bad input.   test_road.sh RADAPT SOURCE_DIR
+set -uo pipefail
+radapt=$(realpath "$1")
+folder=$(mktemp -d "${TMPDIR:-/tmp}/radapt-road-XXXXXX")
+trap 'chmod -R u+rwX "$folder"; rm -rf "$folder"' EXIT
+cd "$folder" || exit 1
+
+fail() {
+    echo "FAILED: $*"
+    [ ! -f log ] || tail -n 20 log
+    exit 1
+}
+# expect CODE WHAT COMMAND...: standard output in out, standard error in log
+expect() {
+    local want=$1 what=$2 got=0
+    shift 2
+    echo "-- $what"
+    "$@" >out 2>log || got=$?
+    [ "$got" = "$want" ] || fail "$what: exit code $got, not $want"
+    cat log >>all.log
+}
+says() { grep -q -- "$1" "$2" || fail "'$1' is not said: $(cat "$2")"; }
+one_line() { [ "$(grep -c '^radapt: ' log)" = 1 ] || fail "not exactly one line of complaint: $(cat log)"; }
+value() { /usr/bin/python3 -c 'import json,sys
+j = json.load(open(sys.argv[1]))
+for k in sys.argv[2].split("."): j = j[k]
+print(j)' "$1" "$2"; }
+
+# Small enough for seconds: what is tested is the road, not what is learnt on it.
+cat >tiny.yaml <<'YAML'
+backbone: "dim=64,depth=2,heads=2,patch=16,grid=4"
+size: 64
+threads: 2
+adapt:
+  epochs: 2
+  warmup-epochs: 0.5
+  head-warmup-epochs: 0.5
+  batch: 8
+  global-size: 64
+  local-size: 32
+  locals: 2
+  hidden: 64
+  bottleneck: 32
+  prototypes: 64
+finetune:
+  epochs: 3
+  batch: 8
+YAML
+run=("$radapt" run export --labels export.labels.csv -c tiny.yaml)
+
+# What a run came to: findings, metrics without times, UIDs of the reports.
+outcome() {
+    local work=$1
+    cat "$work"/runs/predict-*/findings.jsonl
+    for f in "$work"/runs/*/result.json; do
+        /usr/bin/python3 - "$f" <<'PY'
+import json, sys
+def clean(x):
+    if isinstance(x, dict): return {k: clean(v) for k, v in sorted(x.items()) if not any(w in k for w in ("second", "per_s", "resumed", "peak"))}
+    return x
+print(json.dumps(clean(json.load(open(sys.argv[1]))), sort_keys=True))
+PY
+    done
+    for f in "$work"/reports/*.dcm; do
+        echo "$(basename "$f") $(dcmdump +P 0008,0018 "$f" | grep -o '\[.*\]')"
+    done
+}
+
+echo "== an export"
+expect 0 "phantom" "$radapt" phantom export --patients 8 --seed 3 --json
+studies=$(value out studies)
+cp -a export export.before
+
+echo "== the whole road"
+expect 3 "scan" "$radapt" scan export -w base
+cp -a base work
+expect 3 "run" "${run[@]}" -o work --json
+[ "$(value out report.written)" = "$studies" ] || fail "not one report a study: $(cat out)"
+reports=(work/reports/*.dcm)
+[ "${#reports[@]}" = "$studies" ] || fail "${#reports[@]} reports for $studies studies"
+for r in "${reports[@]}"; do
+    ! dciodvfy "$r" 2>&1 | grep -a '^Error' || fail "dciodvfy: $r"
+done
+diff -r --no-dereference export export.before || fail "the export was changed"
+
+echo "== again"
+find work/reports work/runs -type f -printf '%p %T@\n' | sort >before
+expect 3 "run again" "${run[@]}" -o work
+says "^nothing to do" out
+find work/reports work/runs -type f -printf '%p %T@\n' | sort >after
+diff before after || fail "the second run wrote something"
+rm "${reports[0]}"
+expect 3 "a lost report comes back" "${run[@]}" -o work
+[ -f "${reports[0]}" ] || fail "the lost report did not come back"
+outcome work >wanted
+
+echo "== single commands find what run made"
+expect 0 "adapt" "$radapt" adapt -w work --labels export.labels.csv -c tiny.yaml
+says "^nothing to do" out
+expect 0 "finetune" "$radapt" finetune -w work --labels export.labels.csv -c tiny.yaml
+says "^nothing to do" out
+expect 0 "predict" "$radapt" predict -w work -c tiny.yaml
+says "^nothing to do" out
+expect 0 "report" "$radapt" report -w work -c tiny.yaml
+says "^nothing to do" out
+expect 0 "evaluate" "$radapt" evaluate -w work --labels export.labels.csv -c tiny.yaml --json
+[ "$(value out metrics.auc)" = "$(value "$(echo work/runs/finetune-*/result.json)" test.auc)" ] ||
+    echo "   (evaluate: $(cat out))"
+expect 3 "prepare" "$radapt" prepare -w work -c tiny.yaml
+says "^nothing to do" out
+
+echo "== kill -9 in every stage"
+cp -a base killed
+for stage in prepare adapt finetune predict report; do
+    for delay in 0.02 0.25; do
+        "${run[@]}" -o killed --log json >out 2>log &
+        pid=$!
+        for _ in $(seq 600); do
+            ! grep -q "\"name\":\"$stage\"" log || break
+            kill -0 $pid 2>/dev/null || break
+            sleep 0.02
+        done
+        sleep $delay
+        kill -9 $pid 2>/dev/null
+        wait $pid 2>/dev/null
+        cat log >>all.log
+    done
+done
+expect 3 "run after the kills" "${run[@]}" -o killed
+outcome killed >got
+diff wanted got >difference || fail "after kill -9 the end is another: $(head -c 2000 difference)"
+[ -z "$(find killed -name '*.tmp-*' -o -name '*.new')" ] || fail "left over: $(find killed -name '*.tmp-*' -o -name '*.new')"
+
+echo "== asked to stop"
+cp -a base stopped
+"${run[@]}" -o stopped --log json >out 2>log &
+pid=$!
+for _ in $(seq 600); do
+    ! grep -q '"name":"adapt"' log || break
+    sleep 0.02
+done
+kill -TERM $pid
+wait $pid
+code=$?
+[ $code = 130 ] || [ $code = 3 ] || fail "SIGTERM: exit code $code"
+expect 3 "run after SIGTERM" "${run[@]}" -o stopped
+outcome stopped >got
+diff wanted got >difference || fail "after SIGTERM the end is another: $(head -c 2000 difference)"
+
+echo "== no patient's data where it does not belong"
+cut -d, -f2 export.labels.csv | tail -n +2 >tokens
+echo ZZPHI >>tokens
+for w in work killed stopped; do
+    find $w -type f ! -name 'identities.db*' ! -name quarantine.csv ! -path '*/reports/*' -print0 |
+        xargs -0 grep -alF -f tokens >leaks
+    [ ! -s leaks ] || fail "a leak in $(cat leaks)"
+    [ -z "$(find $w -name '*ZZPHI*')" ] || fail "a leak in a name"
+    [ "$(stat -c %a $w/identities.db)" = 600 ] || fail "identities.db is open to others"
+done
+! grep -aF -f tokens all.log || fail "a leak in the log"
+
+echo "== bad input"
+mkdir empty junk
+echo text >junk/letter.dcm
+expect 1 "missing folder" "$radapt" run nowhere -o w1
+one_line
+says nowhere log
+expect 2 "empty folder" "$radapt" run empty -o w1
+one_line
+expect 2 "no image" "$radapt" run junk -o w2
+one_line
+expect 64 "no folder" "$radapt" run -o w1
+one_line
+expect 64 "unknown option" "$radapt" run export --lables x
+one_line
+says "did you mean --labels" log
+printf 'sede: 1\n' >typo.yaml
+expect 64 "unknown key" "$radapt" run export -c typo.yaml
+one_line
+says "line 1" log
+expect 1 "no work directory" "$radapt" prepare -w nowhere
+one_line
+expect 1 "missing labels" "$radapt" finetune -w work -c tiny.yaml --labels nowhere.csv
+one_line
+printf 'patient,diagnosis\nx,y\n' >columns.csv
+expect 64 "unknown column" "$radapt" finetune -w work -c tiny.yaml --labels columns.csv
+one_line
+printf 'study_uid,label\n1.2.3,a\n1.2.4,b\n' >strangers.csv
+expect 2 "labels without any image" "$radapt" finetune -w work -c tiny.yaml --labels strangers.csv
+one_line
+printf 'not a model' >weights.safetensors
+expect 1 "no backbone" "$radapt" adapt -w work -c tiny.yaml --backbone weights.safetensors
+one_line
+/usr/bin/python3 - <<'PY'
+import json, struct
+head = json.dumps({"cls_token": {"dtype": "F32", "shape": [1, 1, 4], "data_offsets": [0, 16]},
+                   "pos_embed": {"dtype": "F32", "shape": [1, 3, 5], "data_offsets": [16, 76]}}).encode()
+open("shape.safetensors", "wb").write(struct.pack("<Q", len(head)) + head + bytes(76))
+PY
+expect 1 "backbone of another shape" "$radapt" adapt -w work -c tiny.yaml --backbone shape.safetensors
+one_line
+expect 1 "no such model" "$radapt" adapt -w work -c tiny.yaml --backbone vit-q/3
+one_line
+expect 1 "standard output full" bash -c '"$0" inspect "$1" >/dev/full' "$radapt" "$(find export -name IM000000 | head -n 1)"
+one_line
+if [ "$(id -u)" != 0 ]; then
+    cp -a export locked
+    chmod 000 locked/*/* 2>/dev/null
+    expect 2 "nothing readable" "$radapt" scan locked -w w3
+fi
+
+echo "== a full disk loses nothing"
+for kib in 1 40 300; do
+    cp -a base full
+    expect 1 "files of $kib KiB at most" bash -c 'ulimit -f "$1"; shift; exec "$@"' limit $kib "${run[@]}" -o full
+    one_line
+    rm -rf full.copy
+    mv full full.copy
+done
+mv full.copy full
+expect 3 "run with room again" "${run[@]}" -o full
+outcome full >got
+diff wanted got >difference || fail "after a full disk the end is another: $(head -c 2000 difference)"
+
+echo "== without poison and without labels"
+expect 0 "phantom" "$radapt" phantom clean --patients 3 --no-poison
+expect 0 "run without labels" "$radapt" run clean -o unlabelled -c tiny.yaml
+says "No --labels" out
+[ ! -e unlabelled/reports ] || fail "reports without a model"
+(head -n 1 clean.labels.csv; sed -n 2p clean.labels.csv; sed -n 3p clean.labels.csv; echo 'ID,1.2.3.4,normal') >one.csv
+expect 0 "labels for some images" "$radapt" phantom clean2 --patients 6 --no-poison
+(cat clean2.labels.csv; echo 'ID,1.2.3.4,normal') >more.csv
+expect 3 "a label without image" "$radapt" run clean2 -o w4 --labels more.csv -c tiny.yaml
+says "1 of" out
+head -n 6 clean2.labels.csv >fewer.csv
+expect 0 "images without label" "$radapt" run clean2 -o w5 --labels fewer.csv -c tiny.yaml
+echo "the road holds"
