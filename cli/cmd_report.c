@@ -3,8 +3,10 @@
  * A report is written beside its place first: where the one that is there has the same SOP Instance UID (a function of
  * study, model and findings), it stays untouched. reports-<8 hex>.json in the predict run says that all were written.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -142,6 +144,8 @@ err_code cmd_report_stage(stage *s, const char *from, report_outcome *out, err *
             out->written = f.n_studies;
         else {
             rc = file_mkdirs(out->folder, e);
+            if (!rc && chmod(out->folder, 0700)) /* reports name patients */
+                rc = err_errno(e, errno, __FILE__, __LINE__, "cannot keep the reports' folder to its owner");
             if (!rc) rc = write_all(s, &f, &how, out, e);
             if (!rc) rc = mark(marker, out, e);
         }

@@ -73,7 +73,8 @@ float op_cpu_dot(const float *a, const float *b, size_t n);
 static inline float op_exp(float x)
 {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* nearest integer */
+    float shifted = x * 1.44269504f + 12582912.0f; /* the nearest integer n in its last bits; any bits for NaN */
+    float n = shifted - 12582912.0f;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
@@ -82,8 +83,10 @@ static inline float op_exp(float x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits;
     float scale;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4b400000u + 127) << 23;
     memcpy(&scale, &bits, sizeof scale);
     return p * scale;
 }

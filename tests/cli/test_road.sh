@@ -158,6 +158,7 @@ for w in work killed stopped; do
     [ ! -s leaks ] || fail "a leak in $(cat leaks)"
     [ -z "$(find $w -name '*ZZPHI*')" ] || fail "a leak in a name"
     [ "$(stat -c %a $w/identities.db)" = 600 ] || fail "identities.db is open to others"
+    [ "$(stat -c %a $w/reports)" = 700 ] || fail "the reports are open to others"
 done
 ! grep -aF -f tokens all.log || fail "a leak in the log"
 
