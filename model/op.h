@@ -82,6 +82,13 @@ typedef struct op_table {
     void (*to_f32)(device *d, dv *dst_f32, const dv *src, size_t n);
     void (*add)(device *d, dv *dst, const dv *src, size_t n); /* ct: dst += src */
 
+    /* Runs fn(ctx, tile, slot) for every tile below n: independent pieces of a pass, several at once where the device
+     * has several units that compute on their own. slot < slots(d): no two tiles at work share one, so scratch is a
+     * slot's. Ops inside use that unit alone. n == 1: here, with all units. Result and order of sums do not depend on
+     * timing. */
+    void (*tiles)(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx);
+    size_t (*slots)(const device *d);
+
     /* --- matrix work (op_cpu_matmul.c)
      * ------------------------------------------------------------------------------------ */
     void (*linear_fwd)(device *d, dv *y /*(N,O)*/, const dv *x /*(N,I)*/, linear_w *w, size_t N);

@@ -44,10 +44,51 @@ OP_WIDE float op_cpu_dot(const float *a, const float *b, size_t n)
     return s;
 }
 
+bool op_cpu_in_tile(void)
+{
+    return omp_in_parallel();
+}
+
+/* Inside a tile an op's own parallel loop is a team of one, two levels down. */
+int op_cpu_thread(void)
+{
+    return omp_get_level() ? omp_get_ancestor_thread_num(1) : 0;
+}
+
 float *op_cpu_row(const device *d, int i)
 {
     const op_cpu *o = d->impl;
-    return o->row + ((size_t)omp_get_thread_num() * 4 + (size_t)i) * OP_CPU_ROW_MAX;
+    return o->row + ((size_t)op_cpu_thread() * 4 + (size_t)i) * OP_CPU_ROW_MAX;
+}
+
+void op_cpu_fail(device *d, err_code code, const char *what)
+{
+#pragma omp critical(op_cpu_sticky)
+    if (!d->sticky.code) err_set(&d->sticky, code, __FILE__, __LINE__, "%s", what);
+}
+
+void *op_cpu_work(device *d, size_t bytes)
+{
+    size_t share = d->work_bytes;
+    if (op_cpu_in_tile()) share = share / (size_t)d->threads & ~(size_t)(ARENA_ALIGN - 1);
+    if (bytes <= share) return (char *)d->work + (op_cpu_in_tile() ? (size_t)op_cpu_thread() * share : 0);
+    op_cpu_fail(d, ERR_INTERNAL, "an op's workspace is smaller than it needs");
+    return NULL;
+}
+
+void op_cpu_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx)
+{
+    if (n == 1) {
+        fn(ctx, 0, 0);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
+    for (size_t i = 0; i < n; i++) fn(ctx, i, (size_t)op_cpu_thread());
+}
+
+size_t op_cpu_slots(const device *d)
+{
+    return (size_t)d->threads;
 }
 
 err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e)
@@ -127,6 +168,8 @@ static const op_table cpu_table = {
     op_cpu_to_ct,
     op_cpu_to_f32,
     op_cpu_add,
+    op_cpu_tiles,
+    op_cpu_slots,
     op_cpu_linear_fwd,
     op_cpu_linear_gelu_fwd,
     op_cpu_linear_dx,
@@ -178,9 +221,12 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     d->threads = threads > 0 ? threads : pool_processors();
     omp_set_num_threads(d->threads);
     omp_set_dynamic(0);
+    omp_set_max_active_levels(1); /* loops of ops inside a tile are its thread's alone */
     o->row = aligned_alloc(ARENA_ALIGN, (size_t)d->threads * 4 * OP_CPU_ROW_MAX * sizeof *o->row);
-    o->matmul = op_cpu_matmul_open();
-    if (!o->row || !o->matmul) {
+    o->matmul = calloc((size_t)d->threads, sizeof(matmul_cache *));
+    bool all = o->row && o->matmul;
+    for (int i = 0; all && i < d->threads; i++) all = (o->matmul[i] = op_cpu_matmul_open()) != NULL;
+    if (!all) {
         device_close(d);
         FAIL(e, NOMEM, "no memory for the compute device");
     }
@@ -191,7 +237,8 @@ void device_close(device *d)
 {
     op_cpu *o = d->impl;
     if (!o) return;
-    if (o->matmul) op_cpu_matmul_close(o->matmul);
+    for (int i = 0; o->matmul && i < d->threads; i++) op_cpu_matmul_close(o->matmul[i]);
+    free(o->matmul);
     free(o->row);
     free(d->work);
     free(o);

@@ -23,26 +23,32 @@ enum { OP_CPU_ROW_MAX = 16384 }; /* longest row of channels, floats */
 /* oneDNN's part of device.impl (op_cpu_matmul.c). */
 typedef struct matmul_cache matmul_cache;
 typedef struct {
-    matmul_cache *matmul;
-    float *row; /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
+    matmul_cache **matmul; /* (threads): each thread's own primitives */
+    float *row;            /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
 } op_cpu;
 matmul_cache *op_cpu_matmul_open(void);
 void op_cpu_matmul_close(matmul_cache *c);
 bool op_cpu_matmul_has_bf16(void);
-/* Scratch row i (0..3) of the calling OpenMP thread. */
+/* Whether an op runs inside a tile: on its thread alone. */
+bool op_cpu_in_tile(void);
+/* Which of the device's threads this is, inside a tile or a parallel loop of its own. */
+int op_cpu_thread(void);
+/* Scratch row i (0..3) of the calling thread. */
 float *op_cpu_row(const device *d, int i);
+/* The workspace: all of it, or inside a tile the thread's share. NULL, and the error is sticky, if it is smaller. */
+void *op_cpu_work(device *d, size_t bytes);
+void op_cpu_fail(device *d, err_code code, const char *what);
 
-/* A plain product for the other files: c (batch..., M, N) = a b with element strides; see op_cpu_matmul.c. */
+/* A plain product for the other files: c (batch, M, N) = a b with element strides; see op_cpu_matmul.c. */
 typedef struct {
-    size_t batch, heads; /* outer dimensions */
-    size_t m, n, k;
-    /* element strides: batch, head, row, column */
-    size_t a[4], b[4], c[4];
+    size_t batch, m, n, k;
+    size_t a[3], b[3], c[3];  /* element strides: batch, row, column */
     bool a_f32, b_f32, c_f32; /* else ct */
     bool accumulate;
 } op_cpu_gemm;
-/* Workspace that attention needs (device_reserve). */
-size_t op_cpu_attention_bytes(size_t B, size_t T, size_t H, size_t D, bool backward);
+/* Workspace that attention needs (device_reserve): on all threads of a device, or on one, inside a tile; the device's
+ * then is what `threads` times op_cpu_attention_bytes(1, ...) is. */
+size_t op_cpu_attention_bytes(int threads, size_t B, size_t T, size_t H, size_t D, bool backward);
 void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
 
 static inline float op_bf16_to_f32(uint16_t h)
@@ -119,6 +125,8 @@ void op_cpu_copy(device *d, dv *dst, const dv *src, size_t bytes);
 void op_cpu_to_ct(device *d, dv *dst, const dv *src_f32, size_t n);
 void op_cpu_to_f32(device *d, dv *dst_f32, const dv *src, size_t n);
 void op_cpu_add(device *d, dv *dst, const dv *src, size_t n);
+void op_cpu_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx);
+size_t op_cpu_slots(const device *d);
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);

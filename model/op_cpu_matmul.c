@@ -1,7 +1,10 @@
-/* op_cpu_matmul.c: matrix work through oneDNN 2.6's C API; no other file includes it. Primitives are made once per
- * shape and kept, with their memory objects, whose handles are set at each call. Linear layers use oneDNN's own blocked
+/* op_cpu_matmul.c: matrix work through oneDNN 2.6's C API; no other file includes it. Every thread has its primitives,
+ * made once per shape and kept, with their memory objects, whose handles are set at each call: those for all threads
+ * (the first thread's), and those for one thread, inside a tile. Linear layers use oneDNN's own blocked
  * weights: made from the first shape that asks and cached in linear_w until the weight's version changes. */
 #include <dnnl.h>
+#include <omp.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "model/op_cpu.h"
@@ -10,9 +13,9 @@ enum { KIND_FWD, KIND_FWD_GELU, KIND_DX, KIND_DW, KIND_GEMM, ENTRIES_MAX = 4096 
 
 typedef struct {
     int kind;
-    bool bias, bf16, accumulate;
-    size_t dims[5]; /* batch, heads, m, n, k */
-    op_cpu_gemm g;  /* zeroed unless KIND_GEMM */
+    bool bias, bf16, accumulate, one_thread;
+    size_t m, n, k;
+    op_cpu_gemm g; /* zeroed unless KIND_GEMM */
 } key;
 
 typedef struct {
@@ -54,17 +57,19 @@ matmul_cache *op_cpu_matmul_open(void)
     return c;
 }
 
+static void drop_entry(entry *t)
+{
+    if (!t->primitive) return;
+    dnnl_primitive_destroy(t->primitive);
+    dnnl_memory_t all[] = {t->src, t->wei, t->bias, t->dst};
+    for (int k = 0; k < 4; k++)
+        if (all[k]) dnnl_memory_destroy(all[k]);
+    *t = (entry){0};
+}
+
 static void drop_entries(matmul_cache *c)
 {
-    for (size_t i = 0; i < ENTRIES_MAX; i++) {
-        entry *t = &c->entries[i];
-        if (!t->primitive) continue;
-        dnnl_primitive_destroy(t->primitive);
-        dnnl_memory_t all[] = {t->src, t->wei, t->bias, t->dst};
-        for (int k = 0; k < 4; k++)
-            if (all[k]) dnnl_memory_destroy(all[k]);
-        *t = (entry){0};
-    }
+    for (size_t i = 0; i < ENTRIES_MAX; i++) drop_entry(&c->entries[i]);
     c->n = 0;
 }
 
@@ -80,13 +85,14 @@ void op_cpu_matmul_close(matmul_cache *c)
 
 static matmul_cache *cache(device *d)
 {
-    return ((op_cpu *)d->impl)->matmul;
+    return ((op_cpu *)d->impl)->matmul[op_cpu_thread()];
 }
 
 static void fail(device *d, const char *what, dnnl_status_t s)
 {
-    err_set(&d->sticky, s == dnnl_out_of_memory ? ERR_NOMEM : ERR_INTERNAL, __FILE__, __LINE__,
-            "oneDNN: %s failed (status %d)", what, (int)s);
+    char text[96];
+    snprintf(text, sizeof text, "oneDNN: %s failed (status %d)", what, (int)s);
+    op_cpu_fail(d, s == dnnl_out_of_memory ? ERR_NOMEM : ERR_INTERNAL, text);
 }
 
 static size_t slot(const matmul_cache *c, const key *k)
@@ -109,18 +115,21 @@ static void describe(dnnl_memory_desc_t *m, const size_t *dims, const size_t *st
     dnnl_memory_desc_init_by_strides(m, n, d, t, s);
 }
 
-/* Finds or makes the primitive. any: the weights' layout is the primitive's choice; fixed (non-NULL) wins. */
-static entry *prepare(device *d, const key *k, const dnnl_memory_desc_t *src, const dnnl_memory_desc_t *wei,
-                      const dnnl_memory_desc_t *bias, const dnnl_memory_desc_t *dst)
+/* oneDNN divides a product among the threads that there are when its description and its primitive are made, and looks
+ * up primitives it has by that number: inside a tile, 1. Returns what to set back. */
+static int one_thread(bool yes)
+{
+    int threads = omp_get_max_threads();
+    if (yes) omp_set_num_threads(1);
+    return threads;
+}
+
+/* Makes the primitive of an empty slot. */
+static entry *make(device *d, const key *k, const dnnl_memory_desc_t *src, const dnnl_memory_desc_t *wei,
+                   const dnnl_memory_desc_t *bias, const dnnl_memory_desc_t *dst)
 {
     matmul_cache *c = cache(d);
-    size_t at = slot(c, k);
-    entry *t = &c->entries[at];
-    if (t->primitive) return t;
-    if (c->n > ENTRIES_MAX / 2) { /* shapes vary without end: start again */
-        drop_entries(c);
-        t = &c->entries[slot(c, k)];
-    }
+    entry *t = &c->entries[slot(c, k)];
     dnnl_matmul_desc_t op;
     dnnl_primitive_attr_t attr = NULL;
     dnnl_post_ops_t post = NULL;
@@ -158,6 +167,19 @@ static entry *prepare(device *d, const key *k, const dnnl_memory_desc_t *src, co
     return t;
 }
 
+static entry *prepare(device *d, const key *k, const dnnl_memory_desc_t *src, const dnnl_memory_desc_t *wei,
+                      const dnnl_memory_desc_t *bias, const dnnl_memory_desc_t *dst)
+{
+    matmul_cache *c = cache(d);
+    entry *t = &c->entries[slot(c, k)];
+    if (t->primitive) return t;
+    if (c->n > ENTRIES_MAX / 2) drop_entries(c); /* shapes vary without end: start again */
+    int threads = one_thread(k->one_thread);
+    t = make(d, k, src, wei, bias, dst);
+    omp_set_num_threads(threads);
+    return t;
+}
+
 static void run(device *d, entry *t, const void *src, const void *wei, const void *bias, void *dst)
 {
     dnnl_memory_set_data_handle(t->src, (void *)(uintptr_t)src);
@@ -185,42 +207,80 @@ static void release(packed *p)
     free(p);
 }
 
-/* The weight in the layout `want`, which is (in, out) forward and (out, in) for dX; repacked when the version moved on.
- */
-static const void *pack(device *d, linear_w *w, int direction, const dnnl_memory_desc_t *plain,
-                        const dnnl_memory_desc_t *want)
+/* Room for a weight (in, out) in the layout that oneDNN likes best for many rows on one thread: a function of the shape
+ * alone, so that every primitive of that shape can read every weight of that shape. */
+static packed *choose(device *d, size_t in, size_t out)
+{
+    enum { ROWS = 1024 };
+    dnnl_data_type_t ct = ct_type(d);
+    dnnl_memory_desc_t src, any, dst;
+    dnnl_matmul_desc_t op;
+    dnnl_primitive_desc_t pd = NULL;
+    describe(&src, (size_t[]){ROWS, in}, (size_t[]){in, 1}, 2, ct);
+    describe(&dst, (size_t[]){ROWS, out}, (size_t[]){out, 1}, 2, ct);
+    dnnl_memory_desc_init_by_tag(&any, 2, (dnnl_dims_t){(dnnl_dim_t)in, (dnnl_dim_t)out}, ct, dnnl_format_tag_any);
+    dnnl_status_t s = dnnl_matmul_desc_init(&op, &src, &any, NULL, &dst);
+    int threads = one_thread(true);
+    if (s == dnnl_success) s = dnnl_primitive_desc_create(&pd, &op, NULL, cache(d)->engine, NULL);
+    omp_set_num_threads(threads);
+    packed *p = s == dnnl_success ? calloc(1, sizeof *p) : NULL;
+    if (p) {
+        p->desc = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+        p->data = aligned_alloc(64, (dnnl_memory_desc_get_size(&p->desc) + 63) & ~(size_t)63);
+    }
+    if (pd) dnnl_primitive_desc_destroy(pd);
+    if (p && p->data) return p;
+    release(p);
+    fail(d, "packing a weight", s == dnnl_success ? dnnl_out_of_memory : s);
+    return NULL;
+}
+
+/* plain (in, out): w as it is stored, seen in this direction. */
+static const packed *repack(device *d, linear_w *w, int direction, const dnnl_memory_desc_t *plain)
 {
     packed *p = w->packed[direction];
-    if (p && w->packed_version[direction] == w->version && dnnl_memory_desc_equal(&p->desc, want)) return p->data;
     matmul_cache *c = cache(d);
     dnnl_memory_t from = NULL, to = NULL;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t reorder = NULL;
-    dnnl_status_t s = dnnl_success;
-    if (!p || !dnnl_memory_desc_equal(&p->desc, want)) {
-        release(p);
-        w->packed[direction] = p = calloc(1, sizeof *p);
-        size_t bytes = (dnnl_memory_desc_get_size(want) + 63) & ~(size_t)63;
-        if (p) p->data = aligned_alloc(64, bytes);
-        if (!p || !p->data) {
-            fail(d, "packing a weight", dnnl_out_of_memory);
-            return NULL;
-        }
-        p->desc = *want;
-    }
-    s = dnnl_memory_create(&from, plain, c->engine, (void *)w->w);
-    if (s == dnnl_success) s = dnnl_memory_create(&to, want, c->engine, p->data);
-    if (s == dnnl_success) s = dnnl_reorder_primitive_desc_create(&pd, plain, c->engine, want, c->engine, NULL);
+    if (!p) p = choose(d, (size_t)plain->dims[0], (size_t)plain->dims[1]);
+    if (!p) return NULL;
+    int threads = one_thread(op_cpu_in_tile());
+    dnnl_status_t s = dnnl_memory_create(&from, plain, c->engine, (void *)w->w);
+    if (s == dnnl_success) s = dnnl_memory_create(&to, &p->desc, c->engine, p->data);
+    if (s == dnnl_success) s = dnnl_reorder_primitive_desc_create(&pd, plain, c->engine, &p->desc, c->engine, NULL);
     if (s == dnnl_success) s = dnnl_primitive_create(&reorder, pd);
     dnnl_exec_arg_t args[2] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
     if (s == dnnl_success) s = dnnl_primitive_execute(reorder, c->stream, 2, args);
+    omp_set_num_threads(threads);
     if (reorder) dnnl_primitive_destroy(reorder);
     if (pd) dnnl_primitive_desc_destroy(pd);
     if (from) dnnl_memory_destroy(from);
     if (to) dnnl_memory_destroy(to);
     if (s != dnnl_success) fail(d, "packing a weight", s);
-    w->packed_version[direction] = w->version;
-    return p->data;
+    w->packed[direction] = p;
+    __atomic_store_n(&w->packed_version[direction], w->version, __ATOMIC_RELEASE); /* the last: p is whole now */
+    return p;
+}
+
+static const packed *packed_now(const linear_w *w, int direction)
+{
+    uint32_t version = __atomic_load_n(&w->packed_version[direction], __ATOMIC_ACQUIRE);
+    return version == w->version ? w->packed[direction] : NULL;
+}
+
+/* The packed weight for a direction: made once, by whichever thread comes first, and again when the version has moved
+ * on. */
+static const packed *pack(device *d, linear_w *w, int direction, const dnnl_memory_desc_t *plain)
+{
+    const packed *p = packed_now(w, direction);
+    if (p) return p;
+#pragma omp critical(op_cpu_pack)
+    {
+        p = packed_now(w, direction);
+        if (!p) p = repack(d, w, direction, plain);
+    }
+    return p;
 }
 
 void op_cpu_linear_release(device *d, linear_w *w)
@@ -244,12 +304,13 @@ static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kin
     key k;
     memset(&k, 0, sizeof k);
     k.kind = kind;
+    k.one_thread = op_cpu_in_tile();
     k.bias = bias != NULL;
     k.bf16 = ct == dnnl_bf16;
-    k.dims[2] = N;
-    k.dims[3] = out;
-    k.dims[4] = in;
-    dnnl_memory_desc_t src, dst, plain, any, b;
+    k.m = N;
+    k.n = out;
+    k.k = in;
+    dnnl_memory_desc_t src, dst, plain, b;
     describe(&src, (size_t[]){N, in}, (size_t[]){in, 1}, 2, ct);
     describe(&dst, (size_t[]){N, out}, (size_t[]){out, 1}, 2, ct);
     describe(&b, (size_t[]){1, out}, (size_t[]){out, 1}, 2, dnnl_f32);
@@ -258,15 +319,9 @@ static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kin
         describe(&plain, (size_t[]){in, out}, (size_t[]){out, 1}, 2, ct);
     else
         describe(&plain, (size_t[]){in, out}, (size_t[]){1, in}, 2, ct);
-    packed *p = w->packed[back];
-    if (p)
-        any = p->desc; /* one packed copy serves every N */
-    else
-        dnnl_memory_desc_init_by_tag(&any, 2, (dnnl_dims_t){(dnnl_dim_t)in, (dnnl_dim_t)out}, ct, dnnl_format_tag_any);
-    entry *t = prepare(d, &k, &src, &any, bias ? &b : NULL, &dst);
-    if (!t) return;
-    const void *weights = pack(d, w, back, &plain, &t->weights);
-    if (weights) run(d, t, x, weights, bias, y);
+    const packed *p = pack(d, w, back, &plain);
+    entry *t = p ? prepare(d, &k, &src, &p->desc, bias ? &b : NULL, &dst) : NULL;
+    if (t) run(d, t, x, p->data, bias, y);
 }
 
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
@@ -316,32 +371,28 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
     if (!dw) return;
     op_cpu_gemm g;
     memset(&g, 0, sizeof g);
-    g.batch = g.heads = 1;
+    g.batch = 1;
     g.m = R;
     g.n = I;
     g.k = N;
-    g.a[2] = 1; /* dy transposed */
-    g.a[3] = O;
-    g.b[2] = I;
-    g.b[3] = 1;
-    g.c[2] = I;
-    g.c[3] = 1;
+    g.a[1] = 1; /* dy transposed */
+    g.a[2] = O;
+    g.b[1] = I;
+    g.b[2] = 1;
+    g.c[1] = I;
+    g.c[2] = 1;
     g.c_f32 = g.accumulate = true;
     if (rows) { /* the chosen columns, side by side, in the workspace */
         const int32_t *r = (const int32_t *)rows;
         size_t cell = d->ct_bytes;
-        char *to = (char *)d->work;
+        char *to = op_cpu_work(d, N * R * cell);
         const char *from = (const char *)dy;
-        if (N * R * cell > d->work_bytes) {
-            err_set(&d->sticky, ERR_INTERNAL, __FILE__, __LINE__, "workspace of %zu bytes, %zu needed", d->work_bytes,
-                    N * R * cell);
-            return;
-        }
+        if (!to) return;
 #pragma omp parallel for schedule(static)
         for (size_t i = 0; i < N; i++)
             for (size_t k = 0; k < R; k++) memcpy(to + (i * R + k) * cell, from + (i * O + (size_t)r[k]) * cell, cell);
-        dy = d->work;
-        g.a[3] = R;
+        dy = (const dv *)to;
+        g.a[2] = R;
     }
     op_cpu_gemm_run(d, &g, dy, x, dw);
 }
@@ -352,16 +403,16 @@ void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void 
     key k;
     memset(&k, 0, sizeof k);
     k.kind = KIND_GEMM;
+    k.one_thread = op_cpu_in_tile();
     k.bf16 = ct == dnnl_bf16;
     k.accumulate = g->accumulate;
     memcpy(&k.g, g, sizeof *g);
     dnnl_memory_desc_t src, wei, dst;
-    int from = g->batch == 1 && g->heads == 1 ? 2 : 0; /* plain matrices are 2-D */
-    size_t da[] = {g->batch, g->heads, g->m, g->k}, db[] = {g->batch, g->heads, g->k, g->n},
-           dc[] = {g->batch, g->heads, g->m, g->n};
-    describe(&src, da + from, g->a + from, 4 - from, g->a_f32 ? dnnl_f32 : ct);
-    describe(&wei, db + from, g->b + from, 4 - from, g->b_f32 ? dnnl_f32 : ct);
-    describe(&dst, dc + from, g->c + from, 4 - from, g->c_f32 ? dnnl_f32 : ct);
+    int from = g->batch == 1; /* plain matrices are 2-D */
+    size_t da[] = {g->batch, g->m, g->k}, db[] = {g->batch, g->k, g->n}, dc[] = {g->batch, g->m, g->n};
+    describe(&src, da + from, g->a + from, 3 - from, g->a_f32 ? dnnl_f32 : ct);
+    describe(&wei, db + from, g->b + from, 3 - from, g->b_f32 ? dnnl_f32 : ct);
+    describe(&dst, dc + from, g->c + from, 3 - from, g->c_f32 ? dnnl_f32 : ct);
     entry *t = prepare(d, &k, &src, &wei, NULL, &dst);
     if (t) run(d, t, a, b, NULL, c);
 }

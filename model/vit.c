@@ -3,7 +3,10 @@
  *
  * What a pass keeps for backward is what dX needs: each block's input, LayerNorm statistics, Q, K, V, attention output,
  * log-sum-exp and the MLP's pre-activation. Outputs of LayerNorm and GELU are made again where a weight gradient asks
- * for them. */
+ * for them.
+ *
+ * A block goes over the batch in tiles of an image or a few: all its ops on one tile, then the next. A tile's
+ * activations and the block's weights stay in a core's cache, and cores meet once a block instead of once an op. */
 #include <stdlib.h>
 
 #include "model/op_cpu.h"
@@ -43,16 +46,54 @@ static err_code make_impl(vit_pass *a, const vit *m, err *e)
     return vit_position_weights(k, (size_t)m->c.grid, m->c.pos, e);
 }
 
+/* Tiles of about ROWS rows, unless they keep too few of the device's units busy: then one, of the whole batch. */
+static vit_tiling choose_tiling(const device *d, size_t B, size_t Ti)
+{
+    enum { ROWS = 192 };
+    size_t slots = d->op->slots(d), images = 1;
+    while (images * Ti < ROWS && B / (images + 1) >= 2 * slots) images++;
+    size_t n = (B + images - 1) / images, waves = (n + slots - 1) / slots;
+    return n * 4 >= waves * slots * 3 ? (vit_tiling){images, n} : (vit_tiling){B, 1};
+}
+
+/* Backward in tiles cannot add up gradients of vectors and of other layers than the projections: they come from all
+ * rows at once. */
+static bool trains_beyond_projections(const vit *m)
+{
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const vit_tensor *t = &m->tensors[i];
+        if (t->vector && t->vector->param != VIT_FROZEN) return true;
+        if (!t->linear || !vit_trains(t->linear)) continue;
+        bool projection = false;
+        for (int l = 0; l < m->c.depth; l++) projection |= t->linear == &m->block[l].proj;
+        if (!projection) return true;
+    }
+    return false;
+}
+
+/* Rows of scratch that a tiling needs, all slots together. */
+static size_t tiling_rows(const device *d, const vit_tiling *t, size_t Ti)
+{
+    return t->images * Ti * (t->n == 1 ? 1 : d->op->slots(d));
+}
+
+static void plan_tiles(vit_pass_impl *k, const vit *m, const vit_pass *a)
+{
+    k->fwd = choose_tiling(m->d, a->B, k->Ti);
+    k->bwd = trains_beyond_projections(m) ? (vit_tiling){a->B, 1} : k->fwd;
+    size_t rows = tiling_rows(m->d, &k->fwd, k->Ti), back = tiling_rows(m->d, &k->bwd, k->Ti);
+    k->scratch_rows = a->keep == VIT_GRAD && back > rows ? back : rows;
+}
+
 /* C channels, F hidden; every tensor ct unless said. */
 static void plan_block(vit_block_acts *b, arena *m, const vit *v, const vit_pass *a, const vit_pass_impl *k)
 {
     size_t N = k->N, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
-    bool grad = a->keep == VIT_GRAD;
-    b->x = arena_take(m, N * C, ct);       /* (N,C)  */
+    b->x = arena_take(m, N * C, ct); /* (N,C)  */
+    if (a->keep != VIT_GRAD) return;
     b->qkv = arena_take(m, N * 3 * C, ct); /* (N,3C) */
     b->o = arena_take(m, N * C, ct);       /* (N,C)  */
     b->mid = arena_take(m, N * C, ct);     /* (N,C)  */
-    if (!grad) return;
     b->mean1 = arena_take(m, N, sizeof(float));
     b->rstd1 = arena_take(m, N, sizeof(float));
     b->lse = arena_take(m, a->B * (size_t)v->c.heads * k->Ti, sizeof(float)); /* (B,H,T) */
@@ -84,6 +125,8 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     vit_pass_impl *k = a->impl;
     size_t N = k->N;
     bool grad = keep == VIT_GRAD;
+    plan_tiles(k, v, a);
+    size_t S = k->scratch_rows;
     k->pos_ready[0] = k->pos_ready[1] = false;
     a->patches = arena_take(m, B * a->P, C * ct);
     k->cols = arena_take(m, B * a->P, 3 * p * p * ct);
@@ -96,9 +139,10 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     a->x_last = grad ? arena_take(m, N * C, ct) : k->block[0].x;
     k->normed = arena_take(m, N * C, ct);
     a->out = v->c.class_token ? k->normed : arena_take(m, B * a->T * C, ct);
-    k->norm = arena_take(m, N * C, ct);
-    k->branch = arena_take(m, N * C, ct);
-    k->hidden = arena_take(m, N * F, ct);
+    k->norm = arena_take(m, S * C, ct);
+    k->branch = arena_take(m, S * C, ct);
+    k->hidden = arena_take(m, S * F, ct);
+    k->qkv = arena_take(m, S * 3 * C, ct);
     k->pos[0] = arena_take(m, (1 + a->P) * C, sizeof(float));
     k->pos[1] = arena_take(m, (1 + a->P) * C, sizeof(float));
     if (grad) {
@@ -107,19 +151,33 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         a->dout = arena_take(m, B * a->T * C, ct);
         k->dx = arena_take(m, N * C, ct);
         k->dbranch = arena_take(m, N * C, ct);
-        k->dqkv = arena_take(m, N * 3 * C, ct);
-        k->dhidden = arena_take(m, N * F, ct);
+        if (!v->c.class_token) k->dtop = arena_take(m, N * C, ct);
+    } else {
+        k->o = arena_take(m, S * C, ct);
+        k->mid = arena_take(m, S * C, ct);
     }
     if (arena_failed(m)) FAIL(e, NOMEM, "a pass of %zu images does not fit the memory planned for it", B);
     return ERR_OK;
 }
 
+/* Attention's workspace under a tiling, of the whole device. */
+static size_t attention_bytes(const vit *v, const vit_tiling *t, size_t Ti, bool backward)
+{
+    size_t H = (size_t)v->c.heads, D = (size_t)v->c.dim / H, slots = v->d->op->slots(v->d);
+    if (t->n == 1) return op_cpu_attention_bytes(v->d->threads, t->images, Ti, H, D, backward);
+    return slots * (op_cpu_attention_bytes(1, t->images, Ti, H, D, backward) + ARENA_ALIGN);
+}
+
 size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep)
 {
-    size_t Ti = count_tokens(v, height, width), C = (size_t)v->c.dim;
-    size_t attention = op_cpu_attention_bytes(B, Ti, (size_t)v->c.heads, C / (size_t)v->c.heads, keep == VIT_GRAD);
-    size_t columns = keep == VIT_GRAD ? B * Ti * C * v->d->ct_bytes : 0; /* row slices of dW: at most all C */
-    return attention > columns ? attention : columns;
+    size_t Ti = count_tokens(v, height, width);
+    vit_tiling tiles = choose_tiling(v->d, B, Ti), whole = {B, 1};
+    size_t most = attention_bytes(v, &tiles, Ti, keep == VIT_GRAD);
+    if (keep != VIT_GRAD) return most;
+    size_t other = trains_beyond_projections(v) ? attention_bytes(v, &whole, Ti, true) : 0;
+    size_t columns = B * Ti * (size_t)v->c.dim * v->d->ct_bytes; /* row slices of dW: at most all C */
+    if (other > most) most = other;
+    return columns > most ? columns : most;
 }
 
 void vit_pass_fini(vit_pass *a)
@@ -142,34 +200,72 @@ void vit_patches(vit *m, vit_who who, vit_pass *a, const dv *pixels)
     op->linear_fwd(m->d, a->patches, k->cols, m->patch.live[who], a->B * a->P);
 }
 
+/* Rows of a tile, and where they are in tensors of N rows and in the slot's scratch. */
+vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_t index, size_t slot)
+{
+    const vit_pass_impl *k = a->impl;
+    size_t first = index * t->images, left = a->B - first;
+    vit_tile at = {.images = left < t->images ? left : t->images, .ct = m->d->ct_bytes};
+    at.rows = at.images * k->Ti;
+    at.first = first * k->Ti;
+    at.first_pair = first * (size_t)m->c.heads * k->Ti;
+    at.scratch = slot * t->images * k->Ti;
+    return at;
+}
+
+typedef struct {
+    vit *m;
+    vit_who who;
+    vit_pass *a;
+    size_t l;
+} block_call;
+
+/* One block on one tile. */
+static void block_fwd(void *ctx, size_t index, size_t slot)
+{
+    const block_call *c = ctx;
+    vit *m = c->m;
+    vit_who who = c->who;
+    const op_table *op = m->d->op;
+    device *d = m->d;
+    vit_pass_impl *k = c->a->impl;
+    const vit_block *w = &m->block[c->l];
+    vit_block_acts *b = &k->block[c->l];
+    vit_tile t = vit_tile_at(m, c->a, &k->fwd, index, slot);
+    size_t N = t.rows, C = (size_t)m->c.dim, H = (size_t)m->c.heads;
+    bool grad = c->a->keep == VIT_GRAD;
+    dv *x = vit_rows(&t, b->x, C), *next = vit_rows(&t, !grad ? b->x : c->l + 1 < k->L ? b[1].x : c->a->x_last, C);
+    dv *qkv = grad ? vit_rows(&t, b->qkv, 3 * C) : vit_scratch(&t, k->qkv, 3 * C);
+    dv *o = grad ? vit_rows(&t, b->o, C) : vit_scratch(&t, k->o, C);
+    dv *mid = grad ? vit_rows(&t, b->mid, C) : vit_scratch(&t, k->mid, C);
+    dv *pre = grad ? vit_rows(&t, b->pre, (size_t)m->c.hidden) : NULL;
+    dv *norm = vit_scratch(&t, k->norm, C), *branch = vit_scratch(&t, k->branch, C);
+    dv *hidden = vit_scratch(&t, k->hidden, (size_t)m->c.hidden);
+    op->norm_fwd(d, norm, vit_f32(b->mean1, t.first), vit_f32(b->rstd1, t.first), x, w->norm1_weight.live[who],
+                 w->norm1_bias.live[who], m->c.eps, N, C);
+    op->linear_fwd(d, qkv, norm, w->qkv.live[who], N);
+    op->attention_fwd(d, o, vit_f32(b->lse, t.first_pair), qkv, t.images, k->Ti, H, C / H);
+    op->linear_fwd(d, branch, o, w->proj.live[who], N);
+    op->residual_fwd(d, mid, x, branch, w->ls1.live[who], N, C);
+    op->norm_fwd(d, norm, vit_f32(b->mean2, t.first), vit_f32(b->rstd2, t.first), mid, w->norm2_weight.live[who],
+                 w->norm2_bias.live[who], m->c.eps, N, C);
+    op->linear_gelu_fwd(d, hidden, pre, norm, w->fc1.live[who], N);
+    op->linear_fwd(d, branch, hidden, w->fc2.live[who], N);
+    op->residual_fwd(d, next, mid, branch, w->ls2.live[who], N, C);
+}
+
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)
 {
     const op_table *op = m->d->op;
     device *d = m->d;
     vit_pass_impl *k = a->impl;
-    size_t N = k->N, C = (size_t)m->c.dim, H = (size_t)m->c.heads, R = (size_t)m->c.registers;
-    bool grad = a->keep == VIT_GRAD;
+    size_t C = (size_t)m->c.dim, R = (size_t)m->c.registers;
     vit_positions(m, who, a);
     bool own_pos = m->pos.live[VIT_TEACHER] != m->pos.live[VIT_STUDENT];
     op->embed_fwd(d, k->block[0].x, patches, m->cls.count ? m->cls.live[who] : NULL, R ? m->reg.live[who] : NULL,
                   k->pos[own_pos ? who : VIT_STUDENT], m->mask_token.live[who], mask, a->B, a->P, R, C);
-    for (size_t l = 0; l < k->L; l++) {
-        const vit_block *w = &m->block[l];
-        vit_block_acts *b = &k->block[l];
-        dv *next = !grad ? b->x : l + 1 < k->L ? k->block[l + 1].x : a->x_last;
-        op->norm_fwd(d, k->norm, b->mean1, b->rstd1, b->x, w->norm1_weight.live[who], w->norm1_bias.live[who], m->c.eps,
-                     N, C);
-        op->linear_fwd(d, b->qkv, k->norm, w->qkv.live[who], N);
-        op->attention_fwd(d, b->o, b->lse, b->qkv, a->B, k->Ti, H, C / H);
-        op->linear_fwd(d, k->branch, b->o, w->proj.live[who], N);
-        op->residual_fwd(d, b->mid, b->x, k->branch, w->ls1.live[who], N, C);
-        op->norm_fwd(d, k->norm, b->mean2, b->rstd2, b->mid, w->norm2_weight.live[who], w->norm2_bias.live[who],
-                     m->c.eps, N, C);
-        op->linear_gelu_fwd(d, k->hidden, b->pre, k->norm, w->fc1.live[who], N);
-        op->linear_fwd(d, k->branch, k->hidden, w->fc2.live[who], N);
-        op->residual_fwd(d, next, b->mid, k->branch, w->ls2.live[who], N, C);
-    }
+    for (size_t l = 0; l < k->L; l++) op->tiles(d, k->fwd.n, block_fwd, &(block_call){m, who, a, l});
     op->norm_fwd(d, k->normed, k->mean, k->rstd, a->x_last, m->norm_weight.live[who], m->norm_bias.live[who], m->c.eps,
-                 N, C);
+                 k->N, C);
     if (!m->c.class_token) op->mean_token_fwd(d, a->out, k->normed, a->B, k->Ti, R, C);
 }

@@ -1,5 +1,8 @@
 /* vit_grad.c: the backward direction of vit.c, its calls reversed. dX flows through everything above the lowest trained
- * weight; dW is made only for what vit_train made trainable. */
+ * weight; dW is made only for what vit_train made trainable.
+ *
+ * In tiles: the attention half of the block above, then the MLP half of this one, on one tile after the other; then the
+ * projection's dW from all rows. Where other weights train there is one tile, of the whole batch. */
 #include <stdlib.h>
 
 #include "model/vit_impl.h"
@@ -13,20 +16,122 @@ static void linear_grad(vit *m, const vit_linear *w, const dv *dy, const dv *x, 
     m->d->op->linear_dw(m->d, dw, db, dy, x, p->row_index, p->rows, N, w->w[0].out, w->w[0].in);
 }
 
-static bool trained(const vit_linear *w)
+/* What the half of a block works on. g: gradient of the branch's output, the tile's rows. */
+typedef struct {
+    vit *m;
+    vit_pass *a;
+    vit_pass_impl *k;
+    const op_table *op;
+    device *d;
+    vit_tile t;
+    size_t C, F;
+    dv *dx, *norm, *branch, *hidden;
+} half;
+
+static half half_of(vit *m, vit_pass *a, size_t tile, size_t slot)
 {
-    return w->weight != VIT_FROZEN || w->bias != VIT_FROZEN;
+    vit_pass_impl *k = a->impl;
+    half h = {
+        m,    a,    k,    m->d->op, m->d, vit_tile_at(m, a, &k->bwd, tile, slot), (size_t)m->c.dim, (size_t)m->c.hidden,
+        NULL, NULL, NULL, NULL};
+    h.dx = vit_rows(&h.t, k->dx, h.C);
+    h.norm = vit_scratch(&h.t, k->norm, h.C);
+    h.branch = vit_scratch(&h.t, k->branch, h.C);
+    h.hidden = vit_scratch(&h.t, k->hidden, h.F);
+    return h;
 }
 
 /* dbranch = ls * dx, and dls where wanted (branch is then the layer's output, made again). */
-static const dv *branch_grad(vit *m, const vit_vector *ls, vit_pass_impl *k, vit_linear *last, const dv *input)
+static const dv *branch_grad(const half *h, const vit_vector *ls, vit_linear *last, const dv *input)
 {
-    size_t N = k->N, C = (size_t)m->c.dim;
-    if (!ls->count) return k->dx;
-    dv *dls = vit_grad_of(m, ls->param);
-    if (dls) m->d->op->linear_fwd(m->d, k->branch, input, last->live[VIT_STUDENT], N);
-    m->d->op->residual_bwd(m->d, k->dbranch, dls, k->dx, k->branch, ls->live[VIT_STUDENT], N, C);
-    return k->dbranch;
+    if (!ls->count) return h->dx;
+    dv *dls = vit_grad_of(h->m, ls->param), *g = vit_rows(&h->t, h->k->dbranch, h->C);
+    if (dls) h->op->linear_fwd(h->d, h->branch, input, last->live[VIT_STUDENT], h->t.rows);
+    h->op->residual_bwd(h->d, g, dls, h->dx, h->branch, ls->live[VIT_STUDENT], h->t.rows, h->C);
+    return g;
+}
+
+/* dx += LN'(dy) at a block's input to one of its halves. */
+static void norm_grad(const half *h, const vit_vector *weight, const vit_vector *bias, const dv *dy, const dv *x,
+                      const dv *mean, const dv *rstd)
+{
+    h->op->norm_bwd(h->d, h->dx, true, vit_grad_of(h->m, weight->param), vit_grad_of(h->m, bias->param), dy,
+                    vit_rows(&h->t, x, h->C), vit_f32(mean, h->t.first), vit_f32(rstd, h->t.first),
+                    weight->live[VIT_STUDENT], h->t.rows, h->C);
+}
+
+/* norm = LN(x) again, for a weight gradient. */
+static void norm_again(const half *h, const vit_vector *weight, const vit_vector *bias, const dv *x, const dv *mean,
+                       const dv *rstd)
+{
+    h->op->norm_again(h->d, h->norm, vit_rows(&h->t, x, h->C), vit_f32(mean, h->t.first), vit_f32(rstd, h->t.first),
+                      weight->live[VIT_STUDENT], bias->live[VIT_STUDENT], h->t.rows, h->C);
+}
+
+/* From the block's output down to between attention and MLP; at the end the projection's g is in its place. */
+static void mlp_bwd(const half *h, size_t l)
+{
+    vit_block *w = &h->m->block[l];
+    const vit_block_acts *b = &h->k->block[l];
+    size_t N = h->t.rows;
+    const dv *pre = vit_rows(&h->t, b->pre, h->F), *o = vit_rows(&h->t, b->o, h->C);
+    if (vit_trains(&w->fc2) || w->ls2.param != VIT_FROZEN) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
+    const dv *g = branch_grad(h, &w->ls2, &w->fc2, h->hidden);
+    linear_grad(h->m, &w->fc2, g, h->hidden, N);
+    h->op->linear_dx(h->d, h->hidden, g, w->fc2.live[VIT_STUDENT], N); /* d hidden */
+    h->op->gelu_bwd(h->d, h->hidden, h->hidden, pre, N * h->F);
+    if (vit_trains(&w->fc1)) {
+        norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
+        linear_grad(h->m, &w->fc1, h->hidden, h->norm, N);
+    }
+    h->op->linear_dx(h->d, h->branch, h->hidden, w->fc1.live[VIT_STUDENT], N);
+    norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2);
+    branch_grad(h, &w->ls1, &w->proj, o);
+}
+
+/* The projection's g, all rows: mlp_bwd left it there. */
+static const dv *projection_g(const vit *m, const vit_pass_impl *k, size_t l)
+{
+    return m->block[l].ls1.count ? k->dbranch : k->dx;
+}
+
+/* From between attention and MLP down to the block's input. */
+static void attention_bwd(const half *h, size_t l)
+{
+    vit_block *w = &h->m->block[l];
+    const vit_block_acts *b = &h->k->block[l];
+    size_t N = h->t.rows, C = h->C, H = (size_t)h->m->c.heads;
+    dv *dqkv = vit_scratch(&h->t, h->k->qkv, 3 * C);
+    h->op->linear_dx(h->d, h->branch, vit_rows(&h->t, projection_g(h->m, h->k, l), C), w->proj.live[VIT_STUDENT], N);
+    h->op->attention_bwd(h->d, dqkv, h->branch, vit_rows(&h->t, b->qkv, 3 * C), vit_rows(&h->t, b->o, C),
+                         vit_f32(b->lse, h->t.first_pair), h->t.images, h->k->Ti, H, C / H);
+    if (vit_trains(&w->qkv)) {
+        norm_again(h, &w->norm1_weight, &w->norm1_bias, b->x, b->mean1, b->rstd1);
+        linear_grad(h->m, &w->qkv, dqkv, h->norm, N);
+    }
+    h->op->linear_dx(h->d, h->branch, dqkv, w->qkv.live[VIT_STUDENT], N);
+    norm_grad(h, &w->norm1_weight, &w->norm1_bias, h->branch, b->x, b->mean1, b->rstd1);
+}
+
+typedef struct {
+    vit *m;
+    vit_pass *a;
+    size_t l;
+} grad_call;
+
+static void block_bwd(void *ctx, size_t tile, size_t slot)
+{
+    const grad_call *c = ctx;
+    half h = half_of(c->m, c->a, tile, slot);
+    if (c->l + 1 < h.k->L) attention_bwd(&h, c->l + 1);
+    mlp_bwd(&h, c->l);
+}
+
+static void last_bwd(void *ctx, size_t tile, size_t slot)
+{
+    const grad_call *c = ctx;
+    half h = half_of(c->m, c->a, tile, slot);
+    attention_bwd(&h, 0);
 }
 
 static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
@@ -52,7 +157,7 @@ static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
         free(host);
         free(grad);
     }
-    if (!trained(&m->patch)) return;
+    if (!vit_trains(&m->patch)) return;
     if (pixels) op->patchify(m->d, k->cols, pixels, a->B, a->height, a->width, (size_t)m->c.patch);
     linear_grad(m, &m->patch, a->patches, k->cols, a->B * a->P);
 }
@@ -62,45 +167,20 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
     const op_table *op = m->d->op;
     device *d = m->d;
     vit_pass_impl *k = a->impl;
-    size_t N = k->N, C = (size_t)m->c.dim, F = (size_t)m->c.hidden, H = (size_t)m->c.heads;
-    const vit_who who = VIT_STUDENT;
+    size_t C = (size_t)m->c.dim;
     if (!m->trained || a->keep != VIT_GRAD) return;
     const dv *dout = a->dout;
     if (!m->c.class_token) {
-        op->mean_token_bwd(d, k->norm, a->dout, a->B, k->Ti, (size_t)m->c.registers, C);
-        dout = k->norm;
+        op->mean_token_bwd(d, k->dtop, a->dout, a->B, k->Ti, (size_t)m->c.registers, C);
+        dout = k->dtop;
     }
     op->norm_bwd(d, k->dx, false, vit_grad_of(m, m->norm_weight.param), vit_grad_of(m, m->norm_bias.param), dout,
-                 a->x_last, k->mean, k->rstd, m->norm_weight.live[who], N, C);
+                 a->x_last, k->mean, k->rstd, m->norm_weight.live[VIT_STUDENT], k->N, C);
     for (size_t l = k->L; l-- > 0;) {
-        vit_block *w = &m->block[l];
-        vit_block_acts *b = &k->block[l];
-        if (trained(&w->fc2) || w->ls2.param != VIT_FROZEN) op->gelu_fwd(d, k->hidden, b->pre, N * F);
-        const dv *g = branch_grad(m, &w->ls2, k, &w->fc2, k->hidden);
-        linear_grad(m, &w->fc2, g, k->hidden, N);
-        op->linear_dx(d, k->dhidden, g, w->fc2.live[who], N);
-        op->gelu_bwd(d, k->dhidden, k->dhidden, b->pre, N * F);
-        if (trained(&w->fc1)) {
-            op->norm_again(d, k->norm, b->mid, b->mean2, b->rstd2, w->norm2_weight.live[who], w->norm2_bias.live[who],
-                           N, C);
-            linear_grad(m, &w->fc1, k->dhidden, k->norm, N);
-        }
-        op->linear_dx(d, k->branch, k->dhidden, w->fc1.live[who], N);
-        op->norm_bwd(d, k->dx, true, vit_grad_of(m, w->norm2_weight.param), vit_grad_of(m, w->norm2_bias.param),
-                     k->branch, b->mid, b->mean2, b->rstd2, w->norm2_weight.live[who], N, C);
-        g = branch_grad(m, &w->ls1, k, &w->proj, b->o);
-        linear_grad(m, &w->proj, g, b->o, N);
-        if (l == 0 && !m->below) return; /* nothing under the first projection is trained */
-        op->linear_dx(d, k->branch, g, w->proj.live[who], N);
-        op->attention_bwd(d, k->dqkv, k->branch, b->qkv, b->o, b->lse, a->B, k->Ti, H, C / H);
-        if (trained(&w->qkv)) {
-            op->norm_again(d, k->norm, b->x, b->mean1, b->rstd1, w->norm1_weight.live[who], w->norm1_bias.live[who], N,
-                           C);
-            linear_grad(m, &w->qkv, k->dqkv, k->norm, N);
-        }
-        op->linear_dx(d, k->branch, k->dqkv, w->qkv.live[who], N);
-        op->norm_bwd(d, k->dx, true, vit_grad_of(m, w->norm1_weight.param), vit_grad_of(m, w->norm1_bias.param),
-                     k->branch, b->x, b->mean1, b->rstd1, w->norm1_weight.live[who], N, C);
+        op->tiles(d, k->bwd.n, block_bwd, &(grad_call){m, a, l});
+        linear_grad(m, &m->block[l].proj, projection_g(m, k, l), k->block[l].o, k->N);
     }
+    if (!m->below) return; /* nothing under the first projection is trained */
+    op->tiles(d, k->bwd.n, last_bwd, &(grad_call){m, a, 0});
     embed_grad(m, a, pixels, mask);
 }

@@ -75,7 +75,13 @@ static inline dv *vit_grad_of(const vit *m, int index)
     return index < 0 ? NULL : m->ps->p[index].grad;
 }
 
-/* Activations of one block that backward needs. In inference every block uses block 0's. */
+static inline bool vit_trains(const vit_linear *w)
+{
+    return w->weight != VIT_FROZEN || w->bias != VIT_FROZEN;
+}
+
+/* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
+ * scratch of a tile. */
 struct vit_block_acts {
     dv *x;             /* (N,C) input */
     dv *mean1, *rstd1; /* (N) f32 */
@@ -84,23 +90,53 @@ struct vit_block_acts {
     dv *lse;           /* (B,H,T) f32 */
     dv *mid;           /* (N,C) between attention and MLP */
     dv *mean2, *rstd2;
-    dv *pre; /* (N,hidden) before GELU; NULL in inference */
+    dv *pre; /* (N,hidden) before GELU */
 };
+
+/* A pass in pieces: `images` of them in each of n tiles (the last may have fewer). One tile: the whole batch at once,
+ * each op on all of the device. */
+typedef struct {
+    size_t images, n;
+} vit_tiling;
 
 /* vit_pass.impl. */
 typedef struct {
-    size_t L, N, Ti;            /* Ti: tokens in the transformer: T, or T-1 without a class token; N = B*Ti */
-    vit_block_acts *block;      /* (L) */
-    dv *cols;                   /* (B*P, 3*p*p) patches as columns */
-    dv *norm, *branch, *hidden; /* (N,C), (N,C), (N,hidden): scratch of forward and backward */
+    size_t L, N, Ti;       /* Ti: tokens in the transformer: T, or T-1 without a class token; N = B*Ti */
+    vit_block_acts *block; /* (L) */
+    dv *cols;              /* (B*P, 3*p*p) patches as columns */
+    vit_tiling fwd, bwd;
+    size_t scratch_rows;        /* S: rows of scratch, over all slots */
+    dv *norm, *branch, *hidden; /* (S,C), (S,C), (S,hidden): scratch of forward and backward */
+    dv *qkv, *o, *mid;          /* (S,3C), (S,C), (S,C): inference's; qkv is dqkv in backward */
     dv *mean, *rstd;            /* (N) f32 of the final norm */
     dv *normed;                 /* (N,C): final norm where out has the extra row, else out itself */
     dv *pos[2];                 /* (1+P,C) f32 on this grid */
     bool pos_ready[2];
     float *wy, *wx; /* (gh,G), (gw,G): interpolation weights; NULL: the grid matches */
     size_t gh, gw;
-    dv *dx, *dbranch, *dqkv, *dhidden; /* backward */
+    dv *dx, *dbranch; /* (N,C): backward */
+    dv *dtop;         /* (N,C): gradient at the final norm where there is no class token */
 } vit_pass_impl;
+
+/* A tile: its rows in tensors of all N rows, and in the scratch of its slot. */
+typedef struct {
+    size_t images, rows, first, first_pair, scratch, ct;
+} vit_tile;
+vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_t index, size_t slot);
+/* The tile's rows of a ct tensor (N, columns), and of the scratch (S, columns). */
+static inline dv *vit_rows(const vit_tile *t, const dv *x, size_t columns)
+{
+    return dv_at(x, t->first * columns * t->ct);
+}
+static inline dv *vit_scratch(const vit_tile *t, const dv *x, size_t columns)
+{
+    return dv_at(x, t->scratch * columns * t->ct);
+}
+/* Element `at` of an f32 tensor; NULL stays NULL. */
+static inline dv *vit_f32(const dv *x, size_t at)
+{
+    return x ? dv_at(x, at * sizeof(float)) : NULL;
+}
 
 /* Positional rows on the pass's grid from the live table: once, or each time where the table is trained. */
 void vit_positions(vit *m, vit_who who, vit_pass *a);

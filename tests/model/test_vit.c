@@ -460,6 +460,61 @@ static void gradients(void **state)
     }
 }
 
+/* Output and gradients of a batch on so many threads: the tiles, and which thread takes which, are not to be seen. */
+static size_t tiled(int threads, size_t images, vit_keep keep, float *out, float *grad)
+{
+    device d;
+    err e = {0};
+    ASSERT_OK(device_open_cpu(&d, threads, COMPUTE_F32, &e));
+    vit *m = open_dict(&d, &small);
+    param_set ps = {0};
+    ASSERT_OK(vit_train(m, &(peft_spec){METHOD_APLA, 0, 1, false}, &ps, &e));
+    bench k;
+    bench_open(&k, m, images, H, W, keep);
+    bench_fill(&k, m, 5);
+    size_t n = images * k.a.T * 32;
+    float *y = forward(m, VIT_STUDENT, &k, NULL, true);
+    memcpy(out, y, n * sizeof *y);
+    if (keep == VIT_GRAD) {
+        d.op->upload(&d, k.a.dout, y, n * sizeof *y);
+        vit_bwd(m, &k.a, NULL, k.mask);
+        for (size_t i = 0; i < ps.n; i++) {
+            d.op->download(&d, grad, ps.p[i].grad, ps.p[i].rows * ps.p[i].cols * sizeof *grad);
+            grad += ps.p[i].rows * ps.p[i].cols;
+        }
+    }
+    ASSERT_OK(device_sync(&d, &e));
+    free(y);
+    bench_close(&k, m);
+    param_set_free(&d, &ps);
+    vit_close(m);
+    device_close(&d);
+    return n;
+}
+
+static void tiles_are_not_seen(void **state)
+{
+    (void)state;
+    enum { MOST = 53, GRADS = 2 * (32 * 32 + 32) };
+    static const struct {
+        int threads;
+        size_t images;
+    } table[] = {{1, 1}, {1, 5}, {2, 3}, {2, MOST}, {3, 7}, {4, MOST}, {4, 5}, {7, MOST}};
+    size_t most = MOST * 17 * 32, n;
+    float *all = malloc(most * sizeof *all), *out = malloc(most * sizeof *out);
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        float expected[GRADS], grad[GRADS];
+        n = tiled(1, table[i].images, VIT_GRAD, all, expected);
+        assert_int_equal(tiled(table[i].threads, table[i].images, VIT_GRAD, out, grad), n);
+        assert_true(worst_ratio(out, all, n) < 1e-5);
+        assert_true(worst_ratio(grad, expected, GRADS) < 1e-5);
+        tiled(table[i].threads, table[i].images, VIT_INFER, out, NULL);
+        assert_true(worst_ratio(out, all, n) < 1e-5);
+    }
+    free(all);
+    free(out);
+}
+
 /* In bf16 the gradients point where fp32's do. */
 static void gradients_bf16(void **state)
 {
@@ -526,7 +581,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(real_model),   cmocka_unit_test(passes_agree),        cmocka_unit_test(images_are_independent),
         cmocka_unit_test(plan_refuses), cmocka_unit_test(rows_are_drawn_once), cmocka_unit_test(teacher_has_its_own),
-        cmocka_unit_test(gradients),    cmocka_unit_test(gradients_bf16),
+        cmocka_unit_test(gradients),    cmocka_unit_test(gradients_bf16),      cmocka_unit_test(tiles_are_not_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
