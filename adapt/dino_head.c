@@ -218,7 +218,7 @@ err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uin
     if (n < 2) FAIL(e, EMPTY, "the head cannot be initialised on %zu tokens", n);
     rng r = rng_at(seed, RNG_HEAD, 1, 0);
     float *in = malloc(n * widest * sizeof *in), *out = malloc(n * widest * sizeof *out);
-    float *w = malloc(widest * widest * sizeof *w), *b = calloc(widest, sizeof *b), *v = malloc(K * Z * sizeof *v);
+    float *w = calloc(widest * widest, sizeof *w), *b = calloc(widest, sizeof *b), *v = malloc(K * Z * sizeof *v);
     err_code rc = ERR_OK;
     if (!in || !out || !w || !b || !v) FAIL_DONE(rc, e, NOMEM, "no memory to initialise the head");
     memcpy(in, x, n * h->config.in * sizeof *in);

@@ -18,6 +18,8 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     *s = (ssl_data){.c = c, .o = o, .order_epoch = UINT64_MAX};
     if (o->batch < 1 || o->locals < 0 || o->global_size < k->patch)
         FAIL(e, USAGE, "adapt: batch %d, %d local crops, %d pixels", o->batch, o->locals, o->global_size);
+    if (o->mask_ratio[0] > o->mask_ratio[1])
+        FAIL(e, USAGE, "adapt: mask ratios from %g to %g", (double)o->mask_ratio[0], (double)o->mask_ratio[1]);
     if (o->batch > SSL_MASK_CROPS / 2) FAIL(e, LIMIT, "adapt: a batch of %d; at most %d", o->batch, SSL_MASK_CROPS / 2);
     s->frames = malloc((c->n_frames + 1) * sizeof *s->frames);
     s->order = malloc((c->n_frames + 1) * sizeof *s->order);

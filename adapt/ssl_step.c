@@ -84,8 +84,8 @@ static void fill_pairs(ssl_step *s)
     size_t B = s->config.batch, L = s->config.locals, rows = 2 * B + L * B;
     int32_t *pair = s->host_pair;
     float *weight = s->host_weight, w = s->config.dino / (float)(B * (2 * L + 2));
-    for (size_t i = 0; i < rows; i++) {
-        int32_t b = (int32_t)(i % B), other = (int32_t)B;
+    int32_t b = 0, other = (int32_t)B;
+    for (size_t i = 0; i < rows; i++, b = b + 1 == other ? 0 : b + 1) {
         bool global = i < 2 * B;
         pair[2 * i] = !global ? b : i < B ? b + other : b;
         pair[2 * i + 1] = global ? -1 : b + other;

@@ -68,14 +68,16 @@ err_code csv_read(csv *t, const char *path, err *e)
     err_code rc;
     struct csv_parser parser;
     TRY(file_read(path, CSV_BYTES_MAX, &text, &bytes, e));
-    if (csv_init(&parser, CSV_APPEND_NULL)) {
+    if (csv_init(&parser, CSV_APPEND_NULL | CSV_STRICT | CSV_STRICT_FINI)) {
         free(text);
         FAIL(e, NOMEM, "no memory for the CSV parser");
     }
+    if (memchr(text, 0, bytes)) FAIL_DONE(rc, e, FORMAT, "CSV holds NUL bytes: is it UTF-16?");
     size_t skip = bytes >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3) ? 3 : 0;
     size_t parsed = csv_parse(&parser, text + skip, bytes - skip, on_field, on_row, &b);
     if (parsed != bytes - skip || csv_fini(&parser, on_field, on_row, &b))
-        FAIL_DONE(rc, e, FORMAT, "CSV is malformed after %zu bytes (%zu rows)", parsed, b.rows);
+        FAIL_DONE(rc, e, FORMAT,
+                  "CSV is malformed behind row %zu: a quote that is not closed, or in the middle of a field", b.rows);
     if (b.no_memory || !size_mul(b.rows, b.widest, &cells))
         FAIL_DONE(rc, e, NOMEM, "no memory for %zu CSV rows", b.rows);
     if (b.rows == 0) FAIL_DONE(rc, e, EMPTY, "CSV file has no header row");

@@ -89,6 +89,7 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, c
     const options *o = s->o;
     char found[FILE_PATH_MAX];
     err why = {0};
+    *spec = (peft_spec){0};
     if (!adapter) adapter = options_text(o, "finetune.adapter");
     peft_method wanted = method_of(options_text(o, "finetune.method"));
     *adapted = strcmp(adapter, "none");

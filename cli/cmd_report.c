@@ -3,6 +3,7 @@
  * A report is written beside its place first: where the one that is there has the same SOP Instance UID (a function of
  * study, model and findings), it stays untouched. reports-<8 hex>.json in the predict run says that all were written.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include "cli/stage.h"
 #include "io/image.h"
 #include "pacs/report_sr.h"
+#include "pacs/uid.h"
 
 static sr_class class_of(const char *name)
 {
@@ -88,6 +90,7 @@ done:
 static bool is_done(const char *marker, const findings *f, report_outcome *out)
 {
     char path[FILE_PATH_MAX];
+    struct stat st;
     json_t *j = file_exists(marker) ? json_load_file(marker, 0, NULL) : NULL;
     size_t reports = (size_t)json_integer_value(json_object_get(j, "reports")), there = 0;
     size_t impossible = (size_t)json_integer_value(json_object_get(j, "no_report_possible")),
@@ -95,12 +98,25 @@ static bool is_done(const char *marker, const findings *f, report_outcome *out)
     bool done = j != NULL;
     json_decref(j);
     for (size_t i = 0; i < f->n_studies && done; i++)
-        there += !file_path(path, NULL, "%s/%s.dcm", out->folder, f->studies[i].study_key) && file_exists(path);
+        there += !file_path(path, NULL, "%s/%s.dcm", out->folder, f->studies[i].study_key) && !stat(path, &st) &&
+                 st.st_size > 0;
     if (!done || there != reports) return false;
     out->kept = reports;
     out->impossible = impossible;
     out->failed = failed;
     return true;
+}
+
+/* Markers of calls with other options say nothing true any more once reports are about to be replaced. */
+static void unmark(const char *marker)
+{
+    char folder[FILE_PATH_MAX], path[FILE_PATH_MAX];
+    const char *slash = strrchr(marker, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - marker) : 1, slash ? marker : ".");
+    DIR *d = opendir(folder);
+    for (struct dirent *f; d && (f = readdir(d));)
+        if (!strncmp(f->d_name, "reports-", 8) && !file_path(path, NULL, "%s/%s", folder, f->d_name)) unlink(path);
+    if (d) closedir(d);
 }
 
 static err_code mark(const char *marker, const report_outcome *out, err *e)
@@ -131,6 +147,9 @@ err_code cmd_report_stage(stage *s, const char *from, report_outcome *out, err *
     findings f;
     err why = {0};
     *out = (report_outcome){.written = 0};
+    char uid[UID_MAX];
+    if (how.organisation_root && uid_derive(uid, how.organisation_root, &why, "try", NULL))
+        return stage_blame("--uid-root", how.organisation_root, &why, e);
     if (!from) from = options_text(o, "report.findings");
     if (!*from) {
         TRY(stage_newest(s, "predict", "findings.jsonl", NULL, NULL, newest, e));
@@ -146,6 +165,7 @@ err_code cmd_report_stage(stage *s, const char *from, report_outcome *out, err *
             rc = file_mkdirs(out->folder, e);
             if (!rc && chmod(out->folder, 0700)) /* reports name patients */
                 rc = err_errno(e, errno, __FILE__, __LINE__, "cannot keep the reports' folder to its owner");
+            unmark(marker);
             if (!rc) rc = write_all(s, &f, &how, out, e);
             if (!rc) rc = mark(marker, out, e);
         }

@@ -131,6 +131,13 @@ static void quiet_openmp(char **argv)
     execv(self, argv); /* where that cannot be done, nothing is lost but speed */
 }
 
+static int printed(void)
+{
+    if (!fflush(stdout) && !ferror(stdout)) return STATUS_DONE;
+    fputs("radapt: standard output cannot be written\n", stderr);
+    return STATUS_FAILED;
+}
+
 int main(int argc, char **argv)
 {
     quiet_openmp(argv);
@@ -146,11 +153,11 @@ int main(int argc, char **argv)
     }
     if (!strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h")) {
         overview(stdout);
-        return STATUS_DONE;
+        return printed();
     }
     if (!strcmp(name, "--version") || !strcmp(name, "version")) {
         puts("radapt " RADAPT_VERSION);
-        return STATUS_DONE;
+        return printed();
     }
     for (int i = 0; i < COMMANDS; i++) {
         names[i] = commands[i].name;

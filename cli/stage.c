@@ -54,12 +54,28 @@ static void remove_temporary(const stage *s)
     rmdir(s->work);
 }
 
+/* What a killed run left of files it was writing, in our own folders alone: the export may lie in the work directory.
+ */
+static err_code sweep(const stage *s, err *e)
+{
+    static const char *const ours[] = {"frames", "runs", "reports"};
+    char path[FILE_PATH_MAX];
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+        TRY(file_path(path, e, "%s/%s", s->work, ours[i]));
+        if (file_exists(path)) TRY(file_sweep(path, e));
+    }
+    return ERR_OK;
+}
+
 err_code stage_open(stage *s, const options *o, stage_mode mode, err *e)
 {
     char path[FILE_PATH_MAX];
     err why = {0};
     *s = (stage){.o = o};
     TRY(file_path(s->work, e, "%s", options_text(o, "work")));
+    json_t *name = json_string(s->work);
+    json_decref(name);
+    if (!name && options_flag(o, "json")) FAIL(e, USAGE, "--json: the work directory's name is not UTF-8");
     TRY(file_path(path, e, "%s/catalogue.db", s->work));
     if (!file_exists(path)) {
         if (mode == STAGE_NEEDS_CATALOGUE)
@@ -70,7 +86,7 @@ err_code stage_open(stage *s, const options *o, stage_mode mode, err *e)
         if (s->temporary) remove_temporary(s);
         return stage_blame("work directory", s->work, &why, e);
     }
-    err_code rc = file_sweep(s->work, e); /* the catalogue is locked: nobody else is at work here */
+    err_code rc = sweep(s, e); /* the catalogue is locked: nobody else is at work here */
     if (rc) stage_close(s);
     return rc;
 }

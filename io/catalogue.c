@@ -160,6 +160,9 @@ err_code catalogue_open(catalogue **out, const char *work, err *e)
     TRY_DONE(rc, catalogue_begin(c, e)); /* tables and key at once, or neither */
     TRY_DONE(rc, catalogue_exec(c, schema, "creating tables", e));
     TRY_DONE(rc, load_secret(c, e));
+    TRY_DONE(rc, catalogue_exec(c, /* where catalogue.db was lost, files are not known any more */
+                                "DELETE FROM ident.file WHERE reason='' AND instance NOT IN (SELECT key FROM instance)",
+                                "matching the databases", e));
     TRY_DONE(rc, catalogue_commit(c, e));
     *out = c;
     return ERR_OK;
@@ -189,17 +192,34 @@ err_code catalogue_commit(catalogue *c, err *e)
     return rc;
 }
 
+/* The path under which an instance was first seen; empty if none. */
+static err_code path_of(catalogue *c, const char *instance, char out[FILE_PATH_MAX], err *e)
+{
+    sqlite3_stmt *s;
+    out[0] = 0;
+    TRY(catalogue_query(c, &s, e, "SELECT path FROM ident.file WHERE instance=? AND reason='' ORDER BY path LIMIT 1",
+                        instance, NULL));
+    if (sqlite3_step(s) == SQLITE_ROW) snprintf(out, FILE_PATH_MAX, "%s", (const char *)sqlite3_column_text(s, 0));
+    sqlite3_finalize(s);
+    return ERR_OK;
+}
+
 bool catalogue_knows(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns)
 {
     sqlite3_stmt *s;
     if (catalogue_query(c, &s, NULL,
-                        "SELECT size, mtime FROM ident.file WHERE path=? AND"
+                        "SELECT size, mtime, reason, instance FROM ident.file WHERE path=? AND"
                         " reason NOT IN ('io','no-memory','no-space','unreadable')", /* may go better next time */
                         path, NULL))
         return false;
     bool known = sqlite3_step(s) == SQLITE_ROW && (uint64_t)sqlite3_column_int64(s, 0) == size_bytes &&
                  sqlite3_column_int64(s, 1) == mtime_ns;
+    char kept[FILE_PATH_MAX], key[KEY_HEX] = "";
+    const char *reason = known ? (const char *)sqlite3_column_text(s, 2) : "";
+    if (!strcmp(reason, "duplicate") || !strcmp(reason, "conflict"))
+        snprintf(key, sizeof key, "%s", (const char *)sqlite3_column_text(s, 3));
     sqlite3_finalize(s);
+    if (*key) known = !path_of(c, key, kept, NULL) && *kept && file_exists(kept); /* else it is this file's turn */
     return known;
 }
 
@@ -249,18 +269,6 @@ static err_code record_file(catalogue *c, const char *path, uint64_t size_bytes,
     sqlite3_bind_int64(s, 7, mtime_ns);
     TRY(run(c, s, "recording a file", e));
     return *before && (!instance || strcmp(before, instance) != 0) ? drop_orphan(c, before, e) : ERR_OK;
-}
-
-/* The path under which an instance was first seen; empty if none. */
-static err_code path_of(catalogue *c, const char *instance, char out[FILE_PATH_MAX], err *e)
-{
-    sqlite3_stmt *s;
-    out[0] = 0;
-    TRY(catalogue_query(c, &s, e, "SELECT path FROM ident.file WHERE instance=? AND reason='' ORDER BY path LIMIT 1",
-                        instance, NULL));
-    if (sqlite3_step(s) == SQLITE_ROW) snprintf(out, FILE_PATH_MAX, "%s", (const char *)sqlite3_column_text(s, 0));
-    sqlite3_finalize(s);
-    return ERR_OK;
 }
 
 static err_code insert_instance(catalogue *c, const char *key, const image_header *h, err *e)
@@ -315,10 +323,11 @@ err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int6
     }
     if (*other && strcmp(other, path)) { /* moved: what was recorded under the old path goes */
         sqlite3_stmt *s;
+        bool same = catalogue_knows(c, other, size_bytes, mtime_ns);
         TRY(catalogue_query(c, &s, e, "DELETE FROM ident.file WHERE path=?", other, NULL));
         TRY(run(c, s, "forgetting a moved file", e));
-        TRY(record_file(c, path, size_bytes, mtime_ns, key, NULL, NULL, e));
-        return ERR_OK;
+        if (same) return record_file(c, path, size_bytes, mtime_ns, key, NULL, NULL, e);
+        TRY(drop_orphan(c, key, e)); /* it is not the same file any more: nothing of it stays */
     }
     TRY(record_file(c, path, size_bytes, mtime_ns, key, NULL, NULL, e));
     return insert_instance(c, key, h, e);

@@ -91,7 +91,7 @@ static _Noreturn void worker_main(int fd, pid_t parent, const decode_limits *l, 
     prctl(PR_SET_PDEATHSIG, SIGKILL);  /* the parent's death ends us */
     if (getppid() != parent) _exit(1); /* it died before we asked */
     signal(SIGINT, SIG_IGN);           /* the parent decides when to stop */
-    signal(SIGTERM, SIG_DFL);
+    signal(SIGTERM, SIG_IGN);          /* ... also where a scheduler tells all of its group */
     struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none); /* a core dump would hold patients' pixels */
 #if !defined(__SANITIZE_ADDRESS__)
@@ -180,6 +180,7 @@ static err_code collect(crew *c, worker *w, bool timed_out, err *e)
     if (!good) {
         bool late = timed_out || progress_clock() >= w->deadline;
         int sig = end(w, true);
+        TRY(stop_check(e)); /* whoever stops the program may have stopped the decoder: no fault of the file's */
         if (late)
             err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "decoding took too long");
         else

@@ -41,6 +41,13 @@ err_code load(DcmFileFormat &file, const char *path, err *e)
     return ERR_OK;
 }
 
+/* A UID that the record would have to cut is another UID (PS3.5 9.1: 64 characters at most). */
+bool uid_too_long(DcmItem &d, const DcmTagKey &tag)
+{
+    OFString s;
+    return d.findAndGetOFStringArray(tag, s).good() && s.size() > 64;
+}
+
 /* First value of a string attribute, trailing blanks removed; cut at the record's size. */
 template <size_t N> void text(DcmItem &d, const DcmTagKey &tag, char (&out)[N])
 {
@@ -274,6 +281,9 @@ extern "C" err_code dicom_read_header(const char *path, image_header *h, err *e)
              * (report_sr). */
             std::strcpy(h->character_set, "unknown");
         }
+        if (uid_too_long(d, DCM_StudyInstanceUID) || uid_too_long(d, DCM_SeriesInstanceUID) ||
+            uid_too_long(d, DCM_SOPInstanceUID))
+            FAIL(e, FORMAT, "DICOM: a UID of more than 64 characters");
         text(d, DCM_PatientID, h->patient_id);
         text(d, DCM_IssuerOfPatientID, h->patient_id_issuer);
         text(d, DCM_PatientName, h->patient_name);

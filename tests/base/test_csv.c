@@ -89,10 +89,10 @@ static void unusable(void **state)
     assert_int_equal(csv_read(&t, "no-such-file.csv", &e), ERR_NOTFOUND);
     assert_null(t.cells);
     csv_close(&t);
-    static const char nul[] = "a,b\n1\0002,3\n"; /* a NUL ends the text of a cell, not the file */
-    assert_int_equal(read_text(&t, nul, sizeof nul - 1), ERR_OK);
-    assert_string_equal(csv_at(&t, 1, 1), "3");
-    csv_close(&t);
+    static const char nul[] = "a,b\n1\0002,3\n", utf16[] = "a\0,\0b\0", open_quote[] = "a,b\n1,\"2\n3,4\n";
+    assert_int_equal(read_text(&t, nul, sizeof nul - 1), ERR_FORMAT); /* it would end a cell's text, unseen */
+    assert_int_equal(read_text(&t, utf16, sizeof utf16 - 1), ERR_FORMAT);
+    assert_int_equal(read_text(&t, open_quote, sizeof open_quote - 1), ERR_FORMAT); /* all rows behind it would go */
 }
 
 static void written_is_read(void **state)

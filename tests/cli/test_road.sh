@@ -212,6 +212,47 @@ if [ "$(id -u)" != 0 ]; then
     expect 2 "nothing readable" "$radapt" scan locked -w w3
 fi
 
+printf 'study_uid,label\n"1.2.3,a\n1.2.4,b\n' >quote.csv
+expect 1 "a quote that is not closed" "$radapt" finetune -w work -c tiny.yaml --labels quote.csv
+one_line
+printf 'study_uid,label\n1.2.3,a\0b\n' >nul.csv
+expect 1 "a NUL among labels" "$radapt" finetune -w work -c tiny.yaml --labels nul.csv
+one_line
+expect 64 "no UID root" "$radapt" report -w work -c tiny.yaml --uid-root 1.2.3.
+one_line
+expect 64 "ratios in the wrong order" "$radapt" adapt -w work -c tiny.yaml --mask-ratio 0.9,0.1
+one_line
+expect 1 "no room for the version" bash -c '"$0" --version >/dev/full' "$radapt"
+one_line
+
+echo "== reports are what was asked for, whole"
+cp -a work other
+expect 0 "another class" "$radapt" report -w other -c tiny.yaml --sr-class enhanced
+expect 0 "and back" "$radapt" report -w other -c tiny.yaml
+dcmdump +P 0008,0016 "$(echo other/reports/*.dcm | cut -d' ' -f1)" | grep -q Comprehensive3DSR || fail "the old reports stayed"
+: >"$(echo other/reports/*.dcm | cut -d' ' -f1)"
+expect 0 "an emptied report comes back" "$radapt" report -w other -c tiny.yaml
+[ -z "$(find other/reports -empty -name '*.dcm')" ] || fail "an empty report stayed"
+
+echo "== the export is never written, even inside the work directory"
+mkdir -p inside/export
+cp "$(find export -name IM000000 | head -n 1)" inside/export/scan.tmp-20240101
+(cd inside && "$radapt" scan export -w . -q) >out 2>log || fail "scan: $(cat log)"
+[ -f inside/export/scan.tmp-20240101 ] || fail "a file of the export is gone"
+
+echo "== a stop that reaches the decoders too"
+for delay in 0.1 0.2 0.4 0.6; do
+    rm -rf group && cp -a base group
+    setsid "$radapt" prepare -w group -c tiny.yaml -q >out 2>log &
+    pid=$!
+    sleep $delay
+    kill -TERM -- -$pid 2>/dev/null
+    wait $pid
+    ! grep -q "crashed" group/quarantine.csv || fail "stopped decoders count as crashed"
+    expect 3 "prepare after it" "$radapt" prepare -w group -c tiny.yaml
+    ! grep -q "crashed" group/quarantine.csv || fail "stopped decoders count as crashed"
+done
+
 echo "== a full disk loses nothing"
 for kib in 1 40 300; do
     cp -a base full

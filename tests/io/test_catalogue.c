@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <sqlite3.h>
 
 #include "base/csv.h"
 #include "base/file.h"
@@ -279,6 +280,53 @@ static void test_duplicates(void **state)
     catalogue_close(c);
 }
 
+/* A copy takes the place of the file that was kept, once that is gone; a file that moved and is not the same any more
+ * is read anew; and where catalogue.db was lost, nothing is taken for known. */
+static void test_second_choice(void **state)
+{
+    (void)state;
+    catalogue *c = open_it();
+    err e = {0};
+    char path[FILE_PATH_MAX], b[FILE_PATH_MAX];
+    image_header h = header("7", 1, 1, 1);
+    snprintf(path, sizeof path, "%s/first", folder);
+    put_file(path, "one");
+    add(c, "first", &h, NULL);
+    snprintf(b, sizeof b, "%s/second", folder);
+    put_file(b, "one");
+    add(c, "second", &h, NULL);
+    assert_true(catalogue_knows(c, b, 100, 5)); /* a duplicate stays one ... */
+    assert_int_equal(unlink(path), 0);
+    assert_false(catalogue_knows(c, b, 100, 5)); /* ... as long as there is the other */
+    add(c, "second", &h, NULL);
+    catalogue_counts n = count(c);
+    assert_int_equal(n.found, 1);
+    assert_int_equal(n.aside, 0);
+
+    snprintf(h.modality, sizeof h.modality, "MR"); /* moved and changed: another size */
+    assert_int_equal(unlink(b), 0);
+    snprintf(path, sizeof path, "%s/third", folder);
+    assert_int_equal(catalogue_begin(c, &e), ERR_OK);
+    assert_int_equal(catalogue_add(c, path, 77, 1, &h, NULL, NULL, &e), ERR_OK);
+    assert_int_equal(catalogue_commit(c, &e), ERR_OK);
+    sqlite3 *db;
+    sqlite3_stmt *q;
+    catalogue_close(c);
+    snprintf(path, sizeof path, "%s/catalogue.db", work);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(db, "SELECT modality FROM instance", -1, &q, 0), SQLITE_OK);
+    assert_int_equal(sqlite3_step(q), SQLITE_ROW);
+    assert_string_equal((const char *)sqlite3_column_text(q, 0), "MR");
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+
+    assert_int_equal(unlink(path), 0); /* catalogue.db is lost */
+    c = open_it();
+    snprintf(path, sizeof path, "%s/third", folder);
+    assert_false(catalogue_knows(c, path, 77, 1));
+    catalogue_close(c);
+}
+
 static void test_changed_files(void **state)
 {
     (void)state;
@@ -498,8 +546,8 @@ static void test_damage(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-    const struct CMUnitTest tests[] = {T(test_states),        T(test_private),   T(test_duplicates),
-                                       T(test_changed_files), T(test_labels),    T(test_study),
-                                       T(test_kill),          T(test_full_disk), T(test_damage)};
+    const struct CMUnitTest tests[] = {
+        T(test_states), T(test_private), T(test_duplicates), T(test_second_choice), T(test_changed_files),
+        T(test_labels), T(test_study),   T(test_kill),       T(test_full_disk),     T(test_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
