@@ -8,6 +8,7 @@
  * A block goes over the batch in tiles of an image or a few: all its ops on one tile, then the next. A tile's
  * activations and the block's weights stay in a core's cache, and cores meet once a block instead of once an op. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/op_cpu.h"
 #include "model/vit_impl.h"
@@ -108,14 +109,15 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     size_t p = (size_t)v->c.patch, C = (size_t)v->c.dim, F = (size_t)v->c.hidden, ct = v->d->ct_bytes;
     if (!B || !height || !width || height % p || width % p)
         FAIL(e, SHAPE, "%zu images of %zux%zu do not divide into patches of %zu", B, width, height, p);
-    if (a->impl && (a->B != B || a->height != height || a->width != width || a->keep != keep)) vit_pass_fini(a);
-    a->B = B;
-    a->height = height;
-    a->width = width;
-    a->keep = keep;
-    a->P = height / p * (width / p);
-    a->T = 1 + (size_t)v->c.registers + a->P;
-    if (!a->impl) {
+    bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep;
+    if (!same) {
+        vit_pass_fini(a);
+        a->B = B;
+        a->height = height;
+        a->width = width;
+        a->keep = keep;
+        a->P = height / p * (width / p);
+        a->T = 1 + (size_t)v->c.registers + a->P;
         err_code rc = make_impl(a, v, e);
         if (rc) {
             vit_pass_fini(a);
@@ -189,7 +191,7 @@ void vit_pass_fini(vit_pass *a)
         free(k->wx);
         free(k);
     }
-    *a = (vit_pass){0};
+    memset(a, 0, sizeof *a);
 }
 
 void vit_patches(vit *m, vit_who who, vit_pass *a, const dv *pixels)

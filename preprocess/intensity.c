@@ -88,8 +88,8 @@ static void colours(float *planes, size_t pixels, const crop_params *p)
 /* scratch: a plane (size, size) and a row with RADIUS_MAX more on either side. */
 static void blur(float *x, int size, float sigma, float *scratch)
 {
-    int radius = (int)ceilf(3 * sigma);
-    float weight[2 * RADIUS_MAX + 1], sum = 0;
+    int radius = 3 * sigma < RADIUS_MAX ? (int)ceilf(3 * sigma) : RADIUS_MAX;
+    float weight[2 * RADIUS_MAX + 1] = {0}, sum = 0;
     size_t s = (size_t)size;
     float *plane = scratch, *row = scratch + s * s;
     for (int k = -radius; k <= radius; k++) sum += weight[k + radius] = expf(-0.5f * (float)(k * k) / (sigma * sigma));
