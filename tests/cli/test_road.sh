@@ -206,11 +206,23 @@ expect 1 "no such model" "$radapt" adapt -w work -c tiny.yaml --backbone vit-q/3
 one_line
 expect 1 "standard output full" bash -c '"$0" inspect "$1" >/dev/full' "$radapt" "$(find export -name IM000000 | head -n 1)"
 one_line
-if [ "$(id -u)" != 0 ]; then
-    cp -a export locked
-    chmod 000 locked/*/* 2>/dev/null
-    expect 2 "nothing readable" "$radapt" scan locked -w w3
-fi
+nobody=() # root reads everything: someone else looks then
+[ "$(id -u)" != 0 ] || nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+chmod 755 .
+mkdir -m 777 locked
+cp -a export locked/
+cp "$radapt" locked/radapt
+shut=$(find locked/export -name IM000000 | head -n 1)
+chmod 000 "$shut"
+expect 3 "an unreadable file" "${nobody[@]}" locked/radapt scan locked/export -w locked/w
+grep -q "$shut,.*Permission denied" locked/w/quarantine.csv || fail "the unreadable file is not listed"
+chmod 644 "$shut"
+expect 3 "it can be read now" "${nobody[@]}" locked/radapt scan locked/export -w locked/w
+says "1 taken" out
+chmod 000 locked/export
+expect 1 "a folder that cannot be read" "${nobody[@]}" locked/radapt scan locked/export -w locked/w2
+one_line
+chmod 755 locked/export
 
 printf 'study_uid,label\n"1.2.3,a\n1.2.4,b\n' >quote.csv
 expect 1 "a quote that is not closed" "$radapt" finetune -w work -c tiny.yaml --labels quote.csv
