@@ -178,6 +178,16 @@ static void config_hash(run *r)
     hash_hex(h, r->hash);
 }
 
+enum { CENTERS = 2 };
+
+/* What a checkpoint holds beside the params. */
+static void centers(const run *r, checkpoint_extra out[CENTERS])
+{
+    static const char *const names[CENTERS] = {"center.class", "center.patch"};
+    for (int i = 0; i < CENTERS; i++)
+        out[i] = (checkpoint_extra){names[i], r->step.center[i], r->step.config.head.prototypes};
+}
+
 /* The whole state: weights, teacher, Adam's moments, centres, and the loop's numbers in one text, exact in both
  * directions. */
 static err_code save_state(run *r, const char *path, err *e)
@@ -190,11 +200,11 @@ static err_code save_state(run *r, const char *path, err *e)
              r->evaluated, r->best_step, r->lr_factor, r->roll_backs, r->bad_steps, t->rolled_back, t->seconds,
              t->loss_first, t->loss_last, t->knn_start, t->knn_best, t->rank_start, t->rank_best, metrics_bytes);
     const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/2"}, {"config", r->hash}, {"state", state}};
-    size_t K = r->step.config.head.prototypes;
-    const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
+    checkpoint_extra extra[CENTERS];
+    centers(r, extra);
     if (metrics_bytes < 0 || fflush(r->metrics) || fdatasync(fileno(r->metrics)))
         FAIL_ERRNO(e, "adapt: metrics.jsonl cannot be written");
-    return checkpoint_write(path, r->step.d, &r->ps, true, false, extra, 2, meta, sizeof meta / sizeof *meta, e);
+    return checkpoint_write(path, r->step.d, &r->ps, true, false, extra, CENTERS, meta, sizeof meta / sizeof *meta, e);
 }
 
 static err_code best_path(const run *r, uint64_t step, char out[FILE_PATH_MAX], err *e)
@@ -227,9 +237,9 @@ static err_code keep_best(run *r, err *e)
 
 static err_code load_tensors(run *r, const safetensors *s, err *e)
 {
-    size_t K = r->step.config.head.prototypes;
-    const checkpoint_extra extra[] = {{"center.class", r->step.center[0], K}, {"center.patch", r->step.center[1], K}};
-    TRY(checkpoint_load(s, r->step.d, &r->ps, true, extra, 2, e));
+    checkpoint_extra extra[CENTERS];
+    centers(r, extra);
+    TRY(checkpoint_load(s, r->step.d, &r->ps, true, extra, CENTERS, e));
     ssl_step_refresh(&r->step);
     return ERR_OK;
 }

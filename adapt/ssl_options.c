@@ -46,26 +46,14 @@ void ssl_defaults(ssl_options *o)
     augment_defaults(&o->augment);
 }
 
-/* Everything at the rate of a few projections destroys the features (facts: continued training). */
-static void slow_down_full(ssl_options *o)
+static void essa(ssl_options *o)
 {
-    if (o->peft.method == METHOD_FULL) o->lr *= 0.1f;
-}
-
-err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e)
-{
-    ssl_defaults(o);
-    o->peft.method = method;
-    slow_down_full(o);
-    if (!strcmp(name, "default")) return ERR_OK;
-    if (strcmp(name, "essa") != 0) FAIL(e, USAGE, "no such recipe (there are: default, essa)");
     o->epochs = 300;
     o->warmup_epochs = 10;
     o->head_warmup_epochs = 0;
     o->batch = 256;
     o->locals = 8;
     o->lr = o->head_lr = 1e-3f;
-    slow_down_full(o);
     o->momentum = 0.994f;
     o->teacher_temp_epochs = 30;
     o->hidden = 2048;
@@ -75,5 +63,17 @@ err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e
     o->freeze_prototypes_epochs = 1;
     o->evaluate_epochs = 0.5;
     augment_essa(&o->augment);
+}
+
+err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e)
+{
+    ssl_defaults(o);
+    if (!strcmp(name, "essa"))
+        essa(o);
+    else if (strcmp(name, "default") != 0)
+        FAIL(e, USAGE, "no such recipe (there are: default, essa)");
+    o->peft.method = method;
+    /* Everything at the rate of a few projections destroys the features (facts: continued training). */
+    if (method == METHOD_FULL) o->lr *= 0.1f;
     return ERR_OK;
 }

@@ -199,7 +199,7 @@ static err_code path_of(catalogue *c, const char *instance, char out[FILE_PATH_M
     out[0] = 0;
     TRY(catalogue_query(c, &s, e, "SELECT path FROM ident.file WHERE instance=? AND reason='' ORDER BY path LIMIT 1",
                         instance, NULL));
-    if (sqlite3_step(s) == SQLITE_ROW) snprintf(out, FILE_PATH_MAX, "%s", (const char *)sqlite3_column_text(s, 0));
+    if (sqlite3_step(s) == SQLITE_ROW) catalogue_text(out, FILE_PATH_MAX, s, 0);
     sqlite3_finalize(s);
     return ERR_OK;
 }
@@ -216,8 +216,7 @@ bool catalogue_knows(catalogue *c, const char *path, uint64_t size_bytes, int64_
                  sqlite3_column_int64(s, 1) == mtime_ns;
     char kept[FILE_PATH_MAX], key[KEY_HEX] = "";
     const char *reason = known ? (const char *)sqlite3_column_text(s, 2) : "";
-    if (!strcmp(reason, "duplicate") || !strcmp(reason, "conflict"))
-        snprintf(key, sizeof key, "%s", (const char *)sqlite3_column_text(s, 3));
+    if (!strcmp(reason, "duplicate") || !strcmp(reason, "conflict")) catalogue_text(key, sizeof key, s, 3);
     sqlite3_finalize(s);
     if (*key) known = !path_of(c, key, kept, NULL) && *kept && file_exists(kept); /* else it is this file's turn */
     return known;
@@ -258,7 +257,7 @@ static err_code record_file(catalogue *c, const char *path, uint64_t size_bytes,
     const char *slash = strrchr(path, '/');
     c->took = !reason || !*reason;
     TRY(catalogue_query(c, &s, e, "SELECT instance FROM ident.file WHERE path=? AND reason=''", path, NULL));
-    if (sqlite3_step(s) == SQLITE_ROW) snprintf(before, sizeof before, "%s", (const char *)sqlite3_column_text(s, 0));
+    if (sqlite3_step(s) == SQLITE_ROW) catalogue_text(before, sizeof before, s, 0);
     sqlite3_finalize(s);
     TRY(catalogue_query(c, &s, e,
                         "INSERT OR REPLACE INTO ident.file(path,name,instance,reason,detail,size,mtime)"

@@ -95,6 +95,14 @@ static void unpack(const call *c, dv *rows, const dv *packed, size_t width, size
     repack(c, UNPACK, (dv *)(uintptr_t)packed, rows, width, at, first, n);
 }
 
+static void pack_qkv(const call *k, const chunk *c, const dv *qkv, size_t first, size_t n)
+{
+    size_t C = k->H * k->D;
+    pack(k, c->q, qkv, 3 * C, 0, first, n);
+    pack(k, c->k, qkv, 3 * C, C, first, n);
+    pack(k, c->v, qkv, 3 * C, 2 * C, first, n);
+}
+
 /* Strides of the (pair, row, column) view of packed matrices of `rows` x `columns`. */
 static void strides(size_t out[3], size_t rows, size_t columns, bool transposed)
 {
@@ -157,9 +165,7 @@ void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, si
     chunk c = lay_out(work, k.step, T, D, d->ct_bytes, false);
     for (size_t first = 0; first < B * H; first += k.step) {
         size_t n = B * H - first < k.step ? B * H - first : k.step;
-        pack(&k, c.q, qkv, 3 * C, 0, first, n);
-        pack(&k, c.k, qkv, 3 * C, C, first, n);
-        pack(&k, c.v, qkv, 3 * C, 2 * C, first, n);
+        pack_qkv(&k, &c, qkv, first, n);
         product(&k, c.s, c.q, c.k, n, SCORES);
 #pragma omp parallel for schedule(static)
         for (size_t r = 0; r < n * T; r++) {
@@ -200,9 +206,7 @@ void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, con
     chunk c = lay_out(work, k.step, T, D, d->ct_bytes, true);
     for (size_t first = 0; first < B * H; first += k.step) {
         size_t n = B * H - first < k.step ? B * H - first : k.step;
-        pack(&k, c.q, qkv, 3 * C, 0, first, n);
-        pack(&k, c.k, qkv, 3 * C, C, first, n);
-        pack(&k, c.v, qkv, 3 * C, 2 * C, first, n);
+        pack_qkv(&k, &c, qkv, first, n);
         pack(&k, c.o, d_o, C, 0, first, n);
         deltas(&k, c.delta, d_o, o, first, n);
         product(&k, c.s, c.q, c.k, n, SCORES);

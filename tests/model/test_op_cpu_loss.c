@@ -1,65 +1,6 @@
 /* The objective's ops against plain double-precision versions, at odd shapes, in both compute types; gradients against
  * finite differences of those versions, so that a wrong derivation shows too. */
-#include <float.h>
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
-
-#include "base/rng.h"
-#include "model/op_cpu.h"
-
-#define ASSERT_OK(call)                                                                                                \
-    do {                                                                                                               \
-        err_code code_ = (call);                                                                                       \
-        if (code_) fail_msg("%s: %s", err_name(code_), e.msg);                                                         \
-    } while (0)
-
-static const compute_type types[] = {COMPUTE_F32, COMPUTE_AUTO}; /* AUTO: bf16 where the processor has it */
-
-static device open_device(compute_type ct)
-{
-    device d;
-    err e = {0};
-    ASSERT_OK(device_open_cpu(&d, 2, ct, &e));
-    return d;
-}
-
-/* n values: on the device as ct or f32, and the same (rounded as there) in double. */
-typedef struct {
-    dv *p;
-    double *v;
-    size_t n;
-    bool f32;
-} values;
-
-static values make(device *d, size_t n, uint64_t seed, double scale, bool f32)
-{
-    values t = {NULL, malloc((n + 1) * sizeof(double)), n, f32};
-    err e = {0};
-    assert_non_null(t.v);
-    ASSERT_OK(d->op->alloc(d, (n + 1) * sizeof(float), &t.p, &e));
-    rng r = rng_at(seed, RNG_TEST, 0, 0);
-    for (size_t i = 0; i < n; i++) {
-        float x = (float)scale * rng_normal(&r);
-        if (f32)
-            ((float *)t.p)[i] = x;
-        else
-            op_cpu_store(d, t.p, i, &x, 1);
-        if (!f32) op_cpu_load(d, &x, t.p, i, 1);
-        t.v[i] = x;
-    }
-    return t;
-}
-
-static void drop(device *d, values *t)
-{
-    d->op->free(d, t->p);
-    free(t->v);
-}
+#include "tests/model/op_values.h"
 
 static double at(const device *d, const values *t, size_t i)
 {
