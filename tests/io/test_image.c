@@ -41,7 +41,7 @@ static void element(buffer *b, unsigned group, unsigned tag, const char *vr, con
     memcpy(b->bytes + b->n, vr, 2);
     b->n += 2;
     size_t padded = (bytes + 1) & ~(size_t)1;
-    if (vr[0] == 'O' || !strcmp(vr, "SQ")) {
+    if (vr[0] == 'O' || !strcmp(vr, "SQ") || !strcmp(vr, "UN")) {
         u16(b, 0);
         u32(b, (uint32_t)padded);
     } else
@@ -56,10 +56,10 @@ static void string(buffer *b, unsigned group, unsigned tag, const char *vr, cons
     element(b, group, tag, vr, value, strlen(value));
 }
 
-static void us(buffer *b, unsigned group, unsigned tag, unsigned v)
+static void us(buffer *b, unsigned group, unsigned tag, const char *vr, unsigned v)
 {
     unsigned char two[2] = {(unsigned char)v, (unsigned char)(v >> 8)};
-    element(b, group, tag, "US", two, 2);
+    element(b, group, tag, vr, two, 2);
 }
 
 typedef struct {
@@ -69,10 +69,12 @@ typedef struct {
     size_t bytes;
     const char *extra_window; /* centre\width pairs: "40|400" */
     bool no_preamble;
+    bool unknown; /* patient, UIDs and shape with VR UN, as a gateway without a dictionary writes them */
 } recipe;
 
 static void make(buffer *b, const recipe *r)
 {
+#define VR(name) (r->unknown ? "UN" : (name))
     b->n = 0;
     if (!r->no_preamble) {
         memset(b->bytes, 0, 128);
@@ -87,29 +89,30 @@ static void make(buffer *b, const recipe *r)
     }
     string(b, 8, 0x05, "CS", "ISO_IR 100");
     string(b, 8, 0x16, "UI", "1.2.840.10008.5.1.4.1.1.2");
-    string(b, 8, 0x18, "UI", "1.2.3.4");
+    string(b, 8, 0x18, VR("UI"), "1.2.3.4");
     string(b, 8, 0x60, "CS", "CT");
-    string(b, 0x10, 0x10, "PN", "M\xfcller^J\xf6rg"); /* Latin-1 */
-    string(b, 0x10, 0x20, "LO", " 7 ");
-    string(b, 0x20, 0x0d, "UI", "1.2.3");
-    string(b, 0x20, 0x0e, "UI", "1.2.3.1");
-    us(b, 0x28, 2, r->samples ? r->samples : 1);
-    string(b, 0x28, 4, "CS", r->photometric ? r->photometric : "MONOCHROME2");
-    if (r->samples == 3) us(b, 0x28, 6, r->planar);
-    if (r->frames) string(b, 0x28, 8, "IS", r->frames);
-    us(b, 0x28, 0x10, r->rows);
-    us(b, 0x28, 0x11, r->columns);
-    us(b, 0x28, 0x100, r->allocated);
-    us(b, 0x28, 0x101, r->stored);
-    us(b, 0x28, 0x102, r->high);
-    us(b, 0x28, 0x103, r->is_signed);
+    string(b, 0x10, 0x10, VR("PN"), "M\xfcller^J\xf6rg"); /* Latin-1 */
+    string(b, 0x10, 0x20, VR("LO"), " 7 ");
+    string(b, 0x20, 0x0d, VR("UI"), "1.2.3");
+    string(b, 0x20, 0x0e, VR("UI"), "1.2.3.1");
+    us(b, 0x28, 2, VR("US"), r->samples ? r->samples : 1);
+    string(b, 0x28, 4, VR("CS"), r->photometric ? r->photometric : "MONOCHROME2");
+    if (r->samples == 3) us(b, 0x28, 6, VR("US"), r->planar);
+    if (r->frames) string(b, 0x28, 8, VR("IS"), r->frames);
+    us(b, 0x28, 0x10, VR("US"), r->rows);
+    us(b, 0x28, 0x11, VR("US"), r->columns);
+    us(b, 0x28, 0x100, VR("US"), r->allocated);
+    us(b, 0x28, 0x101, VR("US"), r->stored);
+    us(b, 0x28, 0x102, VR("US"), r->high);
+    us(b, 0x28, 0x103, VR("US"), r->is_signed);
     if (r->extra_window) {
         char center[64];
         snprintf(center, sizeof center, "%.*s", (int)strcspn(r->extra_window, "|"), r->extra_window);
-        string(b, 0x28, 0x1050, "DS", center);
-        string(b, 0x28, 0x1051, "DS", r->extra_window + strlen(center) + 1);
+        string(b, 0x28, 0x1050, VR("DS"), center);
+        string(b, 0x28, 0x1051, VR("DS"), r->extra_window + strlen(center) + 1);
     }
     if (r->pixels) element(b, 0x7fe0, 0x10, r->allocated > 8 ? "OW" : "OB", r->pixels, r->bytes);
+#undef VR
 }
 
 static char path[64];
@@ -230,8 +233,10 @@ static void test_layouts(void **state)
         size_t cells = 2 * r.samples;
         r.pixels = rows[i].pixels;
         r.bytes = r.photometric && !strcmp(r.photometric, "YBR_FULL_422") ? 4 : cells * r.allocated / 8;
-        for (int headless = 0; headless < 2; headless++) {
+        for (int form = 0; form < 3; form++) {
+            bool headless = form == 1;
             r.no_preamble = headless;
+            r.unknown = form == 2;
             make(&b, &r);
             put(b.bytes, b.n);
             image_header h;
@@ -250,6 +255,8 @@ static void test_layouts(void **state)
             assert_int_equal((h.quirks & QUIRK_NO_PREAMBLE) != 0, headless);
             assert_string_equal(h.patient_name, "M\xc3\xbcller^J\xc3\xb6rg"); /* UTF-8 */
             assert_string_equal(h.patient_id, "7");
+            assert_string_equal(h.study_uid, "1.2.3");
+            assert_string_equal(h.sop_uid, "1.2.3.4");
             image_close(im);
             image_header_fini(&h);
         }
