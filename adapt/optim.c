@@ -2,6 +2,8 @@
 #include "adapt/optim.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 float schedule_warm_cosine(float base, float last, uint64_t step, uint64_t warm, uint64_t total)
 {
@@ -19,6 +21,22 @@ float schedule_linear(float first, float last, uint64_t step, uint64_t over)
 {
     if (!over || step >= over) return last;
     return first + (last - first) * (float)step / (float)over;
+}
+
+int optim_layer(const char *name, int depth)
+{
+    static const char *const before[] = {"patch_embed.",    "pos_embed",  "cls_token",
+                                         "register_tokens", "mask_token", "prompt"};
+    if (!strncmp(name, "blocks.", 7)) return atoi(name + 7) + 1;
+    for (size_t i = 0; i < sizeof before / sizeof *before; i++)
+        if (!strncmp(name, before[i], strlen(before[i]))) return 0;
+    return depth + 1;
+}
+
+void optim_layer_decay(param_set *ps, int depth, float decay)
+{
+    for (size_t i = 0; i < ps->n; i++)
+        ps->p[i].lr_scale *= powf(decay, (float)(depth + 1 - optim_layer(ps->p[i].name, depth)));
 }
 
 err_code optim_init(optim *o, device *d, param_set *ps, float clip, err *e)

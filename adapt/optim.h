@@ -8,6 +8,13 @@ float schedule_warm_cosine(float base, float last, uint64_t step, uint64_t warm,
 float schedule_cosine(float first, float last, uint64_t step, uint64_t total);
 float schedule_linear(float first, float last, uint64_t step, uint64_t over);
 
+/* The layer of a DINOv2 name in a backbone of `depth` blocks: 0 for what is before the blocks (patch embedding,
+ * positions, tokens, prompts), i + 1 for block i, depth + 1 for the final norm and for all that is no backbone's. */
+int optim_layer(const char *name, int depth);
+/* Layer-wise learning-rate decay (Clark et al., ELECTRA, 2020; BEiT): lr_scale *= decay^(depth + 1 - layer). 1: none.
+ */
+void optim_layer_decay(param_set *ps, int depth, float decay);
+
 typedef struct optim {
     device *d;
     param_set *ps;
