@@ -50,6 +50,14 @@ bool file_exists(const char *path)
     return stat(path, &st) == 0;
 }
 
+err_code file_readable(const char *path, err *e)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) FAIL_ERRNO(e, "cannot open a file");
+    close(fd);
+    return ERR_OK;
+}
+
 err_code file_begin(file_writer **out, const char *path, err *e)
 {
     file_writer *w = calloc(1, sizeof *w);

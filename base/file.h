@@ -21,6 +21,9 @@ err_code file_path(char out[FILE_PATH_MAX], err *e, const char *fmt, ...) __attr
 /* mkdir -p, mode 0777 & ~umask. */
 err_code file_mkdirs(const char *path, err *e);
 bool file_exists(const char *path);
+/* Can it be opened now? A library that only says "cannot be read" leaves open whether the file is at fault or the want
+ * of a permission, a descriptor or a disk (ERR_IO, ERR_NOTFOUND, ERR_NOMEM). */
+err_code file_readable(const char *path, err *e);
 
 /* One atomic write: file_begin, write to f (stdio), file_commit or file_abandon. Both free w and set *w = NULL. */
 typedef struct file_writer {

@@ -5,6 +5,7 @@
  * one transaction: a kill loses at most that shard's work. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/log.h"
 #include "base/progress.h"
@@ -26,7 +27,8 @@ typedef struct {
     frame_store *store;
     pending_instance *pending;
     int store_size;
-    frame_info *frames; /* (n_frames) of the shard being filled */
+    decode_effort effort; /* what a decoder may take */
+    frame_info *frames;   /* (n_frames) of the shard being filled */
     size_t n_frames, frames_capacity;
     waiting *waiting; /* (n_waiting) instances of it */
     size_t n_waiting, waiting_capacity;
@@ -154,23 +156,35 @@ static err_code in_parent(void *ctx, size_t job, err_code code, const err *why, 
     const char *reason = code == ERR_LIMIT ? "too-large" : code ? err_name(code) : "no-frames";
     p->result->aside++;
     return catalogue_set_aside(p->s->cat, p->pending[job].instance_key, reason,
-                               code ? why->msg : "the decoder gave no frames", e);
+                               code ? why->msg : "the decoder gave no frames", &p->effort, e);
+}
+
+/* --memory-gib, or less where the system allows this process less. */
+static decode_effort effort_of(const options *o)
+{
+    decode_effort d = {.memory_bytes = (uint64_t)(options_real(o, "prepare.memory-gib") * (1 << 30)),
+                       .timeout_s = (int)options_int(o, "prepare.timeout")};
+    struct rlimit have;
+    if (!getrlimit(RLIMIT_AS, &have) && have.rlim_max != RLIM_INFINITY && have.rlim_max < d.memory_bytes)
+        d.memory_bytes = have.rlim_max;
+    return d;
 }
 
 err_code cmd_prepare_stage(stage *s, prepare_result *out, err *e)
 {
     const options *o = s->o;
-    prepare p = {.s = s, .store_size = (int)options_int(o, "prepare.store-size"), .result = out};
+    prepare p = {
+        .s = s, .store_size = (int)options_int(o, "prepare.store-size"), .effort = effort_of(o), .result = out};
     size_t n = 0;
     err_code rc;
     *out = (prepare_result){0};
-    TRY_DONE(rc, catalogue_pending(s->cat, &p.pending, &n, e));
+    TRY_DONE(rc, catalogue_pending(s->cat, &p.effort, &p.pending, &n, e));
     out->pending = n;
     if (n && !options_flag(o, "dry-run")) {
         TRY_DONE(rc, frame_store_open(&p.store, s->work, e));
         decode_limits limits = {.workers = (int)options_int(o, "threads"),
-                                .memory_bytes = (size_t)(options_real(o, "prepare.memory-gib") * (1 << 30)),
-                                .timeout_s = (int)options_int(o, "prepare.timeout")};
+                                .memory_bytes = p.effort.memory_bytes,
+                                .timeout_s = p.effort.timeout_s};
         progress_start(&p.bar, "prepare", "files", n);
         rc = decode_run(&limits, n, in_worker, in_parent, &p, e);
         if (!rc || rc == ERR_INTERRUPTED) { /* what was decoded is kept */

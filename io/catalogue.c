@@ -77,6 +77,8 @@ static const char schema[] =
     " invert INTEGER, has_padding INTEGER, padding_low REAL, padding_high REAL, voi INTEGER, voi_function INTEGER,"
     " voi_center REAL, voi_width REAL, low REAL, high REAL, spacing_row REAL, spacing_column REAL, sort_mm REAL,"
     " quirks INTEGER, PRIMARY KEY(instance, frame)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS effort(instance TEXT PRIMARY KEY, memory INTEGER NOT NULL, timeout INTEGER NOT NULL)"
+    " WITHOUT ROWID;" /* what instances that are aside were given in vain */
     "CREATE TABLE IF NOT EXISTS ident.secret(key BLOB NOT NULL);"
     "CREATE TABLE IF NOT EXISTS ident.file(path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime INTEGER NOT NULL,"
     " name TEXT NOT NULL, instance TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;"
@@ -305,6 +307,24 @@ static err_code insert_instance(catalogue *c, const char *key, const image_heade
     return run(c, s, "adding an identity", e);
 }
 
+static err_code same_content(const char *a, const char *b, bool *same, err *e)
+{
+    char x[HASH_HEX], y[HASH_HEX];
+    TRY(hash_file(a, x, e));
+    TRY(hash_file(b, y, e));
+    *same = !strcmp(x, y);
+    return ERR_OK;
+}
+
+bool catalogue_rivals(catalogue *c, const char *path, const char *sop_uid)
+{
+    char key[KEY_HEX], other[FILE_PATH_MAX];
+    bool same;
+    hash_pseudonym(c->key, sizeof c->key, "instance", sop_uid, key);
+    return !path_of(c, key, other, NULL) && *other && strcmp(other, path) && file_exists(other) &&
+           !same_content(path, other, &same, NULL) && !same;
+}
+
 err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns, const image_header *h,
                        const char *reason, const char *detail, err *e)
 {
@@ -313,8 +333,10 @@ err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int6
     hash_pseudonym(c->key, sizeof c->key, "instance", h->sop_uid, key);
     TRY(path_of(c, key, other, e));
     if (*other && strcmp(other, path) && file_exists(other)) {
-        char mine[HASH_HEX], theirs[HASH_HEX];
-        bool same = !hash_file(path, mine, NULL) && !hash_file(other, theirs, NULL) && !strcmp(mine, theirs);
+        bool same;
+        err why = {0};
+        if (same_content(path, other, &same, &why)) /* not known this time */
+            return record_file(c, path, size_bytes, mtime_ns, NULL, "unreadable", why.msg, e);
         return record_file(c, path, size_bytes, mtime_ns, key, same ? "duplicate" : "conflict",
                            same ? "the same file is there under another name"
                                 : "another file with this SOP Instance UID has different content; the first is kept",
@@ -373,7 +395,7 @@ err_code catalogue_count(catalogue *c, catalogue_counts *out, err *e)
     return ERR_OK;
 }
 
-err_code catalogue_pending(catalogue *c, pending_instance **out, size_t *n, err *e)
+err_code catalogue_pending(catalogue *c, const decode_effort *now, pending_instance **out, size_t *n, err *e)
 {
     sqlite3_stmt *s;
     size_t capacity = 0;
@@ -383,8 +405,12 @@ err_code catalogue_pending(catalogue *c, pending_instance **out, size_t *n, err 
     TRY(catalogue_query(
         c, &s, e,
         "SELECT i.key, min(f.path) FROM instance i JOIN ident.file f ON f.instance=i.key AND f.reason=''"
-        " WHERE i.state='found' GROUP BY i.key ORDER BY i.patient, i.study, i.series, i.key",
+        " WHERE i.state='found' OR (i.state='aside' AND (i.reason IN ('io','not-found','no-space') OR"
+        " (i.reason IN ('no-memory','crashed') AND NOT EXISTS(SELECT 1 FROM effort a WHERE a.instance=i.key"
+        " AND a.memory>=?1 AND a.timeout>=?2)))) GROUP BY i.key ORDER BY i.patient, i.study, i.series, i.key",
         NULL));
+    sqlite3_bind_int64(s, 1, (sqlite3_int64)now->memory_bytes);
+    sqlite3_bind_int(s, 2, now->timeout_s);
     while ((code = sqlite3_step(s)) == SQLITE_ROW) {
         if (*n == capacity) {
             capacity = capacity ? 2 * capacity : 1024;
@@ -462,8 +488,15 @@ err_code catalogue_store(catalogue *c, const char *instance_key, const frame_inf
     return rc;
 }
 
-err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char *reason, const char *detail, err *e)
+err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char *reason, const char *detail,
+                             const decode_effort *under, err *e)
 {
+    sqlite3_stmt *s;
+    TRY(catalogue_query(c, &s, e, "INSERT OR REPLACE INTO effort(instance,memory,timeout) VALUES(?,?,?)", instance_key,
+                        NULL));
+    sqlite3_bind_int64(s, 2, (sqlite3_int64)under->memory_bytes);
+    sqlite3_bind_int(s, 3, under->timeout_s);
+    TRY(run(c, s, "recording what a decoder was given", e));
     return set_state(c, instance_key, "aside", reason, detail, e);
 }
 

@@ -47,6 +47,8 @@ bool catalogue_knows(catalogue *c, const char *path, uint64_t size_bytes, int64_
  * duplicate SOP Instance UID is set aside here: "duplicate" (same size and hash) or "conflict". */
 err_code catalogue_add(catalogue *c, const char *path, uint64_t size_bytes, int64_t mtime_ns, const image_header *h,
                        const char *reason, const char *detail, err *e);
+/* Another file is there, of other content, that stands for this SOP Instance UID: path would be a "conflict". */
+bool catalogue_rivals(catalogue *c, const char *path, const char *sop_uid);
 /* false: the last catalogue_add set its file aside, for a reason given or as a duplicate. */
 bool catalogue_took(const catalogue *c);
 /* Files set aside for this reason are as new again. */
@@ -64,17 +66,25 @@ err_code catalogue_count(catalogue *c, catalogue_counts *out, err *e);
 
 /* --- prepare
  * ---------------------------------------------------------------------------------------------------------- */
-/* Instances in state found: their keys and paths, in a fixed order. Caller frees with catalogue_pending_free. */
+/* What a decoder was allowed to take of one file. */
+typedef struct {
+    uint64_t memory_bytes;
+    int timeout_s;
+} decode_effort;
+/* Instances in state found, their keys and paths, in a fixed order. Also those set aside for no fault of the file's:
+ * always where it could not be read ("io", "not-found", "no-space"), and where its decoder ran out of memory, time or
+ * luck ("no-memory", "crashed") with less than now allows. Caller frees with catalogue_pending_free. */
 typedef struct {
     char instance_key[KEY_HEX];
     char *path;
 } pending_instance;
-err_code catalogue_pending(catalogue *c, pending_instance **out, size_t *n, err *e);
+err_code catalogue_pending(catalogue *c, const decode_effort *now, pending_instance **out, size_t *n, err *e);
 void catalogue_pending_free(pending_instance *p, size_t n);
 /* found -> stored, with its frames (keys of the frames are filled in from the instance), in one transaction. */
 err_code catalogue_store(catalogue *c, const char *instance_key, const frame_info *frames, size_t n, err *e);
-/* -> aside. */
-err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char *reason, const char *detail, err *e);
+/* -> aside. under: what its decoder was allowed to take. */
+err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char *reason, const char *detail,
+                             const decode_effort *under, err *e);
 /* All stored frames, ordered by patient, study, series, sort_mm, frame. Caller frees *out with free(). */
 err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e);
 /* Writes work/quarantine.csv: path,reason,detail. The path is PHI, so the file is 0600 like identities.db. */

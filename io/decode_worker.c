@@ -167,7 +167,8 @@ static err_code collect(crew *c, worker *w, bool timed_out, err *e)
 {
     reply_head head;
     err why = {0};
-    bool good = !timed_out && read_all(w->fd, &head, sizeof head, w->deadline) && head.bytes <= REPLY_MAX;
+    bool answered = !timed_out && read_all(w->fd, &head, sizeof head, w->deadline);
+    bool good = answered && head.bytes <= REPLY_MAX;
     if (good && head.bytes > c->capacity) {
         void *p = realloc(c->data, head.bytes);
         if (!p) FAIL(e, NOMEM, "no memory for a decoded file of %llu bytes", (unsigned long long)head.bytes);
@@ -181,12 +182,14 @@ static err_code collect(crew *c, worker *w, bool timed_out, err *e)
         bool late = timed_out || progress_clock() >= w->deadline;
         int sig = end(w, true);
         TRY(stop_check(e)); /* whoever stops the program may have stopped the decoder: no fault of the file's */
+        err_code reason =
+            !late && !answered && sig == SIGKILL ? ERR_IO : ERR_CRASHED; /* killed by others: no fault of the file's */
         if (late)
             err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "decoding took too long");
         else
-            err_set(&why, ERR_CRASHED, __FILE__, __LINE__, "the decoder died (signal %d)", sig);
+            err_set(&why, reason, __FILE__, __LINE__, "the decoder died (signal %d)", sig);
         TRY(start(w, c->w, c->n, c->limits, c->fn, c->ctx, e));
-        return c->done(c->ctx, job, ERR_CRASHED, &why, NULL, 0, e);
+        return c->done(c->ctx, job, reason, &why, NULL, 0, e);
     }
     return c->done(c->ctx, job, head.why.code, &head.why, head.why.code ? NULL : c->data, head.bytes, e);
 }

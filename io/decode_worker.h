@@ -2,7 +2,8 @@
  *
  * Forks `workers` processes with RLIMIT_AS and a time limit per file. fn runs in the worker: it decodes the job and
  * appends its answer to the reply; done runs in the parent, in completion order, with the bytes that fn wrote or with
- * the error. A worker that dies or overruns is replaced and its job reported as ERR_CRASHED. */
+ * the error. A worker that dies or overruns is replaced and its job reported as ERR_CRASHED; as ERR_IO
+ * where it was killed from outside (by the kernel, out of memory). */
 #ifndef RADAPT_DECODE_WORKER_H
 #define RADAPT_DECODE_WORKER_H
 #include <stddef.h>

@@ -1,6 +1,7 @@
 /* dicom_dcmtk.cc: headers through DCMTK (pixels: dicom_frame_dcmtk.cc). It copies attributes and decides nothing:
  * image.c does. DCMTK's own messages are switched off, since they quote values and paths. */
 #include "dcmtk/config/osconfig.h"
+#include "dcmtk/dcmdata/dcdict.h"
 #include "dcmtk/dcmdata/dcrledrg.h"
 #include "dcmtk/dcmdata/dcvr.h"
 #include "dcmtk/dcmjpeg/djdecode.h"
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "base/file.h"
 #include "io/dicom_file_dcmtk.h"
 
 using namespace dicom_detail;
@@ -30,11 +32,27 @@ void set_up()
     });
 }
 
+/* Without its dictionary the toolkit takes every attribute of an implicit VR file for bytes of no meaning. It is read
+ * before the file is opened, and again with the next file where it could not be. */
+bool have_dictionary()
+{
+    bool there = dcmDataDict.rdlock().isDictionaryLoaded();
+    dcmDataDict.rdunlock();
+    if (there) return true;
+    DcmDataDictionary &again = dcmDataDict.wrlock();
+    again.reloadDictionaries(OFTrue, OFTrue);
+    there = again.isDictionaryLoaded();
+    dcmDataDict.wrunlock();
+    return there;
+}
+
 err_code load(DcmFileFormat &file, const char *path, err *e)
 {
     set_up();
+    if (!have_dictionary()) FAIL(e, IO, "DICOM: the data dictionary cannot be read");
     OFCondition c = file.loadFile(path, EXS_Unknown, EGL_noChange, 1024, ERM_autoDetect);
     if (c.bad()) {
+        TRY(file_readable(path, e)); /* not the file's fault: descriptors, permissions */
         if (c == EC_StreamNotifyClient || c == EC_InvalidStream || c == EC_EndOfStream)
             FAIL(e, TRUNCATED, "DICOM: the file ends inside an element");
         if (c == EC_MemoryExhausted) FAIL(e, NOMEM, "DICOM: no memory for the header");

@@ -115,6 +115,8 @@ extern "C" err_code dicom_frame(dicom_file *f, const image_header *h, int frame,
         if (c.bad()) {
             if (c == EC_CannotChangeRepresentation || c == EC_UnsupportedEncoding)
                 FAIL(e, UNSUPPORTED, "DICOM: this compression or pixel layout is not supported");
+            if (c == EC_MemoryExhausted || std::strstr(c.text(), "nsufficient memory")) /* libjpeg's words */
+                FAIL(e, NOMEM, "DICOM: no memory to decompress frame %d", frame + 1);
             FAIL(e, FORMAT, "DICOM: frame %d cannot be decompressed (condition %04x:%04x)", frame + 1, c.module(),
                  c.code());
         }

@@ -37,6 +37,12 @@ static OPJ_BOOL on_seek(OPJ_OFF_T to, void *ctx)
     return OPJ_TRUE;
 }
 
+/* OpenJPEG tells a damaged codestream from want of memory only in words. */
+static void on_error(const char *text, void *ctx)
+{
+    if (strcasestr(text, "memory")) *(bool *)ctx = true;
+}
+
 static err_code check(const opj_image_t *im, size_t limit_values, err *e)
 {
     if (im->numcomps != 1 && im->numcomps != 3)
@@ -61,6 +67,7 @@ err_code j2k_decode(const unsigned char *bytes, size_t n, size_t limit_values, j
     opj_stream_t *stream = NULL;
     opj_codec_t *codec = NULL;
     opj_image_t *im = NULL;
+    bool starved = false;
     err_code rc = ERR_OK;
     *out = (j2k_image){0};
     if (n < 12) FAIL(e, TRUNCATED, "JPEG 2000: codestream of %zu bytes", n);
@@ -72,12 +79,19 @@ err_code j2k_decode(const unsigned char *bytes, size_t n, size_t limit_values, j
     opj_stream_set_read_function(stream, on_read);
     opj_stream_set_skip_function(stream, on_skip);
     opj_stream_set_seek_function(stream, on_seek);
+    opj_set_error_handler(codec, on_error, &starved);
     opj_dparameters_t p;
     opj_set_default_decoder_parameters(&p);
-    if (!opj_setup_decoder(codec, &p) || !opj_read_header(stream, codec, &im))
+    if (!opj_setup_decoder(codec, &p) || !opj_read_header(stream, codec, &im)) {
+        if (starved) FAIL_DONE(rc, e, NOMEM, "JPEG 2000: no memory for the codestream's header");
         FAIL_DONE(rc, e, FORMAT, "JPEG 2000: the codestream's header cannot be read");
+    }
     TRY_DONE(rc, check(im, limit_values, e));
-    if (!opj_decode(codec, stream, im)) FAIL_DONE(rc, e, FORMAT, "JPEG 2000: the codestream is damaged");
+    if (!opj_decode(codec, stream, im)) {
+        if (starved)
+            FAIL_DONE(rc, e, NOMEM, "JPEG 2000: no memory to decode %ux%u pixels", im->comps[0].w, im->comps[0].h);
+        FAIL_DONE(rc, e, FORMAT, "JPEG 2000: the codestream is damaged");
+    }
     TRY_DONE(rc, check(im, limit_values, e));
     const opj_image_comp_t *k = im->comps;
     size_t pixels = (size_t)k->w * k->h, samples = im->numcomps;

@@ -12,6 +12,7 @@
 #include <new>
 #include <vector>
 
+#include "base/file.h"
 #include "io/nifti_itk.h"
 
 struct nifti_volume {
@@ -90,7 +91,10 @@ err_code look(itk::NiftiImageIO *io, const char *path, geometry *g, err *e)
 {
     itk::Object::GlobalWarningDisplayOff();
     io->SetFileName(path);
-    if (!io->CanReadFile(path)) FAIL(e, FORMAT, "NIfTI: not a NIfTI file");
+    if (!io->CanReadFile(path)) {
+        TRY(file_readable(path, e)); /* not the file's fault: descriptors, permissions */
+        FAIL(e, FORMAT, "NIfTI: not a NIfTI file");
+    }
     io->ReadImageInformation();
     unsigned n = io->GetNumberOfDimensions();
     if (n < 2 || n > 7) FAIL(e, UNSUPPORTED, "NIfTI: %u dimensions", n);
@@ -149,6 +153,14 @@ err_code count(const char *path, size_t file_bytes, size_t values, bool whole, e
     return ERR_OK;
 }
 
+/* The NIfTI library unpacks into memory of its own and does not say when there is none. */
+bool has_room(size_t bytes)
+{
+    void *volatile p = std::malloc(bytes + 1);
+    std::free(p);
+    return p != nullptr;
+}
+
 template <class T> void copy(const std::vector<char> &raw, std::vector<float> &out)
 {
     const T *p = reinterpret_cast<const T *>(raw.data());
@@ -198,6 +210,7 @@ extern "C" err_code nifti_open(nifti_volume **out, const char *path, size_t file
         }
         io->SetIORegion(region);
         std::vector<char> raw(values * size);
+        if (!has_room(values * size)) throw std::bad_alloc();
         io->Read(raw.data());
         std::unique_ptr<nifti_volume> v(
             new nifti_volume{g.dims[0], g.dims[1], g.dims[2], g.flip_columns, g.flip_rows, {}});

@@ -20,8 +20,8 @@ typedef struct {
     char *path;
     uint64_t size_bytes;
     int64_t mtime_ns;
-    const char *reason; /* already known to be unusable */
-    int error;          /* errno behind it */
+    const char *reason; /* already known to be unusable: why_unusable */
+    int error;          /* errno behind it, or 0 */
 } candidate;
 
 typedef struct {
@@ -42,6 +42,20 @@ typedef struct {
     size_t turn;
     progress bar;
 } scan;
+
+/* What the walk itself sets aside, in words; where there is an errno its text says more. */
+static const char *why_unusable(const char *reason)
+{
+    static const struct {
+        const char *reason, *detail;
+    } unusable[] = {{"too-deep", "a folder nested too deep: not entered"},
+                    {"link-to-folder", "a symbolic link to a folder: not followed"},
+                    {"not-a-file", "a pipe, socket or device"},
+                    {"path-too-long", "holds a path of more than 4095 bytes"}};
+    for (size_t i = 0; i < sizeof unusable / sizeof *unusable; i++)
+        if (!strcmp(reason, unusable[i].reason)) return unusable[i].detail;
+    return reason;
+}
 
 static err_code add(scan *s, const char *path, const struct stat *st, const char *reason, int error, err *e)
 {
@@ -158,21 +172,23 @@ static const char *why_not(const scan *s, const image_header *h, const char **de
     return NULL;
 }
 
-/* A NIfTI file has no identifiers: they are made from its path below the scanned folder. */
+static void take_id(image_header *h, const char *name, bool digest)
+{
+    char id[65], hex[HASH_HEX];
+    hash_buffer(name, strlen(name), hex);
+    snprintf(id, sizeof id, "nifti:%.58s", digest ? hex : name);
+    char *to[] = {h->patient_id, h->study_uid, h->series_uid, h->sop_uid};
+    for (int i = 0; i < 4; i++) memcpy(to[i], id, sizeof id);
+}
+
+/* A NIfTI file has no identifiers: they are made from its path below the scanned folder, so that an export may move.
+ * Where another image, of another export, is already there under that path, the whole path tells them apart. */
 static void derive_ids(const scan *s, const char *path, image_header *h)
 {
     const char *relative = path + strlen(s->root);
     while (*relative == '/') relative++;
-    char id[65];
-    if (strlen(relative) + 6 < sizeof id)
-        snprintf(id, sizeof id, "nifti:%.58s", relative);
-    else {
-        char digest[HASH_HEX];
-        hash_buffer(relative, strlen(relative), digest);
-        snprintf(id, sizeof id, "nifti:%.58s", digest);
-    }
-    char *to[] = {h->patient_id, h->study_uid, h->series_uid, h->sop_uid};
-    for (int i = 0; i < 4; i++) memcpy(to[i], id, sizeof id);
+    take_id(h, relative, strlen(relative) + 6 >= sizeof h->sop_uid);
+    if (catalogue_rivals(s->c, path, h->sop_uid)) take_id(h, path, true);
 }
 
 static err_code record(scan *s, const candidate *f, const image_header *h, const char *reason, const char *detail,
@@ -249,7 +265,7 @@ err_code scan_folder(catalogue *c, const char *folder, const scan_options *o, sc
             progress_skip(&s.bar, 1);
         } else if (f->reason) {
             char detail[96];
-            snprintf(detail, sizeof detail, "%s", f->error ? strerror(f->error) : "not a regular file");
+            snprintf(detail, sizeof detail, "%s", f->error ? strerror(f->error) : why_unusable(f->reason));
             TRY_DONE(rc, record(&s, f, NULL, f->reason, detail, e));
         } else {
             candidate t = s.files[keep];

@@ -36,6 +36,8 @@ static int tear_down(void **state)
     return system(command);
 }
 
+static const decode_effort usual = {(uint64_t)4 << 30, 120};
+
 static catalogue *open_it(void)
 {
     catalogue *c = NULL;
@@ -114,7 +116,7 @@ static void test_states(void **state)
 
     pending_instance *p;
     size_t pending;
-    assert_int_equal(catalogue_pending(c, &p, &pending, &e), ERR_OK);
+    assert_int_equal(catalogue_pending(c, &usual, &p, &pending, &e), ERR_OK);
     assert_int_equal(pending, 6);
     for (size_t i = 0; i < pending; i++) {
         frame_info f = {.frame = 1,
@@ -138,7 +140,8 @@ static void test_states(void **state)
                         .quirks = QUIRK_CONSTANT};
         snprintf(f.body_part, sizeof f.body_part, "CHEST");
         if (i == 5)
-            assert_int_equal(catalogue_set_aside(c, p[i].instance_key, "truncated", "too, \"short\"", &e), ERR_OK);
+            assert_int_equal(catalogue_set_aside(c, p[i].instance_key, "truncated", "too, \"short\"", &usual, &e),
+                             ERR_OK);
         else
             assert_int_equal(catalogue_store(c, p[i].instance_key, &f, 1, &e), ERR_OK);
     }
@@ -178,6 +181,44 @@ static void test_states(void **state)
             assert_true(f[i - 1].series_low == f[i].series_low && f[i].series_low == (f[i - 1].low + f[i].low) / 2);
     }
     free(f);
+    catalogue_close(c);
+}
+
+/* What was set aside for want of memory, time or a disk that answers is tried again when there is more of it; what is
+ * wrong with the file itself is not. */
+static void test_tried_again(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reason;
+        decode_effort under, now;
+        size_t pending;
+    } rows[] = {
+        {"no-memory", {1000, 60}, {1000, 60}, 0}, {"no-memory", {1000, 60}, {1001, 60}, 1},
+        {"no-memory", {1000, 60}, {999, 60}, 0},  {"crashed", {1000, 60}, {1000, 60}, 0},
+        {"crashed", {1000, 60}, {1000, 61}, 1},   {"io", {1000, 60}, {1000, 60}, 1},
+        {"not-found", {1000, 60}, {1, 1}, 1},     {"no-space", {1000, 60}, {1, 1}, 1},
+        {"format", {1000, 60}, {2000, 90}, 0},    {"truncated", {1000, 60}, {2000, 90}, 0},
+        {"too-large", {1000, 60}, {2000, 90}, 0},
+    };
+    catalogue *c = open_it();
+    image_header h = header("7", 1, 1, 1);
+    pending_instance *p;
+    size_t n;
+    err e = {0};
+    char key[KEY_HEX];
+    add(c, "file", &h, NULL);
+    key_of(c, ID_SOP, h.sop_uid, key);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        assert_int_equal(catalogue_set_aside(c, key, rows[i].reason, "why", &rows[i].under, &e), ERR_OK);
+        assert_int_equal(catalogue_pending(c, &rows[i].now, &p, &n, &e), ERR_OK);
+        if (n != rows[i].pending) fail_msg("row %zu (%s): %zu pending", i, rows[i].reason, n);
+        catalogue_pending_free(p, n);
+    }
+    frame_info f = {.frame = 1, .rows = 1, .columns = 1, .channels = 1, .type = PIXEL_U16};
+    assert_int_equal(catalogue_store(c, key, &f, 1, &e), ERR_OK);
+    assert_int_equal(count(c).aside, 0);
+    assert_int_equal(count(c).stored, 1);
     catalogue_close(c);
 }
 
@@ -273,7 +314,7 @@ static void test_duplicates(void **state)
     add(c, "moved", &h, NULL);
     pending_instance *p;
     size_t pending;
-    assert_int_equal(catalogue_pending(c, &p, &pending, &e), ERR_OK);
+    assert_int_equal(catalogue_pending(c, &usual, &p, &pending, &e), ERR_OK);
     assert_int_equal(pending, 1);
     assert_non_null(strstr(p[0].path, "/moved"));
     catalogue_pending_free(p, pending);
@@ -546,8 +587,9 @@ static void test_damage(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-    const struct CMUnitTest tests[] = {
-        T(test_states), T(test_private), T(test_duplicates), T(test_second_choice), T(test_changed_files),
-        T(test_labels), T(test_study),   T(test_kill),       T(test_full_disk),     T(test_damage)};
+    const struct CMUnitTest tests[] = {T(test_states),     T(test_tried_again),   T(test_private),
+                                       T(test_duplicates), T(test_second_choice), T(test_changed_files),
+                                       T(test_labels),     T(test_study),         T(test_kill),
+                                       T(test_full_disk),  T(test_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -19,7 +19,7 @@
 
 enum { JOBS = 60, BIG = 16 << 20 };
 
-typedef enum { GOOD, EMPTY, BIG_REPLY, FAILS, SEGFAULT, ABORT, EXIT, HANG, STARVE, PRINTS } kind;
+typedef enum { GOOD, EMPTY, BIG_REPLY, FAILS, SEGFAULT, ABORT, EXIT, HANG, STARVE, KILLED, PRINTS } kind;
 
 typedef struct {
     kind kinds[JOBS];
@@ -49,6 +49,9 @@ static err_code work(void *ctx, size_t job, decode_reply *reply, err *e)
         abort();
     case EXIT:
         syscall(SYS_exit_group, 0); /* not _exit, where the leak sanitizer would report */
+        break;
+    case KILLED:
+        raise(SIGKILL);
         break;
     case HANG:
         for (;;) pause();
@@ -112,6 +115,7 @@ static void test_every_ending(void **state)
         {"abort", ABORT, ERR_CRASHED},
         {"exits", EXIT, ERR_CRASHED},
         {"hangs", HANG, ERR_CRASHED},
+        {"killed", KILLED, ERR_IO},
 #if !defined(__SANITIZE_ADDRESS__)
         {"starves", STARVE, ERR_NOMEM},
 #endif

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include "io/scan.h"
 
 #define SAMPLES "/usr/lib/python3/dist-packages/pydicom/data/test_files/"
+#define TEMPLATE "/usr/share/mricron/templates/JHU-WhiteMatter-labels-2mm.nii.gz"
 
 static char base[64], export[96], work[128];
 
@@ -69,7 +71,8 @@ static scan_result scan_it(scan_options o)
     return r;
 }
 
-/* The reason in quarantine.csv for export/name; "" if it is not there. */
+/* The reason in quarantine.csv for export/name, "" if it is not there; detail_of_last: what is said beside it. */
+static char detail_of_last[128];
 static const char *reason_of(const char *name)
 {
     static char reason[64];
@@ -83,7 +86,8 @@ static const char *reason_of(const char *name)
     for (size_t i = 1; i < t.rows; i++)
         if (!strcmp(csv_at(&t, i, 0), path)) {
             snprintf(reason, sizeof reason, "%s", csv_at(&t, i, 1));
-            assert_true(strlen(csv_at(&t, i, 2)) > 0);
+            snprintf(detail_of_last, sizeof detail_of_last, "%s", csv_at(&t, i, 2));
+            assert_true(*detail_of_last);
             assert_null(strstr(csv_at(&t, i, 2), base)); /* the detail names no path */
         }
     csv_close(&t);
@@ -160,6 +164,63 @@ static void test_poison(void **state)
     assert_int_equal(later.aside, 2);
     assert_string_equal(reason_of("new"), "no-pixels");
     assert_string_equal(reason_of("empty"), "duplicate");
+}
+
+/* What the walk sets aside says what it is, not what it might be. */
+static void test_says_why(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *make, *name, *reason, *detail;
+    } rows[] = {
+        {"mkdir d && ln -s d folder", "folder", "link-to-folder", "a symbolic link to a folder"},
+        {"ln -s nowhere broken", "broken", "broken-link", "No such file or directory"},
+        {"ln -s itself itself", "itself", "broken-link", "Too many levels of symbolic links"},
+        {"mkfifo pipe", "pipe", "not-a-file", "a pipe, socket or device"},
+        {"mkdir -p $(printf 'x/%.0s' $(seq 66))", "", "too-deep", "a folder nested too deep"},
+    };
+    enum { ROWS = sizeof rows / sizeof *rows };
+    char deep[160] = "";
+    for (int i = 0; i < 65; i++) strcat(deep, i ? "/x" : "x");
+    for (int i = 0; i < ROWS; i++) sh("cd '%s' && { %s; }", export, rows[i].make);
+    assert_int_equal(scan_it((scan_options){.threads = 1}).aside, ROWS);
+    for (int i = 0; i < ROWS; i++) {
+        const char *reason = reason_of(*rows[i].name ? rows[i].name : deep);
+        if (strcmp(reason, rows[i].reason) || strncmp(detail_of_last, rows[i].detail, strlen(rows[i].detail)))
+            fail_msg("%s: %s, %s", rows[i].name, reason, detail_of_last);
+    }
+}
+
+/* Short of descriptors, no file is called bad: each is taken, or set aside as unreadable and taken by the next scan. */
+static void test_few_descriptors(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *reason; /* in the end */
+    } files[] = {{"ct", ""}, {"implicit", "no-pixels"}, {"volume.nii.gz", ""}, {"zcopy", "duplicate"}};
+    struct rlimit usual;
+    if (!file_exists(SAMPLES "CT_small.dcm") || !file_exists(TEMPLATE)) skip();
+    sh("cd '%s' && cp " SAMPLES "CT_small.dcm ct && cp ct zcopy && cp " SAMPLES "rtplan.dcm implicit && cp " TEMPLATE
+       " volume.nii.gz",
+       export);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &usual), 0);
+    for (rlim_t n = 8; n < 16; n++) {
+        struct rlimit few = {n, usual.rlim_max};
+        scan_result r = {0};
+        scan_options o = {.threads = 1};
+        err e = {0};
+        snprintf(work, sizeof work, "%s/work%d", base, (int)n);
+        catalogue *c = open_it();
+        setrlimit(RLIMIT_NOFILE, &few);
+        err_code rc = scan_folder(c, export, &o, &r, &e);
+        setrlimit(RLIMIT_NOFILE, &usual);
+        if (rc && rc != ERR_IO) fail_msg("%d descriptors: %s", (int)n, e.msg);
+        catalogue_close(c);
+        scan_it(o); /* with enough of them */
+        for (int i = 0; i < 4; i++)
+            if (strcmp(reason_of(files[i].name), files[i].reason))
+                fail_msg("%d descriptors, %s: %s, %s", (int)n, files[i].name, reason_of(files[i].name), detail_of_last);
+    }
 }
 
 static void test_dry_run(void **state)
@@ -257,14 +318,63 @@ static void test_no_permission(void **state)
     assert_int_equal(scan_it((scan_options){0}).taken, 1);
 }
 
+/* A NIfTI-1 volume of 2 x 2 x 1 values, all alike. */
+static void put_nifti(const char *path, int value)
+{
+    unsigned char b[352 + 8] = {0x5c, 1};
+    const int16_t dim[] = {3, 2, 2, 1, 1, 1, 1, 1}, type[] = {4, 16}, v[] = {(int16_t)value, 0, 0, 0};
+    const float pixdim[] = {1, 1, 1, 1, 1, 1, 1, 1, 352};
+    memcpy(b + 40, dim, sizeof dim);
+    memcpy(b + 70, type, sizeof type);
+    memcpy(b + 76, pixdim, sizeof pixdim);
+    memcpy(b + 344, "n+1", 4);
+    memcpy(b + 352, v, sizeof v);
+    err e = {0};
+    if (file_write(path, b, sizeof b, &e)) fail_msg("%s", e.msg);
+}
+
+/* Two exports hold volumes of one name: two volumes, unless they are the same; and they stay what they are. */
+static void test_nifti_two_exports(void **state)
+{
+    (void)state;
+    char path[256];
+    catalogue *c = open_it();
+    catalogue_counts n;
+    err e = {0};
+    scan_options o = {.threads = 1};
+    for (int i = 0; i < 3; i++) {
+        sh("mkdir -p '%s/%d/sub'", export, i);
+        snprintf(path, sizeof path, "%s/%d/sub/t1.nii", export, i);
+        put_nifti(path, i < 2 ? i : 0); /* the third is the first once more */
+    }
+    for (int round = 0; round < 2; round++)
+        for (int i = 0; i < 3; i++) {
+            scan_result r;
+            snprintf(path, sizeof path, "%s/%d", export, i);
+            if (scan_folder(c, path, &o, &r, &e)) fail_msg("%s", e.msg);
+            assert_int_equal(r.taken, !round && i < 2);
+            assert_int_equal(r.known, round);
+        }
+    assert_int_equal(catalogue_count(c, &n, &e), ERR_OK);
+    assert_int_equal(n.patients, 2);
+    assert_int_equal(n.aside, 1);
+    char a[KEY_HEX], b[KEY_HEX], id[KEY_HEX];
+    snprintf(path, sizeof path, "%s/0/sub/t1.nii", export);
+    assert_true(catalogue_find(c, ID_PATH, path, a));
+    assert_true(catalogue_find(c, ID_SOP, "nifti:sub/t1.nii", id));
+    assert_string_equal(a, id);
+    snprintf(path, sizeof path, "%s/1/sub/t1.nii", export);
+    assert_true(catalogue_find(c, ID_PATH, path, b));
+    assert_string_not_equal(a, b);
+    catalogue_close(c);
+}
+
 /* NIfTI: identifiers from the path. */
 static void test_nifti(void **state)
 {
     (void)state;
-    if (!file_exists("/usr/share/mricron/templates/JHU-WhiteMatter-labels-2mm.nii.gz")) skip();
-    sh("cd '%s' && mkdir sub && cp /usr/share/mricron/templates/JHU-WhiteMatter-labels-2mm.nii.gz "
-       "sub/SECRETNAME.nii.gz",
-       export);
+    if (!file_exists(TEMPLATE)) skip();
+    sh("cd '%s' && mkdir sub && cp " TEMPLATE " sub/SECRETNAME.nii.gz", export);
     assert_int_equal(scan_it((scan_options){0}).taken, 1);
     catalogue *c = open_it();
     char a[KEY_HEX], b[KEY_HEX];
@@ -296,8 +406,9 @@ int main(void)
 {
     progress_quiet(1);
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-    const struct CMUnitTest tests[] = {T(test_poison),        T(test_dry_run),     T(test_order_is_fixed),
-                                       T(test_work_inside),   T(test_bad_folders), T(test_stop),
-                                       T(test_no_permission), T(test_nifti),       T(test_log_is_clean)};
+    const struct CMUnitTest tests[] = {
+        T(test_poison),  T(test_says_why),       T(test_few_descriptors), T(test_nifti_two_exports),
+        T(test_dry_run), T(test_order_is_fixed), T(test_work_inside),     T(test_bad_folders),
+        T(test_stop),    T(test_no_permission),  T(test_nifti),           T(test_log_is_clean)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
