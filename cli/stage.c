@@ -184,7 +184,9 @@ err_code stage_backbone(stage *s, err *e)
 
 err_code stage_view(const stage *s, view_options *out, err *e)
 {
-    *out = (view_options){.size = (int)options_int(s->o, "size"), .share = (float)options_real(s->o, "center-crop")};
+    int size = (int)options_int(s->o, "size"), patch = vit_get_config(s->vit)->patch;
+    if (size % patch) FAIL(e, USAGE, "--size %d is no multiple of the model's patches of %d pixels", size, patch);
+    *out = (view_options){.size = size, .share = (float)options_real(s->o, "center-crop")};
     return window_parse(options_text(s->o, "window"), &out->window, e);
 }
 

@@ -46,7 +46,7 @@ err_code stage_device(stage *s, err *e);
 /* A fresh backbone (--backbone). Closes an earlier one. */
 err_code stage_backbone(stage *s, err *e);
 void stage_backbone_close(stage *s);
-/* size, center-crop, window, threads as the options say. */
+/* size, center-crop, window as the options say, for the backbone that is open. */
 err_code stage_view(const stage *s, view_options *out, err *e);
 
 /* "<name>-<8 hex>" of the options of `in` and of the other texts (closed by NULL); and the run's folder. */
