@@ -1,7 +1,8 @@
 /* op_cpu.h: the CPU's ops, one function per entry of op.h's table, and what their files share. Nothing above model/
  * includes it.
  *
- * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN. op_cpu_attention.c, op_cpu_vit.c: the transformer.
+ * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN. op_cpu_attention.c (and _amx.c), op_cpu_vit.c: the
+ * transformer.
  * op_cpu_loss.c: the objective. op_cpu_optim.c: the optimiser. Rows are loaded into fp32, computed in fp32 and stored
  * as ct. */
 #ifndef RADAPT_OP_CPU_H
@@ -28,7 +29,9 @@ typedef struct {
 } op_cpu;
 matmul_cache *op_cpu_matmul_open(void);
 void op_cpu_matmul_close(matmul_cache *c);
+/* What oneDNN may use of this processor (its DNNL_MAX_CPU_ISA can lower that): bf16 products, and on AMX tiles. */
 bool op_cpu_matmul_has_bf16(void);
+bool op_cpu_matmul_has_amx(void);
 /* Whether an op runs inside a tile: on its thread alone. */
 bool op_cpu_in_tile(void);
 /* Which of the device's threads this is, inside a tile or a parallel loop of its own. */
@@ -47,8 +50,14 @@ typedef struct {
     bool accumulate;
 } op_cpu_gemm;
 /* Workspace that attention needs (device_reserve): on all threads of a device, or on one, inside a tile; the device's
- * then is what `threads` times op_cpu_attention_bytes(1, ...) is. */
-size_t op_cpu_attention_bytes(int threads, size_t B, size_t T, size_t H, size_t D, bool backward);
+ * then is what `threads` times that of one is. */
+size_t op_cpu_attention_bytes(const device *d, int threads, size_t B, size_t T, size_t H, size_t D, bool backward);
+/* op_cpu_attention_amx.c: attention on AMX tiles, where they are and the head's size suits them; bytes: a thread's. */
+bool op_cpu_attention_amx_fits(const device *d, size_t D);
+size_t op_cpu_attention_amx_bytes(size_t T, size_t H, size_t D, bool backward);
+void op_cpu_attention_amx_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
+void op_cpu_attention_amx_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
+                              size_t T, size_t H, size_t D);
 void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
 
 static inline float op_bf16_to_f32(uint16_t h)

@@ -52,9 +52,10 @@ static chunk lay_out(char *base, size_t n, size_t T, size_t D, size_t ct, bool b
     return c;
 }
 
-size_t op_cpu_attention_bytes(int threads, size_t B, size_t T, size_t H, size_t D, bool backward)
+size_t op_cpu_attention_bytes(const device *d, int threads, size_t B, size_t T, size_t H, size_t D, bool backward)
 {
-    return lay_out(NULL, chunk_pairs(threads, B * H, T), T, D, sizeof(float), backward).bytes;
+    if (op_cpu_attention_amx_fits(d, D)) return (size_t)threads * op_cpu_attention_amx_bytes(T, H, D, backward);
+    return lay_out(NULL, chunk_pairs(threads, B * H, T), T, D, d->ct_bytes, backward).bytes;
 }
 
 /* A call: tensors are (B,T,.) with heads side by side in a row. */
@@ -157,6 +158,10 @@ static void product(const call *k, void *c, const void *a, const void *b, size_t
 
 void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D)
 {
+    if (op_cpu_attention_amx_fits(d, D)) {
+        op_cpu_attention_amx_fwd(d, o, lse, qkv, B, T, H, D);
+        return;
+    }
     call k = begin(d, B, T, H, D);
     size_t C = H * D;
     float scale = 1.0f / sqrtf((float)D);
@@ -198,6 +203,10 @@ static void deltas(const call *k, float *delta, const dv *d_o, const dv *o, size
 void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                           size_t T, size_t H, size_t D)
 {
+    if (op_cpu_attention_amx_fits(d, D)) {
+        op_cpu_attention_amx_bwd(d, dqkv, d_o, qkv, o, lse, B, T, H, D);
+        return;
+    }
     call k = begin(d, B, T, H, D);
     size_t C = H * D;
     float scale = 1.0f / sqrtf((float)D);

@@ -44,6 +44,12 @@ bool op_cpu_matmul_has_bf16(void)
     return (isa & bf16) == bf16;
 }
 
+bool op_cpu_matmul_has_amx(void) /* oneDNN has asked the kernel for the tiles, or does not say that it has AMX */
+{
+    int isa = (int)dnnl_get_effective_cpu_isa(), amx = dnnl_cpu_isa_avx512_core_amx;
+    return (isa & amx) == amx;
+}
+
 matmul_cache *op_cpu_matmul_open(void)
 {
     matmul_cache *c = calloc(1, sizeof *c);

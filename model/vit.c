@@ -166,8 +166,8 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
 static size_t attention_bytes(const vit *v, const vit_tiling *t, size_t Ti, bool backward)
 {
     size_t H = (size_t)v->c.heads, D = (size_t)v->c.dim / H, slots = v->d->op->slots(v->d);
-    if (t->n == 1) return op_cpu_attention_bytes(v->d->threads, t->images, Ti, H, D, backward);
-    return slots * (op_cpu_attention_bytes(1, t->images, Ti, H, D, backward) + ARENA_ALIGN);
+    if (t->n == 1) return op_cpu_attention_bytes(v->d, v->d->threads, t->images, Ti, H, D, backward);
+    return slots * (op_cpu_attention_bytes(v->d, 1, t->images, Ti, H, D, backward) + ARENA_ALIGN);
 }
 
 size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep)
