@@ -118,7 +118,7 @@ err_code ssl_step_open(ssl_step *s, vit *m, param_set *ps, const ssl_step_config
     s->host_pair = malloc(rows * sizeof *s->host_pair);
     s->host_weight = malloc(rows * sizeof *s->host_weight);
     if (!s->host_rows || !s->host_pair || !s->host_weight) FAIL(e, NOMEM, "no memory for a step");
-    s->patch_trained = param_find(ps, "patch_embed.proj.weight") != NULL;
+    s->patch_trained = param_find(ps, "patch_embed.proj.weight") || param_find(ps, "patch_embed.proj.bias");
     s->bytes = dry.used + dino_head_bytes(&k->head, s->d->ct_bytes) + s->d->work_bytes;
     fill_pairs(s);
     return device_sync(s->d, e);

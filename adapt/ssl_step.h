@@ -1,7 +1,7 @@
 /* ssl_step.h: one step of self-supervised adaptation: teacher, student, DINO + iBOT + KoLeo, gradients, update.
  *
  *     param_set ps = {0};
- *     vit_train(m, &(peft_spec){METHOD_APLA, 0, seed, .teacher = true}, &ps, &e);
+ *     vit_train(m, &(peft_spec){.method = METHOD_APLA, .teacher = true}, &ps, &e);
  *     ssl_step s; ssl_step_open(&s, m, &ps, &config, &e);            // appends the head's params to ps
  *     ... upload other weights into ps.p[i].master and .teacher, then ssl_step_refresh(&s) ...
  *     ssl_step_gradients(&s, &in, &out, &e);                         // ps.p[i].grad, out.loss, nothing updated

@@ -11,7 +11,19 @@
 #include <stdint.h>
 
 /* Streams: one per purpose, so that a draw added to one does not shift another. */
-enum { RNG_INIT = 1, RNG_ORDER, RNG_AUGMENT, RNG_MASK, RNG_SPLIT, RNG_ROWS, RNG_HEAD, RNG_PHANTOM, RNG_TEST, RNG_DROP };
+enum {
+    RNG_INIT = 1,
+    RNG_ORDER,
+    RNG_AUGMENT,
+    RNG_MASK,
+    RNG_SPLIT,
+    RNG_ROWS,
+    RNG_HEAD,
+    RNG_PHANTOM,
+    RNG_TEST,
+    RNG_DROP,
+    RNG_PEFT
+};
 
 typedef struct {
     uint32_t key[2], counter[4], out[4];

@@ -102,7 +102,9 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, c
     }
     snprintf(from, HASH_HEX, "none");
     if (!*adapted) {
-        *spec = (peft_spec){wanted, (int)options_int(o, "finetune.rows"), (uint64_t)options_int(o, "seed"), false};
+        *spec = (peft_spec){.method = wanted,
+                            .rows = (int)options_int(o, "finetune.rows"),
+                            .seed = (uint64_t)options_int(o, "seed")};
         return wanted == METHOD_LINEAR ? ERR_OK : vit_train(s->vit, spec, &s->params, e);
     }
     safetensors f;

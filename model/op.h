@@ -38,6 +38,7 @@ typedef struct linear_w {
     dv *bias; /* (O) f32, or NULL */
     bool frozen;
     uint32_t version;
+    struct linear_w *same;      /* whose w and packed copies these are: only the bias is its own; NULL: all is */
     void *packed[2];            /* [0] forward, [1] dX; owned by the back end: linear_release */
     uint32_t packed_version[2]; /* 0: none; versions start at 1 */
 } linear_w;
@@ -81,6 +82,7 @@ typedef struct op_table {
     void (*to_ct)(device *d, dv *dst, const dv *src_f32, size_t n);
     void (*to_f32)(device *d, dv *dst_f32, const dv *src, size_t n);
     void (*add)(device *d, dv *dst, const dv *src, size_t n); /* ct: dst += src */
+    void (*scale)(device *d, dv *x, float by, size_t n);      /* ct: x *= by */
 
     /* Runs fn(ctx, tile, slot) for every tile below n: independent pieces of a pass, several at once where the device
      * has several units that compute on their own. slot < slots(d): no two tiles at work share one, so scratch is a
@@ -105,13 +107,18 @@ typedef struct op_table {
      * --------------------------------------------------------------------- */
     /* Pixels (B,3,Hp,Wp) f32 -> (B*P, 3*p*p) ct in the order of a flattened conv weight (channel, row, column). */
     void (*patchify)(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p);
-    /* x (B,T,C) = [cls + pos0 | registers | patch or mask token, + pos]; mask (B,P) uint8 or NULL. pos f32 (1+P,C) on
-     * this grid (row 0 is the class token's); cls/reg/mask_token f32, cls NULL: none. R registers. */
+    /* x (B,T,C) = [cls + pos0 | R registers | S rows left as they are (prompts) | patch or mask token, + pos]; mask
+     * (B,P) uint8 or NULL. pos f32 (1+P,C) on this grid (row 0 is the class token's); cls/reg/mask_token f32, cls NULL:
+     * none. */
     void (*embed_fwd)(device *d, dv *x, const dv *patches /*(B*P,C) ct*/, const dv *cls, const dv *reg, const dv *pos,
-                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C);
-    /* dpatches = (0 where masked), d* f32 += ; any of them NULL: not wanted. */
+                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t S, size_t C);
+    /* dpatches = (0 where masked), d* f32 += ; any of them NULL: not wanted. cls: whether there is a class token. */
     void (*embed_bwd)(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
-                      const dv *mask, size_t B, size_t P, size_t R, size_t C);
+                      const dv *mask, bool cls, size_t B, size_t P, size_t R, size_t S, size_t C);
+    /* Prompts f32 (n,C) into rows first .. first+n of each image of x (B,T,C); and back: dprompts f32 += the sum over
+     * images of these rows of dx, or NULL; then they are 0, for what was in their place has no part in the loss. */
+    void (*prompt_fwd)(device *d, dv *x, const dv *prompts, size_t B, size_t T, size_t first, size_t n, size_t C);
+    void (*prompt_bwd)(device *d, dv *dx, dv *dprompts, size_t B, size_t T, size_t first, size_t n, size_t C);
     /* y = LN(x) * gamma + beta; mean, rstd f32 (N), NULL when nothing is to be differentiated. */
     void (*norm_fwd)(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                      size_t N, size_t C);
@@ -126,7 +133,7 @@ typedef struct op_table {
     /* dbranch = ls * dout; dls f32 += sum dout*branch, or NULL. (dx is dout itself.) */
     void (*residual_bwd)(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
                          size_t C);
-    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);
+    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                  /* y may be pre */
     void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n); /* dpre may be dy */
     /* o (B,T,C) from qkv (B,T,3C), scale 1/sqrt(D); lse f32 (B,H,T) log-sum-exp of the scaled scores, or NULL. */
     void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);

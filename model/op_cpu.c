@@ -157,6 +157,18 @@ void op_cpu_add(device *d, dv *dst, const dv *src, size_t n)
     }
 }
 
+void op_cpu_scale(device *d, dv *x, float by, size_t n)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i += CHUNK) {
+        size_t m = n - i < CHUNK ? n - i : CHUNK;
+        float *a = op_cpu_row(d, 0);
+        op_cpu_load(d, a, x, i, m);
+        for (size_t k = 0; k < m; k++) a[k] *= by;
+        op_cpu_store(d, x, i, a, m);
+    }
+}
+
 static const op_table cpu_table = {
     "cpu",
     op_cpu_alloc,
@@ -168,6 +180,7 @@ static const op_table cpu_table = {
     op_cpu_to_ct,
     op_cpu_to_f32,
     op_cpu_add,
+    op_cpu_scale,
     op_cpu_tiles,
     op_cpu_slots,
     op_cpu_linear_fwd,
@@ -178,6 +191,8 @@ static const op_table cpu_table = {
     op_cpu_patchify,
     op_cpu_embed_fwd,
     op_cpu_embed_bwd,
+    op_cpu_prompt_fwd,
+    op_cpu_prompt_bwd,
     op_cpu_norm_fwd,
     op_cpu_norm_bwd,
     op_cpu_norm_again,

@@ -134,6 +134,7 @@ void op_cpu_copy(device *d, dv *dst, const dv *src, size_t bytes);
 void op_cpu_to_ct(device *d, dv *dst, const dv *src_f32, size_t n);
 void op_cpu_to_f32(device *d, dv *dst_f32, const dv *src, size_t n);
 void op_cpu_add(device *d, dv *dst, const dv *src, size_t n);
+void op_cpu_scale(device *d, dv *x, float by, size_t n);
 void op_cpu_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx);
 size_t op_cpu_slots(const device *d);
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
@@ -144,9 +145,11 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
 void op_cpu_linear_release(device *d, linear_w *w);
 void op_cpu_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p);
 void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
-                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C);
+                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t S, size_t C);
 void op_cpu_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
-                      const dv *mask, size_t B, size_t P, size_t R, size_t C);
+                      const dv *mask, bool cls, size_t B, size_t P, size_t R, size_t S, size_t C);
+void op_cpu_prompt_fwd(device *d, dv *x, const dv *prompts, size_t B, size_t T, size_t first, size_t n, size_t C);
+void op_cpu_prompt_bwd(device *d, dv *dx, dv *dprompts, size_t B, size_t T, size_t first, size_t n, size_t C);
 void op_cpu_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                      size_t N, size_t C);
 void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,

@@ -325,7 +325,7 @@ static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kin
         describe(&plain, (size_t[]){in, out}, (size_t[]){out, 1}, 2, ct);
     else
         describe(&plain, (size_t[]){in, out}, (size_t[]){1, in}, 2, ct);
-    const packed *p = pack(d, w, back, &plain);
+    const packed *p = pack(d, w->same ? w->same : w, back, &plain);
     entry *t = p ? prepare(d, &k, &src, &p->desc, bias ? &b : NULL, &dst) : NULL;
     if (t) run(d, t, x, p->data, bias, y);
 }

@@ -26,10 +26,10 @@ OP_WIDE static void add_row(float *a, const float *b, size_t n)
 }
 
 void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
-                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C)
+                      const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t S, size_t C)
 {
     const float *f_pos = (const float *)pos;
-    size_t lead = cls ? 1 : 0, T = lead + R + P;
+    size_t lead = cls ? 1 : 0, T = lead + R + S + P;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < B * T; i++) {
         size_t b = i / T, t = i % T;
@@ -39,8 +39,10 @@ void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const 
             add_row(row, f_pos, C);
         } else if (t < lead + R) { /* registers come after the positional addition */
             memcpy(row, (const float *)reg + (t - lead) * C, C * sizeof *row);
+        } else if (t < lead + R + S) {
+            continue;
         } else {
-            size_t k = t - lead - R;
+            size_t k = t - lead - R - S;
             if (mask && ((const uint8_t *)mask)[b * P + k])
                 memcpy(row, mask_token, C * sizeof *row);
             else
@@ -52,23 +54,23 @@ void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const 
 }
 
 void op_cpu_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
-                      const dv *mask, size_t B, size_t P, size_t R, size_t C)
+                      const dv *mask, bool cls, size_t B, size_t P, size_t R, size_t S, size_t C)
 {
-    /* T is not given: a class token exists where dcls is wanted or the rows say so; see op.h. */
-    size_t lead = dcls ? 1 : 0, T = lead + R + P;
+    size_t lead = cls ? 1 : 0, before = lead + R + S, T = before + P;
     float *f_pos = (float *)dpos, *f_cls = (float *)dcls, *f_reg = (float *)dreg;
 #pragma omp parallel for schedule(static)
     for (size_t t = 0; t < T; t++) {
         float *row = op_cpu_row(d, 0);
+        if (t >= lead + R && t < before) continue;
         for (size_t b = 0; b < B; b++) {
             op_cpu_load(d, row, dx, (b * T + t) * C, C);
             if (t < lead) {
-                add_row(f_cls, row, C);
+                if (f_cls) add_row(f_cls, row, C);
                 if (f_pos) add_row(f_pos, row, C);
-            } else if (t < lead + R) {
+            } else if (t < before) {
                 if (f_reg) add_row(f_reg + (t - lead) * C, row, C);
             } else {
-                size_t k = t - lead - R;
+                size_t k = t - before;
                 if (f_pos) add_row(f_pos + (1 + k) * C, row, C);
                 if (mask && ((const uint8_t *)mask)[b * P + k]) memset(row, 0, C * sizeof *row);
                 if (dpatches) op_cpu_store(d, dpatches, (b * P + k) * C, row, C);
@@ -79,8 +81,30 @@ void op_cpu_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv 
     float *row = op_cpu_row(d, 0); /* few rows: one thread, in order */
     for (size_t i = 0; i < B * P; i++) {
         if (!((const uint8_t *)mask)[i]) continue;
-        op_cpu_load(d, row, dx, (i / P * T + lead + R + i % P) * C, C);
+        op_cpu_load(d, row, dx, (i / P * T + before + i % P) * C, C);
         add_row((float *)dmask_token, row, C);
+    }
+}
+
+void op_cpu_prompt_fwd(device *d, dv *x, const dv *prompts, size_t B, size_t T, size_t first, size_t n, size_t C)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < B * n; i++)
+        op_cpu_store(d, x, (i / n * T + first + i % n) * C, (const float *)prompts + i % n * C, C);
+}
+
+void op_cpu_prompt_bwd(device *d, dv *dx, dv *dprompts, size_t B, size_t T, size_t first, size_t n, size_t C)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t t = 0; t < n; t++) {
+        float *row = op_cpu_row(d, 0);
+        for (size_t b = 0; b < B; b++) {
+            size_t at = (b * T + first + t) * C;
+            op_cpu_load(d, row, dx, at, C);
+            if (dprompts) add_row((float *)dprompts + t * C, row, C);
+            memset(row, 0, C * sizeof *row);
+            op_cpu_store(d, dx, at, row, C);
+        }
     }
 }
 

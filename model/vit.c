@@ -29,7 +29,7 @@ const char *vit_hash(const vit *m)
 static size_t count_tokens(const vit *m, size_t height, size_t width)
 {
     size_t p = (size_t)m->c.patch;
-    return height / p * (width / p) + (size_t)m->c.registers + (m->c.class_token ? 1 : 0);
+    return height / p * (width / p) + (size_t)m->c.registers + m->prompts + (m->c.class_token ? 1 : 0);
 }
 
 static err_code make_impl(vit_pass *a, const vit *m, err *e)
@@ -42,6 +42,7 @@ static err_code make_impl(vit_pass *a, const vit *m, err *e)
     k->gw = a->width / (size_t)m->c.patch;
     k->Ti = count_tokens(m, a->height, a->width);
     k->N = a->B * k->Ti;
+    k->prompt = k->Ti - m->prompts - a->P;
     k->block = calloc(k->L, sizeof *k->block);
     if (!k->block) FAIL(e, NOMEM, "no memory for a pass");
     return vit_position_weights(k, (size_t)m->c.grid, m->c.pos, e);
@@ -61,6 +62,7 @@ static vit_tiling choose_tiling(const device *d, size_t B, size_t Ti)
  * rows at once. */
 static bool trains_beyond_projections(const vit *m)
 {
+    if (m->lora_rank || m->block[0].prompts.param != VIT_FROZEN) return true;
     for (size_t i = 0; i < m->n_tensors; i++) {
         const vit_tensor *t = &m->tensors[i];
         if (t->vector && t->vector->param != VIT_FROZEN) return true;
@@ -109,15 +111,16 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     size_t p = (size_t)v->c.patch, C = (size_t)v->c.dim, F = (size_t)v->c.hidden, ct = v->d->ct_bytes;
     if (!B || !height || !width || height % p || width % p)
         FAIL(e, SHAPE, "%zu images of %zux%zu do not divide into patches of %zu", B, width, height, p);
-    bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep;
+    size_t P = height / p * (width / p), T = 1 + (size_t)v->c.registers + v->prompts + P;
+    bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep && a->T == T;
     if (!same) {
         vit_pass_fini(a);
         a->B = B;
         a->height = height;
         a->width = width;
         a->keep = keep;
-        a->P = height / p * (width / p);
-        a->T = 1 + (size_t)v->c.registers + a->P;
+        a->P = P;
+        a->T = T;
         err_code rc = make_impl(a, v, e);
         if (rc) {
             vit_pass_fini(a);
@@ -145,6 +148,8 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     k->branch = arena_take(m, S * C, ct);
     k->hidden = arena_take(m, S * F, ct);
     k->qkv = arena_take(m, S * 3 * C, ct);
+    k->low = arena_take(m, S * VIT_UPDATES * v->lora_rank, ct);
+    k->wide = arena_take(m, S * v->lora_width, ct);
     k->pos[0] = arena_take(m, (1 + a->P) * C, sizeof(float));
     k->pos[1] = arena_take(m, (1 + a->P) * C, sizeof(float));
     if (grad) {
@@ -222,6 +227,16 @@ typedef struct {
     size_t l;
 } block_call;
 
+/* y = the layer's output with its low-rank updates, on a tile. */
+static void layer_fwd(const block_call *c, const vit_tile *t, const vit_linear *w, dv *y, const dv *x)
+{
+    const vit_pass_impl *k = c->a->impl;
+    c->m->d->op->linear_fwd(c->m->d, y, x, w->live[c->who], t->rows);
+    if (w->n_lora)
+        vit_lora_fwd(c->m, c->who, w, y, x, t->rows, vit_scratch(t, k->low, VIT_UPDATES * c->m->lora_rank),
+                     vit_scratch(t, k->wide, c->m->lora_width));
+}
+
 /* One block on one tile. */
 static void block_fwd(void *ctx, size_t index, size_t slot)
 {
@@ -243,16 +258,23 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     dv *pre = grad ? vit_rows(&t, b->pre, (size_t)m->c.hidden) : NULL;
     dv *norm = vit_scratch(&t, k->norm, C), *branch = vit_scratch(&t, k->branch, C);
     dv *hidden = vit_scratch(&t, k->hidden, (size_t)m->c.hidden);
+    if (w->prompts.count) op->prompt_fwd(d, x, w->prompts.live[who], t.images, k->Ti, k->prompt, m->prompts, C);
     op->norm_fwd(d, norm, vit_f32(b->mean1, t.first), vit_f32(b->rstd1, t.first), x, w->norm1_weight.live[who],
                  w->norm1_bias.live[who], m->c.eps, N, C);
-    op->linear_fwd(d, qkv, norm, w->qkv.live[who], N);
+    layer_fwd(c, &t, &w->qkv, qkv, norm);
     op->attention_fwd(d, o, vit_f32(b->lse, t.first_pair), qkv, t.images, k->Ti, H, C / H);
-    op->linear_fwd(d, branch, o, w->proj.live[who], N);
+    layer_fwd(c, &t, &w->proj, branch, o);
     op->residual_fwd(d, mid, x, branch, w->ls1.live[who], N, C);
     op->norm_fwd(d, norm, vit_f32(b->mean2, t.first), vit_f32(b->rstd2, t.first), mid, w->norm2_weight.live[who],
                  w->norm2_bias.live[who], m->c.eps, N, C);
-    op->linear_gelu_fwd(d, hidden, pre, norm, w->fc1.live[who], N);
-    op->linear_fwd(d, branch, hidden, w->fc2.live[who], N);
+    if (w->fc1.n_lora) {
+        dv *sum = pre ? pre : hidden;
+        layer_fwd(c, &t, &w->fc1, sum, norm);
+        op->gelu_fwd(d, hidden, sum, N * (size_t)m->c.hidden);
+    } else {
+        op->linear_gelu_fwd(d, hidden, pre, norm, w->fc1.live[who], N);
+    }
+    layer_fwd(c, &t, &w->fc2, branch, hidden);
     op->residual_fwd(d, next, mid, branch, w->ls2.live[who], N, C);
 }
 
@@ -265,9 +287,9 @@ void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask
     vit_positions(m, who, a);
     bool own_pos = m->pos.live[VIT_TEACHER] != m->pos.live[VIT_STUDENT];
     op->embed_fwd(d, k->block[0].x, patches, m->cls.count ? m->cls.live[who] : NULL, R ? m->reg.live[who] : NULL,
-                  k->pos[own_pos ? who : VIT_STUDENT], m->mask_token.live[who], mask, a->B, a->P, R, C);
+                  k->pos[own_pos ? who : VIT_STUDENT], m->mask_token.live[who], mask, a->B, a->P, R, m->prompts, C);
     for (size_t l = 0; l < k->L; l++) op->tiles(d, k->fwd.n, block_fwd, &(block_call){m, who, a, l});
     op->norm_fwd(d, k->normed, k->mean, k->rstd, a->x_last, m->norm_weight.live[who], m->norm_bias.live[who], m->c.eps,
                  k->N, C);
-    if (!m->c.class_token) op->mean_token_fwd(d, a->out, k->normed, a->B, k->Ti, R, C);
+    if (!m->c.class_token) op->mean_token_fwd(d, a->out, k->normed, a->B, k->Ti, R + m->prompts, C);
 }

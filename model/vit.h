@@ -15,6 +15,7 @@
 #include "base/arena.h"
 #include "base/hash.h"
 #include "model/op.h"
+#include "model/peft.h"
 
 typedef enum {
     POS_DINOV2 /* scale (grid+0.1)/G, bicubic, no antialias */,
@@ -59,14 +60,6 @@ vit_named_config(const char *name, vit_config *out,
 
 /* --- what is trained
  * ------------------------------------------------------------------------------------------------------- */
-typedef enum { METHOD_LINEAR /* nothing in the backbone */, METHOD_APLA, METHOD_FULL } peft_method;
-typedef struct peft_spec {
-    peft_method method;
-    int rows;      /* APLA: r output features per block; 0: all */
-    uint64_t seed; /* draws the rows */
-    bool teacher;  /* make an EMA teacher (own trainable slices; everything frozen is shared) */
-} peft_spec;
-
 typedef struct param_set {
     param *p;
     size_t n, capacity;
@@ -84,6 +77,10 @@ void param_set_free(device *d, param_set *ps);
 err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
 /* The params are about to be freed: the model keeps their latest live values, and nothing of it trains any more. */
 void vit_untrain(vit *m);
+/* What was trained (the masters) becomes part of the backbone: low-rank updates are added to their weights, so that a
+ * pass costs what it did before; prompts stay. The teacher is gone, the params belong to the model no longer. again:
+ * fp32 values are kept on the host, so that vit_train may follow with another method. */
+err_code vit_merge(vit *m, bool again, err *e);
 size_t vit_backbone_params(const vit *m);
 
 /* --- passes
@@ -94,7 +91,9 @@ typedef enum { VIT_INFER, VIT_GRAD } vit_keep;
 
 typedef struct vit_block_acts vit_block_acts;
 typedef struct vit_pass {
-    size_t B, height, width, P, T; /* P patches, T = 1 + registers + P: the class token's row is always there */
+    /* P patches; T = 1 + registers + prompts + P: the class token's row is always there, and the first, and the
+     * patches' are the last P. */
+    size_t B, height, width, P, T;
     vit_keep keep;
     dv *patches; /* (B*P, C) ct: patch embedding, before positions and mask */
     dv *out;     /* (B,T,C) ct: after the final norm */

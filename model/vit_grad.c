@@ -41,6 +41,25 @@ static half half_of(vit *m, vit_pass *a, size_t tile, size_t slot)
     return h;
 }
 
+/* dx = the gradient of a layer's input from dy, unless NULL; and its low-rank updates' gradients. x: its input, which
+ * may be dx; read where vit_needs_input. */
+static void layer_dx(const half *h, const vit_linear *w, dv *dx, const dv *dy, const dv *x)
+{
+    const vit *m = h->m;
+    if (w->n_lora)
+        vit_lora_bwd(h->m, w, dx, dy, x, h->t.rows, vit_scratch(&h->t, h->k->low, VIT_UPDATES * m->lora_rank),
+                     vit_scratch(&h->t, h->k->wide, m->lora_width));
+    else if (dx)
+        h->op->linear_dx(h->d, dx, dy, w->live[VIT_STUDENT], h->t.rows);
+}
+
+/* The same with the gradients of its own weight and bias. */
+static void layer_bwd(const half *h, const vit_linear *w, dv *dx, const dv *dy, const dv *x)
+{
+    linear_grad(h->m, w, dy, x, h->t.rows);
+    layer_dx(h, w, dx, dy, x);
+}
+
 /* dbranch = ls * dx, and dls where wanted (branch is then the layer's output, made again). */
 static const dv *branch_grad(const half *h, const vit_vector *ls, vit_linear *last, const dv *input)
 {
@@ -74,17 +93,15 @@ static void mlp_bwd(const half *h, size_t l)
     vit_block *w = &h->m->block[l];
     const vit_block_acts *b = &h->k->block[l];
     size_t N = h->t.rows;
+    bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
     const dv *pre = vit_rows(&h->t, b->pre, h->F), *o = vit_rows(&h->t, b->o, h->C);
-    if (vit_trains(&w->fc2) || w->ls2.param != VIT_FROZEN) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
+    if (vit_needs_input(&w->fc2) || w->ls2.param != VIT_FROZEN) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
     const dv *g = branch_grad(h, &w->ls2, &w->fc2, h->hidden);
-    linear_grad(h->m, &w->fc2, g, h->hidden, N);
-    h->op->linear_dx(h->d, h->hidden, g, w->fc2.live[VIT_STUDENT], N); /* d hidden */
+    layer_bwd(h, &w->fc2, h->hidden, g, h->hidden);
     h->op->gelu_bwd(h->d, h->hidden, h->hidden, pre, N * h->F);
-    if (vit_trains(&w->fc1)) {
-        norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
-        linear_grad(h->m, &w->fc1, h->hidden, h->norm, N);
-    }
-    h->op->linear_dx(h->d, h->branch, h->hidden, w->fc1.live[VIT_STUDENT], N);
+    if (vit_needs_input(&w->fc1)) norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
+    layer_bwd(h, &w->fc1, last ? NULL : h->branch, h->hidden, h->norm);
+    if (last) return;
     norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2);
     branch_grad(h, &w->ls1, &w->proj, o);
 }
@@ -95,22 +112,27 @@ static const dv *projection_g(const vit *m, const vit_pass_impl *k, size_t l)
     return m->block[l].ls1.count ? k->dbranch : k->dx;
 }
 
-/* From between attention and MLP down to the block's input. */
+/* From between attention and MLP down to the block's input. The projection's own gradient is vit_bwd's. */
 static void attention_bwd(const half *h, size_t l)
 {
     vit_block *w = &h->m->block[l];
     const vit_block_acts *b = &h->k->block[l];
-    size_t N = h->t.rows, C = h->C, H = (size_t)h->m->c.heads;
+    size_t C = h->C, H = (size_t)h->m->c.heads;
+    vit_bottom bottom = l ? VIT_TO_EMBEDDING : h->m->bottom;
     dv *dqkv = vit_scratch(&h->t, h->k->qkv, 3 * C);
-    h->op->linear_dx(h->d, h->branch, vit_rows(&h->t, projection_g(h->m, h->k, l), C), w->proj.live[VIT_STUDENT], N);
-    h->op->attention_bwd(h->d, dqkv, h->branch, vit_rows(&h->t, b->qkv, 3 * C), vit_rows(&h->t, b->o, C),
-                         vit_f32(b->lse, h->t.first_pair), h->t.images, h->k->Ti, H, C / H);
-    if (vit_trains(&w->qkv)) {
-        norm_again(h, &w->norm1_weight, &w->norm1_bias, b->x, b->mean1, b->rstd1);
-        linear_grad(h->m, &w->qkv, dqkv, h->norm, N);
-    }
-    h->op->linear_dx(h->d, h->branch, dqkv, w->qkv.live[VIT_STUDENT], N);
+    const dv *o = vit_rows(&h->t, b->o, C);
+    layer_dx(h, &w->proj, bottom > VIT_TO_PROJECTION ? h->branch : NULL,
+             vit_rows(&h->t, projection_g(h->m, h->k, l), C), o);
+    if (bottom <= VIT_TO_PROJECTION) return;
+    h->op->attention_bwd(h->d, dqkv, h->branch, vit_rows(&h->t, b->qkv, 3 * C), o, vit_f32(b->lse, h->t.first_pair),
+                         h->t.images, h->k->Ti, H, C / H);
+    if (vit_needs_input(&w->qkv)) norm_again(h, &w->norm1_weight, &w->norm1_bias, b->x, b->mean1, b->rstd1);
+    layer_bwd(h, &w->qkv, bottom > VIT_TO_QKV ? h->branch : NULL, dqkv, h->norm);
+    if (bottom <= VIT_TO_QKV) return;
     norm_grad(h, &w->norm1_weight, &w->norm1_bias, h->branch, b->x, b->mean1, b->rstd1);
+    if (w->prompts.count)
+        h->op->prompt_bwd(h->d, h->dx, vit_grad_of(h->m, w->prompts.param), h->t.images, h->k->Ti, h->k->prompt,
+                          h->m->prompts, C);
 }
 
 typedef struct {
@@ -143,7 +165,8 @@ static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
     dv *dpos = vit_grad_of(m, m->pos.param), *on_grid = k->pos[VIT_TEACHER];
     if (dpos) op->zero(m->d, on_grid, rows * C * sizeof(float));
     op->embed_bwd(m->d, a->patches, vit_grad_of(m, m->cls.param), vit_grad_of(m, m->reg.param), dpos ? on_grid : NULL,
-                  vit_grad_of(m, m->mask_token.param), k->dx, mask, a->B, a->P, (size_t)m->c.registers, C);
+                  vit_grad_of(m, m->mask_token.param), k->dx, mask, m->c.class_token, a->B, a->P,
+                  (size_t)m->c.registers, m->prompts, C);
     if (dpos) {
         float *host = malloc(rows * C * sizeof *host), *grad = malloc((1 + G * G) * C * sizeof *grad);
         if (host && grad) {
@@ -158,7 +181,8 @@ static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
         free(grad);
     }
     if (!vit_trains(&m->patch)) return;
-    if (pixels) op->patchify(m->d, k->cols, pixels, a->B, a->height, a->width, (size_t)m->c.patch);
+    if (pixels && m->patch.weight != VIT_FROZEN)
+        op->patchify(m->d, k->cols, pixels, a->B, a->height, a->width, (size_t)m->c.patch);
     linear_grad(m, &m->patch, a->patches, k->cols, a->B * a->P);
 }
 
@@ -171,7 +195,7 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
     if (!m->trained || a->keep != VIT_GRAD) return;
     const dv *dout = a->dout;
     if (!m->c.class_token) {
-        op->mean_token_bwd(d, k->dtop, a->dout, a->B, k->Ti, (size_t)m->c.registers, C);
+        op->mean_token_bwd(d, k->dtop, a->dout, a->B, k->Ti, (size_t)m->c.registers + m->prompts, C);
         dout = k->dtop;
     }
     op->norm_bwd(d, k->dx, false, vit_grad_of(m, m->norm_weight.param), vit_grad_of(m, m->norm_bias.param), dout,
@@ -180,7 +204,7 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
         op->tiles(d, k->bwd.n, block_bwd, &(grad_call){m, a, l});
         linear_grad(m, &m->block[l].proj, projection_g(m, k, l), k->block[l].o, k->N);
     }
-    if (!m->below) return; /* nothing under the first projection is trained */
+    if (m->bottom == VIT_TO_MLP) return;
     op->tiles(d, k->bwd.n, last_bwd, &(grad_call){m, a, 0});
-    embed_grad(m, a, pixels, mask);
+    if (m->bottom == VIT_TO_EMBEDDING) embed_grad(m, a, pixels, mask);
 }

@@ -4,7 +4,7 @@
 #include "io/safetensors.h"
 #include "model/vit.h"
 
-enum { VIT_FROZEN = -1 };
+enum { VIT_FROZEN = -1, VIT_UPDATES = 3 /* low-rank updates of a layer at most */ };
 
 /* An fp32 tensor on the device: class token, LayerNorm weight, ... */
 typedef struct {
@@ -13,16 +13,28 @@ typedef struct {
     int param;    /* index into vit.ps, or VIT_FROZEN */
 } vit_vector;
 
+/* A low-rank update of a layer: y[:, first .. first+rows) += alpha/r (x A^T) B^T (Hu et al. 2022, eq. 3). */
+typedef struct {
+    linear_w a[2], b[2];             /* (r,I), (O,r): B's other rows are zeros */
+    linear_w *live_a[2], *live_b[2]; /* [vit_who], as in vit_linear */
+    size_t first, rows;
+    const dv *index;      /* int32 (rows): first, first+1, ...; NULL: all rows */
+    int a_param, b_param; /* or VIT_FROZEN */
+} vit_lora;
+
 /* A linear layer: weight (O,I) and bias (O) f32. */
 typedef struct {
     linear_w w[2];     /* [0] the student's */
     linear_w *live[2]; /* [vit_who]: &w[0], or &w[1] where the teacher has its own */
     int weight, bias;  /* params, or VIT_FROZEN */
+    vit_lora *lora;    /* (n_lora): updates that are not merged */
+    int n_lora;
 } vit_linear;
 
 typedef struct {
     vit_vector norm1_weight, norm1_bias, norm2_weight, norm2_bias, ls1, ls2;
     vit_linear qkv, proj, fc1, fc2;
+    vit_vector prompts; /* (n,C): in the place of the prompts' tokens at this block's input; count 0: none */
 } vit_block;
 
 /* One tensor of the model, in the fixed order of vit_load.c. Its fp32 values are read again (or drawn again) where
@@ -37,8 +49,13 @@ typedef struct {
     size_t plus_at;
     vit_vector *vector; /* one of these two */
     vit_linear *linear;
-    bool is_bias; /* of linear */
+    bool is_bias;  /* of linear */
+    float *merged; /* (rows, cols): what vit_merge made of it; NULL: the file's */
 } vit_tensor;
+
+/* How far down the backward pass goes: nothing below the lowest trained weight is differentiated. In block 0, but for
+ * the last. */
+typedef enum { VIT_TO_MLP, VIT_TO_PROJECTION, VIT_TO_QKV, VIT_TO_INPUT, VIT_TO_EMBEDDING } vit_bottom;
 
 struct vit {
     device *d;
@@ -55,7 +72,11 @@ struct vit {
     uint64_t seed;
     param_set *ps; /* after vit_train */
     bool trained;
-    bool below; /* something below block 0's attention output is trained: the backward pass goes all the way */
+    vit_bottom bottom;
+    size_t prompts;               /* tokens, between registers and patches */
+    size_t lora_rank, lora_width; /* 0: none; the widest input or output of an updated layer */
+    float lora_scale;             /* alpha/r */
+    dv *thirds;                   /* int32 (3C): 0, 1, ...: rows of Q, K and V */
 };
 
 /* Values of the largest tensor. */
@@ -75,9 +96,15 @@ static inline dv *vit_grad_of(const vit *m, int index)
     return index < 0 ? NULL : m->ps->p[index].grad;
 }
 
+/* Whether a weight's gradient asks for the layer's input. */
+static inline bool vit_needs_input(const vit_linear *w)
+{
+    return w->weight != VIT_FROZEN || w->n_lora;
+}
+
 static inline bool vit_trains(const vit_linear *w)
 {
-    return w->weight != VIT_FROZEN || w->bias != VIT_FROZEN;
+    return vit_needs_input(w) || w->bias != VIT_FROZEN;
 }
 
 /* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
@@ -102,12 +129,14 @@ typedef struct {
 /* vit_pass.impl. */
 typedef struct {
     size_t L, N, Ti;       /* Ti: tokens in the transformer: T, or T-1 without a class token; N = B*Ti */
+    size_t prompt;         /* row of the first prompt in an image */
     vit_block_acts *block; /* (L) */
     dv *cols;              /* (B*P, 3*p*p) patches as columns */
     vit_tiling fwd, bwd;
     size_t scratch_rows;        /* S: rows of scratch, over all slots */
     dv *norm, *branch, *hidden; /* (S,C), (S,C), (S,hidden): scratch of forward and backward */
     dv *qkv, *o, *mid;          /* (S,3C), (S,C), (S,C): inference's; qkv is dqkv in backward */
+    dv *low, *wide;             /* (S,VIT_UPDATES*r), (S,lora_width): of low-rank updates */
     dv *mean, *rstd;            /* (N) f32 of the final norm */
     dv *normed;                 /* (N,C): final norm where out has the extra row, else out itself */
     dv *pos[2];                 /* (1+P,C) f32 on this grid */
@@ -137,6 +166,23 @@ static inline dv *vit_f32(const dv *x, size_t at)
 {
     return x ? dv_at(x, at * sizeof(float)) : NULL;
 }
+
+/* vit_lora.c. Appends A and B of the spec's targets to ps. */
+err_code vit_lora_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
+/* y (N,O) += the layer's updates of x (N,I); low and wide are scratch. */
+void vit_lora_fwd(vit *m, vit_who who, const vit_linear *w, dv *y, const dv *x, size_t N, dv *low, dv *wide);
+/* dA, dB from dy (N,O) and x; dx (N,I) = the layer's and theirs, or NULL; dx may be x. low (VIT_UPDATES,N,r). */
+void vit_lora_bwd(vit *m, const vit_linear *w, dv *dx, const dv *dy, const dv *x, size_t N, dv *low, dv *wide);
+/* weight (O,I) host += alpha/r B A of the masters. */
+err_code vit_lora_add(const vit *m, const vit_linear *w, float *weight, err *e);
+void vit_lora_close(vit *m, vit_linear *w);
+/* vit_prompt.c. Appends the prompts to ps. */
+err_code vit_prompt_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
+void vit_prompt_close(vit *m);
+/* vit_open.c. Frees what the layer holds; the weight of another's is left alone. */
+void vit_close_linear(device *d, linear_w *w);
+/* vit_train.c. A copy of device memory. */
+err_code vit_clone(device *d, dv **out, const dv *src, size_t bytes, err *e);
 
 /* Positional rows on the pass's grid from the live table: once, or each time where the table is trained. */
 void vit_positions(vit *m, vit_who who, vit_pass *a);

@@ -251,7 +251,7 @@ static size_t list_all(vit *m)
     list_linear(&k, &m->patch, C, 3 * p * p, true, "patch_embed.proj");
     for (int i = 0; i < c->depth; i++) {
         vit_block *b = &m->block[i];
-        b->ls1.param = b->ls2.param = VIT_FROZEN;
+        b->ls1.param = b->ls2.param = b->prompts.param = VIT_FROZEN;
         struct {
             vit_vector *v;
             const char *name;
@@ -483,6 +483,10 @@ static err_code read_parts(const vit_tensor *t, float *out, err *e)
 err_code vit_load_values(const vit *m, const vit_tensor *t, float *out, err *e)
 {
     size_t n = t->rows * t->cols;
+    if (t->merged) {
+        memcpy(out, t->merged, n * sizeof *out);
+        return ERR_OK;
+    }
     if (m->random) {
         draw(m, t, out);
         return ERR_OK;

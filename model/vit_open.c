@@ -80,11 +80,12 @@ err_code vit_open(vit **out, device *d, const vit_source *s, err *e)
     return rc;
 }
 
-static void close_linear(device *d, linear_w *w)
+void vit_close_linear(device *d, linear_w *w)
 {
     d->op->linear_release(d, w);
-    if (w->w) d->op->free(d, w->w);
+    if (w->w && !w->same) d->op->free(d, w->w);
     if (w->bias) d->op->free(d, w->bias);
+    w->w = w->bias = NULL;
 }
 
 void vit_close(vit *m)
@@ -93,14 +94,18 @@ void vit_close(vit *m)
     device *d = m->d;
     for (size_t i = 0; m->tensors && i < m->n_tensors; i++) {
         vit_tensor *t = &m->tensors[i];
+        free(t->merged);
         if (t->vector) {
             if (t->vector->live[1] && t->vector->live[1] != t->vector->live[0]) d->op->free(d, t->vector->live[1]);
             if (t->vector->live[0]) d->op->free(d, t->vector->live[0]);
         } else if (!t->is_bias) {
-            close_linear(d, &t->linear->w[0]);
-            close_linear(d, &t->linear->w[1]);
+            vit_close_linear(d, &t->linear->w[1]);
+            vit_close_linear(d, &t->linear->w[0]);
+            vit_lora_close(m, t->linear);
         }
     }
+    if (m->thirds) d->op->free(d, m->thirds);
+    vit_prompt_close(m);
     free(m->tensors);
     free(m->block);
     safetensors_close(&m->file);

@@ -1,6 +1,7 @@
 /* vit_train.c: parameter-efficient fine-tuning as data: which weights become params, and what the teacher has of its
  * own. APLA: the attention's output projection of every block, all of it or r output features with their biases, drawn
- * once a block and the same in student and teacher. Everything frozen exists once. */
+ * once a block and the same in student and teacher. BitFit: the biases. Everything frozen exists once. vit_lora.c and
+ * vit_prompt.c add what the backbone has not. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,24 +33,25 @@ static int32_t *draw_rows(uint64_t seed, int block, size_t n, size_t r)
     return NULL;
 }
 
-/* A copy of device memory. */
-static err_code clone(device *d, dv **out, const dv *src, size_t bytes, err *e)
+err_code vit_clone(device *d, dv **out, const dv *src, size_t bytes, err *e)
 {
     TRY(d->op->alloc(d, bytes, out, e));
     d->op->copy(d, *out, src, bytes);
     return ERR_OK;
 }
 
-/* The teacher's own linear layer, equal to the student's. */
-static err_code split_linear(device *d, vit_linear *l, err *e)
+/* The teacher's own linear layer, equal to the student's. Where the bias alone trains, the weight is the student's. */
+static err_code split_linear(device *d, vit_linear *l, bool bias_only, err *e)
 {
-    if (l->live[1] != l->live[0]) return ERR_OK;
     linear_w *own = &l->w[1], *s = &l->w[0];
-    *own = (linear_w){.out = s->out, .in = s->in, .version = 1};
-    TRY(clone(d, &own->w, s->w, s->out * s->in * d->ct_bytes, e));
-    if (s->bias) TRY(clone(d, &own->bias, s->bias, s->out * sizeof(float), e));
+    bool first = l->live[1] == l->live[0];
+    if (first) *own = (linear_w){.out = s->out, .in = s->in, .w = s->w, .version = 1, .same = s};
     l->live[1] = own;
-    return ERR_OK;
+    if (first && s->bias) TRY(vit_clone(d, &own->bias, s->bias, s->out * sizeof(float), e));
+    if (bias_only || !own->same) return ERR_OK;
+    own->w = NULL;
+    own->same = NULL;
+    return vit_clone(d, &own->w, s->w, s->out * s->in * d->ct_bytes, e);
 }
 
 /* Norms, biases and LayerScale are not decayed. */
@@ -80,22 +82,22 @@ static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t 
     int index = (int)(ps->n - 1);
     if (t->vector) {
         vit_vector *v = t->vector;
-        if (teacher) TRY(clone(d, &v->live[1], v->live[0], v->count * sizeof *values, e));
+        if (teacher) TRY(vit_clone(d, &v->live[1], v->live[0], v->count * sizeof *values, e));
         v->param = index;
         p->live = v->live[0];
         p->live_teacher = teacher ? v->live[1] : NULL;
         return ERR_OK;
     }
     vit_linear *l = t->linear;
-    if (teacher) TRY(split_linear(d, l, e));
+    if (teacher) TRY(split_linear(d, l, t->is_bias, e));
     linear_w *s = l->live[0], *own = teacher ? l->live[1] : NULL;
-    s->frozen = false;
     if (t->is_bias) {
         l->bias = index;
         p->live = s->bias;
         p->live_teacher = own ? own->bias : NULL;
     } else {
         l->weight = index;
+        s->frozen = false;
         p->live_ct = true;
         p->live = s->w;
         p->live_teacher = own ? own->w : NULL;
@@ -125,22 +127,38 @@ static err_code train_full(vit *m, const peft_spec *spec, param_set *ps, float *
 {
     for (size_t i = 0; i < m->n_tensors; i++)
         TRY(train_tensor(m, &m->tensors[i], NULL, 0, spec->teacher, ps, values, e));
-    m->below = true;
+    m->bottom = VIT_TO_EMBEDDING;
+    return ERR_OK;
+}
+
+/* Every bias, and of LayerNorm the shift. */
+static err_code train_bitfit(vit *m, const peft_spec *spec, param_set *ps, float *values, err *e)
+{
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        vit_tensor *t = &m->tensors[i];
+        if (!strcmp(t->name + strlen(t->name) - 5, ".bias"))
+            TRY(train_tensor(m, t, NULL, 0, spec->teacher, ps, values, e));
+    }
+    m->bottom = VIT_TO_EMBEDDING;
     return ERR_OK;
 }
 
 err_code vit_train(vit *m, const peft_spec *spec, param_set *ps, err *e)
 {
     if (m->trained) FAIL(e, CONFLICT, "the model's weights are trainable already");
-    if (spec->rows < 0) FAIL(e, USAGE, "%d trainable rows", spec->rows);
+    TRY(peft_check(spec, e));
     size_t most = vit_largest_tensor(m);
     float *values = malloc(most * sizeof *values);
     if (!values) FAIL(e, NOMEM, "no memory for a tensor of %zu values", most);
     m->trained = spec->method != METHOD_LINEAR;
     m->ps = ps;
+    m->bottom = VIT_TO_PROJECTION;
     err_code rc = ERR_OK;
     if (spec->method == METHOD_APLA) rc = train_apla(m, spec, ps, values, e);
     if (spec->method == METHOD_FULL) rc = train_full(m, spec, ps, values, e);
+    if (spec->method == METHOD_BITFIT) rc = train_bitfit(m, spec, ps, values, e);
+    if (spec->method == METHOD_VPT) rc = vit_prompt_train(m, spec, ps, e);
+    if (spec->method == METHOD_LORA) rc = vit_lora_train(m, spec, ps, e);
     free(values);
     if (!rc) rc = device_sync(m->d, e);
     return rc;
@@ -152,6 +170,9 @@ void vit_untrain(vit *m)
         const vit_tensor *t = &m->tensors[i];
         int *index = t->vector ? &t->vector->param : t->is_bias ? &t->linear->bias : &t->linear->weight;
         *index = VIT_FROZEN;
+        for (int k = 0; t->linear && k < t->linear->n_lora; k++)
+            t->linear->lora[k].a_param = t->linear->lora[k].b_param = VIT_FROZEN;
     }
+    for (int i = 0; i < m->c.depth; i++) m->block[i].prompts.param = VIT_FROZEN;
     m->ps = NULL;
 }

@@ -1,6 +1,6 @@
 /* Whole steps of self-supervised adaptation against PyTorch in double precision (tests/golden/make_ssa.py): loss terms,
- * entropies, every gradient, weights, teacher and centres after the first step, and the loss terms of ten steps; full
- * training and APLA. Errors are the largest difference over the tensor's largest value. */
+ * entropies, every gradient, weights, teacher and centres after the first step, and the loss terms of ten steps; every
+ * method. Errors are the largest difference over the tensor's largest value. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -124,7 +124,7 @@ static void upload(run *r, dv *to, const char *prefix, const char *name, size_t 
 }
 
 /* Opens model, golden file and step, with the golden weights, teacher and centres in place. */
-static void open_run(run *r, peft_method method, const char *golden, compute_type ct)
+static void open_run(run *r, const peft_spec *how, const char *golden, compute_type ct)
 {
     err e = {0};
     char path[512];
@@ -145,7 +145,10 @@ static void open_run(run *r, peft_method method, const char *golden, compute_typ
     size_t masked = 0;
     for (size_t i = 0; i < mask->count; i++) masked += r->mask[i];
 
-    ASSERT_OK(vit_train(r->m, &(peft_spec){.method = method, .seed = 1, .teacher = true}, &r->ps, &e));
+    peft_spec spec = *how;
+    spec.seed = 1;
+    spec.teacher = true;
+    ASSERT_OK(vit_train(r->m, &spec, &r->ps, &e));
     ssl_step_config k = {
         .batch = BATCH,
         .locals = LOCALS,
@@ -214,11 +217,11 @@ static double term_error(const ssl_step_out *out, const float *want)
     return worst;
 }
 
-static void golden_steps(peft_method method, const char *golden, const bounds *b)
+static void golden_steps(const peft_spec *how, const char *golden, const bounds *b)
 {
     run r;
     ssl_step_out out;
-    open_run(&r, method, golden, b->ct);
+    open_run(&r, how, golden, b->ct);
     float *history = values(&r.golden, "", "history", STEPS * 5), *entropy = values(&r.golden, "", "entropy", 4);
     print_message("%s %s\n", golden, b->ct == COMPUTE_F32 ? "fp32" : "bf16");
 
@@ -266,16 +269,24 @@ static void golden_steps(peft_method method, const char *golden, const bounds *b
 static const bounds fp32_bounds = {COMPUTE_F32, 1e-5, 2e-5, 1e-5, 1e-5, 1e-4};
 static const bounds bf16_bounds = {COMPUTE_BF16, 5e-2, 0.15, 2e-2, 2e-2, 0.3};
 
-static void apla_fp32(void **state)
-{
-    (void)state;
-    golden_steps(METHOD_APLA, "ssa_apla", &fp32_bounds);
-}
+static const struct {
+    const char *golden;
+    peft_spec spec;
+} methods[] = {
+    {"ssa_apla", {.method = METHOD_APLA}},
+    {"ssa_full", {.method = METHOD_FULL}},
+    {"ssa_lora", {.method = METHOD_LORA, .rank = 4, .alpha = 6, .targets = PEFT_Q | PEFT_V}},
+    {"ssa_bitfit", {.method = METHOD_BITFIT}},
+    {"ssa_vpt", {.method = METHOD_VPT, .prompts = 3}},
+    {"ssa_vpt_deep", {.method = METHOD_VPT, .prompts = 3, .deep = true}},
+    {"ssa_linear", {.method = METHOD_LINEAR}},
+};
+enum { METHODS = sizeof methods / sizeof *methods };
 
-static void full_fp32(void **state)
+static void fp32(void **state)
 {
     (void)state;
-    golden_steps(METHOD_FULL, "ssa_full", &fp32_bounds);
+    for (int i = 0; i < METHODS; i++) golden_steps(&methods[i].spec, methods[i].golden, &fp32_bounds);
 }
 
 static void bf16(void **state)
@@ -288,8 +299,7 @@ static void bf16(void **state)
         return;
     }
     device_close(&d);
-    golden_steps(METHOD_APLA, "ssa_apla", &bf16_bounds);
-    golden_steps(METHOD_FULL, "ssa_full", &bf16_bounds);
+    for (int i = 0; i < METHODS; i++) golden_steps(&methods[i].spec, methods[i].golden, &bf16_bounds);
 }
 
 /* Warm-up of the head: its gradients are the same, the backbone's stay zero, and an update leaves the backbone alone.
@@ -300,7 +310,7 @@ static void head_only(void **state)
     run r;
     ssl_step_out out;
     err e = {0};
-    open_run(&r, METHOD_APLA, "ssa_apla", COMPUTE_F32);
+    open_run(&r, &methods[0].spec, methods[0].golden, COMPUTE_F32);
     ssl_step_in in = {
         .globals = r.globals, .locals = r.locals, .mask = r.mask, .teacher_temp = r.h.teacher_temp, .head_only = true};
     ASSERT_OK(ssl_step_gradients(&r.s, &in, &out, &e));
@@ -336,8 +346,7 @@ static void head_only(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(apla_fp32),
-        cmocka_unit_test(full_fp32),
+        cmocka_unit_test(fp32),
         cmocka_unit_test(bf16),
         cmocka_unit_test(head_only),
     };

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Makes ssa.safetensors (a tiny ViT) and ssa_apla.safetensors, ssa_full.safetensors: whole steps of self-supervised
+"""Makes ssa.safetensors (a tiny ViT) and ssa_<method>.safetensors of every method: whole steps of self-supervised
 adaptation as PyTorch computes them in float64, for tests/adapt/test_ssl_golden.c.
 
 DINO + iBOT + KoLeo with EMA-softmax centring (DINOv2's losses), one head for class and patch tokens, weight-normalised
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from make_peft import added, trains
 from make_vit import BASE, F64, forward, init, rounded
 
 CFG = dict(BASE)
@@ -60,7 +61,7 @@ def losses(student, teacher, centers, data):
     mask = data["mask"]
     with torch.no_grad():
         tokens = forward(teacher, CFG, data["globals"])
-        raw = [head(teacher, tokens[:, 0]), head(teacher, tokens[:, 1:][mask])]
+        raw = [head(teacher, tokens[:, 0]), head(teacher, tokens[:, -mask.shape[1] :][mask])]
         q = [((r - c) / HYPER["teacher_temp"]).softmax(-1) for r, c in zip(raw, centers)]
     tokens = forward(student, CFG, data["globals"], mask)
     local = forward(student, CFG, data["locals"])
@@ -71,7 +72,7 @@ def losses(student, teacher, centers, data):
     dino = sum(cross_entropy(target[g], s_local[l]).mean() for g in range(2) for l in range(L))
     dino = dino + cross_entropy(target[0], s_global[1]).mean() + cross_entropy(target[1], s_global[0]).mean()
     dino = dino / (2 * L + 2)
-    each = cross_entropy(q[1], head(student, tokens[:, 1:][mask]))
+    each = cross_entropy(q[1], head(student, tokens[:, -mask.shape[1] :][mask]))
     share = (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask]
     ibot = (each * share).sum() / (2 * B)
     return (dino, ibot, koleo(cls[:B]) + koleo(cls[B:])), raw, q
@@ -86,7 +87,7 @@ def entropy(p):
 
 
 def run(method, student, teacher, data):
-    names = [n for n in student if method == "full" or ".attn.proj." in n or n.startswith("dino_head.")]
+    names = [n for n in student if trains(method, n) or n.startswith("dino_head.")]
     student = {n: v.clone() for n, v in student.items()}
     teacher = {n: (teacher if n in names else student)[n].clone() for n in student}
     centers = [data["center.class"].clone(), data["center.patch"].clone()]
@@ -94,7 +95,7 @@ def run(method, student, teacher, data):
     out["mask"] = data["mask"].to(torch.uint8)
     for n in names:
         out["teacher." + n] = teacher[n].to(torch.bfloat16)
-        if n.startswith("dino_head."):
+        if n.startswith("dino_head.") or "lora_" in n or n.endswith(".prompts"):
             out["student." + n] = student[n].to(torch.bfloat16)
     h, state, history = HYPER, {n: [torch.zeros_like(student[n]), torch.zeros_like(student[n])] for n in names}, []
     for t in range(1, STEPS + 1):
@@ -129,7 +130,8 @@ def run(method, student, teacher, data):
     last = "dino_head.last_layer.weight_v"
     out["student10." + last], out["teacher10." + last] = student[last], teacher[last]
     for n in ("blocks.0.attn.proj.weight", "blocks.1.attn.proj.bias"):
-        out["student10." + n] = student[n]
+        if n in names:
+            out["student10." + n] = student[n]
     out["history"] = torch.stack(history)  # (steps, 5): loss, dino, ibot, koleo, gradient norm
     out = {k: (v.to(torch.float32) if v.dtype == F64 else v).detach().contiguous() for k, v in out.items()}
     out["hyper"] = torch.tensor(list(HYPER.values()))
@@ -153,6 +155,10 @@ def main():
             "center.patch": (0.1 * torch.randn(K, generator=g)).to(F64)}
     for method in ("apla", "full"):
         run(method, student, teacher, data)
+    for method in ("lora", "bitfit", "vpt", "vpt_deep", "linear"):
+        more = added(method, CFG, g)
+        moved = {n: rounded(v + 0.1 * v.std() * torch.randn(v.shape, generator=g, dtype=F64)) for n, v in more.items()}
+        run(method, dict(student, **more), dict(teacher, **moved), data)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ except ImportError:  # only the arithmetic is wanted
     save_file = None
 
 F64 = torch.float64
+LORA_SCALE = 6 / 4  # alpha / rank
 
 
 def rounded(t):
@@ -77,7 +78,8 @@ def positions(w, cfg, rows, cols):
 
 def forward(w, cfg, pixels, mask=None):
     """pixels (B,3,H,W), mask (B,P) bool or None -> tokens after the final norm (B,T,d). Without a class token the mean of
-    the patch tokens stands in its place."""
+    the patch tokens stands in its place. w may hold what make_peft.py adds: low-rank updates of layers, and prompts, whose
+    tokens come behind the registers."""
     d, heads, p = cfg["dim"], cfg["heads"], cfg["patch"]
     B, rows, cols = pixels.shape[0], pixels.shape[2] // p, pixels.shape[3] // p
     x = F.conv2d(pixels, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=p)
@@ -89,15 +91,27 @@ def forward(w, cfg, pixels, mask=None):
     x = x + positions(w, cfg, rows, cols)
     if cfg["registers"]:
         x = torch.cat([x[:, :1], w["register_tokens"].expand(B, -1, d), x[:, 1:]], 1)
+    lead = cfg["cls"] + cfg["registers"]
+    if "blocks.0.prompts" in w:
+        x = torch.cat([x[:, :lead], w["blocks.0.prompts"].expand(B, -1, d), x[:, lead:]], 1)
     T = x.shape[1]
     for i in range(cfg["depth"]):
         b = f"blocks.{i}."
+        if i and b + "prompts" in w:
+            own = w[b + "prompts"]
+            x = torch.cat([x[:, :lead], own.expand(B, -1, d), x[:, lead + own.shape[0] :]], 1)
 
         def norm(t, name):
             return F.layer_norm(t, (d,), w[name + ".weight"], w[name + ".bias"], cfg["eps"])
 
         def linear(t, name):
-            return F.linear(t, w[b + name + ".weight"], w[b + name + ".bias"])
+            y = F.linear(t, w[b + name + ".weight"], w[b + name + ".bias"])
+            for layer, first in ((name, 0),) + ((("attn.q", 0), ("attn.k", d), ("attn.v", 2 * d)) * (name == "attn.qkv")):
+                if b + layer + ".lora_A.weight" in w:
+                    low = F.linear(t, w[b + layer + ".lora_A.weight"]) * LORA_SCALE
+                    update = F.linear(low, w[b + layer + ".lora_B.weight"])
+                    y = y + F.pad(update, (first, y.shape[-1] - first - update.shape[-1]))
+            return y
 
         def scaled(t, name):
             return t * w[b + name + ".gamma"] if cfg["layer_scale"] else t

@@ -63,6 +63,9 @@ static void casts_of_any_length(void **state)
             d.op->add(&d, t.p, u.p, t.n);
             for (size_t k = 0; k < t.n; k++) t.v[k] += u.v[k];
             assert_true(error_of(&d, &t, t.v) < bound(&d));
+            d.op->scale(&d, u.p, -0.375f, u.n);
+            for (size_t k = 0; k < u.n; k++) u.v[k] *= -0.375;
+            assert_true(error_of(&d, &u, u.v) < bound(&d));
             drop(&d, &t);
             drop(&d, &u);
             drop(&d, &back);

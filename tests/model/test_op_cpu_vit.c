@@ -34,15 +34,17 @@ static void embed(void **state)
 {
     (void)state;
     static const struct {
-        size_t B, P, R, C;
+        size_t B, P, R, S, C;
         bool cls, masked;
-    } rows[] = {{1, 1, 0, 33, true, false}, {3, 37, 4, 48, true, true}, {2, 196, 0, 64, true, true},
-                {2, 9, 0, 5, false, false}, {2, 9, 2, 5, false, true},  {1, 6, 1, 8, true, true}};
+    } rows[] = {{1, 1, 0, 0, 33, true, false}, {3, 37, 4, 0, 48, true, true}, {2, 196, 0, 3, 64, true, true},
+                {2, 9, 0, 0, 5, false, false}, {2, 9, 2, 1, 5, false, true},  {1, 6, 1, 2, 8, true, true}};
     device d;
     CASES(d) for (size_t r = 0; r < COUNT(rows); r++)
     {
-        size_t B = rows[r].B, P = rows[r].P, R = rows[r].R, C = rows[r].C, lead = rows[r].cls, T = lead + R + P;
-        start_case(&d, "embed B%zu P%zu R%zu C%zu%s%s", B, P, R, C, lead ? " cls" : "", rows[r].masked ? " mask" : "");
+        size_t B = rows[r].B, P = rows[r].P, R = rows[r].R, S = rows[r].S, C = rows[r].C, lead = rows[r].cls;
+        size_t T = lead + R + S + P;
+        start_case(&d, "embed B%zu P%zu R%zu S%zu C%zu%s%s", B, P, R, S, C, lead ? " cls" : "",
+                   rows[r].masked ? " mask" : "");
         values patches = ct_noise(&d, B * P * C, 1), cls = f32_noise(&d, C, 1, 0), reg = f32_noise(&d, R * C, 1, 0);
         values pos = f32_noise(&d, (1 + P) * C, 1, 0), token = f32_noise(&d, C, 1, 0), x = ct_full(&d, B * T * C, 9);
         values dx = ct_noise(&d, x.n, 1), dpatches = ct_full(&d, patches.n, 9), dcls = f32_full(&d, C, 3);
@@ -60,7 +62,7 @@ static void embed(void **state)
         for (size_t i = 0; i < R * C; i++) w_reg[i] = 3;
         for (size_t i = 0; i < pos.n; i++) w_pos[i] = 3;
         for (size_t i = 0; i < x.n; i++) {
-            size_t c = i % C, t = i / C % T, b = i / (C * T), k = t - lead - R;
+            size_t c = i % C, t = i / C % T, b = i / (C * T), k = t - lead - R - S;
             double g = dx.v[i];
             if (t < lead) {
                 want[i] = cls.v[c] + pos.v[c];
@@ -69,6 +71,8 @@ static void embed(void **state)
             } else if (t < lead + R) {
                 want[i] = reg.v[(t - lead) * C + c];
                 w_reg[(t - lead) * C + c] += g;
+            } else if (t < lead + R + S) {
+                want[i] = 9; /* left as it was */
             } else {
                 bool hidden = mask[b * P + k];
                 want[i] = (hidden ? token.v[c] : patches.v[(b * P + k) * C + c]) + pos.v[(1 + k) * C + c];
@@ -78,18 +82,55 @@ static void embed(void **state)
             }
         }
         const dv *used = rows[r].masked ? m : NULL;
-        d.op->embed_fwd(&d, x.p, patches.p, lead ? cls.p : NULL, R ? reg.p : NULL, pos.p, token.p, used, B, P, R, C);
+        d.op->embed_fwd(&d, x.p, patches.p, lead ? cls.p : NULL, R ? reg.p : NULL, pos.p, token.p, used, B, P, R, S, C);
         expect(&d, "x", &x, want);
-        d.op->embed_bwd(&d, dpatches.p, lead ? dcls.p : NULL, R ? dreg.p : NULL, dpos.p, dtoken.p, dx.p, used, B, P, R,
-                        C);
+        d.op->embed_bwd(&d, dpatches.p, lead ? dcls.p : NULL, R ? dreg.p : NULL, dpos.p, dtoken.p, dx.p, used, lead, B,
+                        P, R, S, C);
         expect(&d, "dpatches", &dpatches, w_patches);
         expect(&d, "dcls", &dcls, w_cls);
         expect(&d, "dreg", &dreg, w_reg);
         expect(&d, "dpos", &dpos, w_pos);
         expect(&d, "dtoken", &dtoken, w_token);
-        if (lead && R) /* what is not wanted is left out */
-            d.op->embed_bwd(&d, dpatches.p, dcls.p, NULL, NULL, NULL, dx.p, used, B, P, R, C);
+        /* What is not wanted is left out. */
+        values alone = ct_full(&d, B * P * C, 9);
+        d.op->embed_bwd(&d, alone.p, NULL, NULL, NULL, NULL, dx.p, used, lead, B, P, R, S, C);
+        expect(&d, "dpatches alone", &alone, w_patches);
         d.op->free(&d, m);
+        end_case(&d);
+    }
+}
+
+/* --- prompts */
+
+static void prompt(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t B, T, first, n, C;
+    } rows[] = {{1, 3, 0, 3, 5}, {3, 9, 1, 4, 33}, {2, 40, 5, 1, 64}};
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(rows); r++)
+    {
+        size_t B = rows[r].B, T = rows[r].T, first = rows[r].first, n = rows[r].n, C = rows[r].C;
+        start_case(&d, "prompt B%zu T%zu n%zu C%zu", B, T, n, C);
+        values x = ct_full(&d, B * T * C, 9), dx = ct_noise(&d, B * T * C, 1);
+        values p = f32_noise(&d, n * C, 1, 0), dp = f32_full(&d, n * C, 3);
+        double *want = doubles(x.n), *w_dx = doubles(x.n), *w_dp = doubles(n * C);
+        for (size_t i = 0; i < n * C; i++) w_dp[i] = 3;
+        for (size_t i = 0; i < x.n; i++) {
+            size_t c = i % C, t = i / C % T;
+            bool in = t >= first && t < first + n;
+            want[i] = in ? p.v[(t - first) * C + c] : 9;
+            w_dx[i] = in ? 0 : dx.v[i];
+            if (in) w_dp[(t - first) * C + c] += dx.v[i];
+        }
+        d.op->prompt_fwd(&d, x.p, p.p, B, T, first, n, C);
+        expect(&d, "x", &x, want);
+        d.op->prompt_bwd(&d, dx.p, dp.p, B, T, first, n, C);
+        expect(&d, "dprompts", &dp, w_dp);
+        expect(&d, "dx", &dx, w_dx);
+        d.op->prompt_bwd(&d, dx.p, NULL, B, T, first, n, C);
+        expect(&d, "dx again", &dx, w_dx);
         end_case(&d);
     }
 }
@@ -330,9 +371,15 @@ static void gather_scatter(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(patchify),   cmocka_unit_test(embed),          cmocka_unit_test(norm),
-        cmocka_unit_test(residual),   cmocka_unit_test(gelu),           cmocka_unit_test(norm_far_from_zero),
-        cmocka_unit_test(mean_token), cmocka_unit_test(gather_scatter),
+        cmocka_unit_test(patchify),
+        cmocka_unit_test(embed),
+        cmocka_unit_test(prompt),
+        cmocka_unit_test(norm),
+        cmocka_unit_test(residual),
+        cmocka_unit_test(gelu),
+        cmocka_unit_test(norm_far_from_zero),
+        cmocka_unit_test(mean_token),
+        cmocka_unit_test(gather_scatter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* The Vision Transformer as a whole: a real pretrained model against PyTorch's output; memory plans; what student and
  * teacher share; gradients against finite differences in every method. */
+#include "model/vit_impl.h"
 #include "tests/model/state_dict.h"
 
 #include <jansson.h>
@@ -266,6 +267,29 @@ static void plan_refuses(void **state)
 
 /* --- what is trained */
 
+/* Low-rank updates begin at zero, where A has no gradient: away from there. */
+static void leave_zero(device *d, param_set *ps)
+{
+    for (size_t i = 0; i < ps->n; i++) {
+        param *p = &ps->p[i];
+        size_t n = p->rows * p->cols;
+        if (!strstr(p->name, "lora_B")) continue;
+        float *x = malloc(n * sizeof *x);
+        assert_non_null(x);
+        rng r = rng_at(12, RNG_TEST, i, 0);
+        for (size_t k = 0; k < n; k++) x[k] = 0.2f * rng_normal(&r);
+        d->op->upload(d, p->master, x, n * sizeof *x);
+        if (p->teacher) d->op->upload(d, p->teacher, x, n * sizeof *x);
+        free(x);
+    }
+    d->op->refresh(d, ps->p, ps->n);
+}
+
+#define LORA(layers)                                                                                                   \
+    {                                                                                                                  \
+        .method = METHOD_LORA, .seed = 1, .rank = 3, .alpha = 5, .targets = layers                                     \
+    }
+
 static void rows_are_drawn_once(void **state)
 {
     (void)state;
@@ -275,8 +299,12 @@ static void rows_are_drawn_once(void **state)
     for (int i = 0; i < 3; i++) {
         err e = {0};
         m[i] = open_dict(&d, &small);
-        ASSERT_OK(vit_train(m[i], &(peft_spec){METHOD_APLA, 5, i == 2 ? 8 : 7, true}, &sets[i], &e));
-        assert_int_equal(vit_train(m[i], &(peft_spec){METHOD_APLA, 5, 7, true}, &sets[i], &e), ERR_CONFLICT);
+        ASSERT_OK(vit_train(m[i],
+                            &(peft_spec){.method = METHOD_APLA, .rows = 5, .seed = i == 2 ? 8 : 7, .teacher = true},
+                            &sets[i], &e));
+        assert_int_equal(
+            vit_train(m[i], &(peft_spec){.method = METHOD_APLA, .rows = 5, .seed = 7, .teacher = true}, &sets[i], &e),
+            ERR_CONFLICT);
         assert_int_equal(sets[i].n, 4);
     }
     for (size_t i = 0; i < 4; i++) {
@@ -299,17 +327,35 @@ static void rows_are_drawn_once(void **state)
     device_close(&d);
 }
 
+/* Weights of linear layers, and their packed copies, exist once. */
+static void shares_all(const vit *m)
+{
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const vit_linear *l = m->tensors[i].linear;
+        if (!l) continue;
+        assert_ptr_equal(l->live[VIT_TEACHER]->w, l->live[VIT_STUDENT]->w);
+        assert_non_null(l->w[0].packed[0]);
+        assert_null(l->w[1].packed[0]);
+    }
+}
+
 /* The teacher follows its own slices only: the student moves, the teacher does not; then it is moved there itself. */
 static void teacher_has_its_own(void **state)
 {
     (void)state;
-    static const peft_spec specs[] = {{METHOD_APLA, 0, 3, true}, {METHOD_APLA, 5, 3, true}, {METHOD_FULL, 0, 3, true}};
-    for (size_t i = 0; i < 3; i++) {
+    static const peft_spec specs[] = {
+        LORA(PEFT_Q | PEFT_V | PEFT_FC1),     {.method = METHOD_BITFIT},
+        {.method = METHOD_VPT, .prompts = 2}, {.method = METHOD_VPT, .prompts = 2, .deep = true},
+        {.method = METHOD_APLA, .seed = 3},   {.method = METHOD_APLA, .rows = 5, .seed = 3},
+        {.method = METHOD_FULL, .seed = 3}};
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
         device d = open_device(COMPUTE_AUTO);
         vit *m = open_dict(&d, &small);
         param_set ps = {0};
         err e = {0};
-        ASSERT_OK(vit_train(m, &specs[i], &ps, &e));
+        peft_spec spec = specs[i];
+        spec.teacher = true;
+        ASSERT_OK(vit_train(m, &spec, &ps, &e));
         bench k;
         bench_open(&k, m, B, H, W, VIT_INFER);
         bench_fill(&k, m, 4);
@@ -331,11 +377,75 @@ static void teacher_has_its_own(void **state)
         d.op->ema(&d, ps.p, ps.n, 0);
         teacher = forward(m, VIT_TEACHER, &k, NULL, true);
         assert_memory_equal(student, teacher, n * sizeof *before);
+        if (spec.method == METHOD_LORA || spec.method == METHOD_BITFIT || spec.method == METHOD_VPT) shares_all(m);
         free(before);
         free(student);
         free(teacher);
         bench_close(&k, m);
         param_set_free(&d, &ps);
+        vit_close(m);
+        device_close(&d);
+    }
+}
+
+/* What was trained becomes the backbone's: the output stays, at the cost of a pass that had nothing trained; and
+ * another method can go on from there, with the same output before its first step. */
+static void merges(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *what;
+        peft_spec spec;
+    } rows[] = {{"lora", LORA(PEFT_Q | PEFT_V | PEFT_PROJ | PEFT_FC1 | PEFT_FC2)},
+                {"lora, qkv", LORA(PEFT_QKV)},
+                {"bitfit", {.method = METHOD_BITFIT}},
+                {"apla, rows", {.method = METHOD_APLA, .rows = 5}},
+                {"full", {.method = METHOD_FULL}},
+                {"vpt", {.method = METHOD_VPT, .prompts = 2}},
+                {"vpt, deep", {.method = METHOD_VPT, .prompts = 2, .deep = true}}};
+    static const peft_spec next[] = {{.method = METHOD_APLA}, {.method = METHOD_FULL}, LORA(PEFT_QKV)};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows * 3; i++) {
+        device d = open_device(COMPUTE_F32);
+        vit *m = open_dict(&d, &small);
+        param_set ps = {0}, more = {0};
+        err e = {0};
+        peft_spec spec = rows[i / 3].spec;
+        spec.teacher = i % 2;
+        ASSERT_OK(vit_train(m, &spec, &ps, &e));
+        leave_zero(&d, &ps);
+        for (size_t p = 0; p < ps.n; p++) { /* as if it had been trained */
+            size_t count = ps.p[p].rows * ps.p[p].cols;
+            float *v = malloc(count * sizeof *v);
+            assert_non_null(v);
+            d.op->download(&d, v, ps.p[p].master, count * sizeof *v);
+            for (size_t c = 0; c < count; c++) v[c] = v[c] * 1.25f + 0.02f;
+            d.op->upload(&d, ps.p[p].master, v, count * sizeof *v);
+            free(v);
+        }
+        d.op->refresh(&d, ps.p, ps.n);
+        bench k;
+        bench_open(&k, m, B, H, W, VIT_INFER);
+        bench_fill(&k, m, 4);
+        size_t n = B * k.a.T * 32, planned = k.planned;
+        float *before = forward(m, VIT_STUDENT, &k, NULL, true);
+        bench_close(&k, m);
+        ASSERT_OK(vit_merge(m, true, &e));
+        d.op->refresh(&d, ps.p, ps.n); /* changes nothing: they are not the model's any more */
+        param_set_free(&d, &ps);
+        for (int stage = 0; stage < 3; stage++) {
+            if (stage == 1) ASSERT_OK(vit_train(m, &next[i % 3], &more, &e));
+            if (stage == 2) d.op->refresh(&d, more.p, more.n); /* its masters are what was merged */
+            bench_open(&k, m, B, H, W, VIT_INFER);
+            bench_fill(&k, m, 4);
+            if (!stage) assert_true(spec.method == METHOD_LORA ? k.planned < planned : k.planned == planned);
+            float *after = forward(m, stage == 1 ? VIT_TEACHER : VIT_STUDENT, &k, NULL, true);
+            if (worst_ratio(after, before, n) > 1e-5)
+                fail_msg("%s: %g away at stage %d", rows[i / 3].what, worst_ratio(after, before, n), stage);
+            free(after);
+            bench_close(&k, m);
+        }
+        free(before);
+        param_set_free(&d, &more);
         vit_close(m);
         device_close(&d);
     }
@@ -408,20 +518,32 @@ static void gradients(void **state)
         peft_spec spec;
         size_t width;
         bool masked;
-    } rows[] = {{"apla", &small, {METHOD_APLA, 0, 1, false}, W, true},
-                {"apla, rows", &small, {METHOD_APLA, 7, 1, false}, W, true},
-                {"apla, one row", &plain, {METHOD_APLA, 1, 1, false}, W, false},
-                {"full", &small, {METHOD_FULL, 0, 1, false}, W, true},
-                {"full, with a teacher", &small, {METHOD_FULL, 0, 1, true}, W, true},
-                {"full, timm", &plain, {METHOD_FULL, 0, 1, false}, W, true},
-                {"full, patches only", &patches_only, {METHOD_FULL, 0, 1, false}, W, false},
-                {"full, the grid matches", &matching, {METHOD_FULL, 0, 1, false}, 12, false}};
+    } rows[] = {
+        {"apla", &small, {.method = METHOD_APLA, .seed = 1}, W, true},
+        {"apla, rows", &small, {.method = METHOD_APLA, .rows = 7, .seed = 1}, W, true},
+        {"apla, one row", &plain, {.method = METHOD_APLA, .rows = 1, .seed = 1}, W, false},
+        {"full", &small, {.method = METHOD_FULL, .seed = 1}, W, true},
+        {"full, with a teacher", &small, {.method = METHOD_FULL, .seed = 1, .teacher = true}, W, true},
+        {"full, timm", &plain, {.method = METHOD_FULL, .seed = 1}, W, true},
+        {"full, patches only", &patches_only, {.method = METHOD_FULL, .seed = 1}, W, false},
+        {"full, the grid matches", &matching, {.method = METHOD_FULL, .seed = 1}, 12, false},
+        {"lora of everything", &small, LORA(PEFT_QKV | PEFT_PROJ | PEFT_FC1 | PEFT_FC2), W, true},
+        {"lora of thirds", &small, LORA(PEFT_Q | PEFT_K | PEFT_V), W, true},
+        {"lora as usual, timm", &plain, LORA(PEFT_Q | PEFT_V), W, false},
+        {"lora of a projection", &plain, LORA(PEFT_PROJ), W, false},
+        {"lora of an MLP", &patches_only, LORA(PEFT_FC1 | PEFT_FC2), W, false},
+        {"bitfit", &small, {.method = METHOD_BITFIT, .teacher = true}, W, true},
+        {"bitfit, patches only", &patches_only, {.method = METHOD_BITFIT}, W, false},
+        {"vpt, shallow", &small, {.method = METHOD_VPT, .prompts = 3, .seed = 2}, W, true},
+        {"vpt, deep", &small, {.method = METHOD_VPT, .prompts = 3, .seed = 2, .deep = true}, W, true},
+        {"vpt, deep, patches only", &patches_only, {.method = METHOD_VPT, .prompts = 1, .deep = true}, W, false}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         device d = open_device(COMPUTE_F32);
         vit *m = open_dict(&d, rows[i].dict);
         param_set ps = {0};
         err e = {0};
         ASSERT_OK(vit_train(m, &rows[i].spec, &ps, &e));
+        leave_zero(&d, &ps);
         bench k;
         bench_open(&k, m, B, H, rows[i].width, VIT_GRAD);
         bench_fill(&k, m, 5);
@@ -441,15 +563,16 @@ static void gradients(void **state)
 
         /* Gradients of parameters accumulate. */
         param *last = &ps.p[ps.n - 1];
-        float *once = malloc(last->rows * last->cols * sizeof *once), *twice = malloc(last->rows * sizeof *twice);
-        assert_int_equal(last->cols, 1);
-        d.op->download(&d, once, last->grad, last->rows * sizeof *once);
+        size_t count = last->rows * last->cols;
+        float *once = malloc(count * sizeof *once), *twice = malloc(count * sizeof *twice);
+        assert_true(once && twice);
+        d.op->download(&d, once, last->grad, count * sizeof *once);
         loss_of(m, &k, weights, rows[i].masked);
         d.op->upload(&d, k.a.dout, weights, n * sizeof *weights);
         vit_bwd(m, &k.a, k.pixels, rows[i].masked ? k.mask : NULL);
-        d.op->download(&d, twice, last->grad, last->rows * sizeof *twice);
-        for (size_t v = 0; v < last->rows; v++) once[v] *= 2;
-        assert_true(worst_ratio(twice, once, last->rows) < 1e-4);
+        d.op->download(&d, twice, last->grad, count * sizeof *twice);
+        for (size_t v = 0; v < count; v++) once[v] *= 2;
+        assert_true(worst_ratio(twice, once, count) < 1e-4);
         free(once);
         free(twice);
         free(weights);
@@ -468,7 +591,7 @@ static size_t tiled(int threads, size_t images, vit_keep keep, float *out, float
     ASSERT_OK(device_open_cpu(&d, threads, COMPUTE_F32, &e));
     vit *m = open_dict(&d, &small);
     param_set ps = {0};
-    ASSERT_OK(vit_train(m, &(peft_spec){METHOD_APLA, 0, 1, false}, &ps, &e));
+    ASSERT_OK(vit_train(m, &(peft_spec){.method = METHOD_APLA, .seed = 1}, &ps, &e));
     bench k;
     bench_open(&k, m, images, H, W, keep);
     bench_fill(&k, m, 5);
@@ -532,7 +655,7 @@ static void gradients_bf16(void **state)
         vit *m = open_dict(&d, &small);
         param_set ps = {0};
         err e = {0};
-        ASSERT_OK(vit_train(m, &(peft_spec){METHOD_FULL, 0, 1, false}, &ps, &e));
+        ASSERT_OK(vit_train(m, &(peft_spec){.method = METHOD_FULL, .seed = 1}, &ps, &e));
         bench k;
         bench_open(&k, m, B, H, W, VIT_GRAD);
         bench_fill(&k, m, 5);
@@ -579,9 +702,16 @@ static void gradients_bf16(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(real_model),   cmocka_unit_test(passes_agree),        cmocka_unit_test(images_are_independent),
-        cmocka_unit_test(plan_refuses), cmocka_unit_test(rows_are_drawn_once), cmocka_unit_test(teacher_has_its_own),
-        cmocka_unit_test(gradients),    cmocka_unit_test(gradients_bf16),      cmocka_unit_test(tiles_are_not_seen),
+        cmocka_unit_test(real_model),
+        cmocka_unit_test(passes_agree),
+        cmocka_unit_test(images_are_independent),
+        cmocka_unit_test(plan_refuses),
+        cmocka_unit_test(rows_are_drawn_once),
+        cmocka_unit_test(teacher_has_its_own),
+        cmocka_unit_test(merges),
+        cmocka_unit_test(gradients),
+        cmocka_unit_test(gradients_bf16),
+        cmocka_unit_test(tiles_are_not_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
