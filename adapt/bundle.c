@@ -9,8 +9,11 @@
 #include "adapt/checkpoint.h"
 #include "adapt/metrics.h"
 #include "adapt/probe.h"
+#include "adapt/task.h"
 
+/* /2 has a task that a program which knows only classes would get wrong; classes are written as /1. */
 #define FORMAT_NAME "radapt-bundle/1"
+#define FORMAT_TASK "radapt-bundle/2"
 enum { LABELS_MAX = 1000, EVIDENCE_MAX = 8, CHUNK_FRAMES = 4096 };
 
 static const char *const methods[] = {"linear", "apla", "full"};
@@ -21,7 +24,7 @@ struct bundle {
     device *d;
     vit *m;
     param_set backbone;
-    float *weight, *bias; /* (labels, dim), (labels) */
+    float *weight, *bias; /* (outputs, dim), (outputs): task.h */
     view_options view;
 };
 
@@ -46,7 +49,8 @@ err_code bundle_write(const char *path, device *d, const param_set *ps, const bu
     snprintf(size, sizeof size, "%d", info->size);
     snprintf(share, sizeof share, "%.9g", (double)info->share);
     const checkpoint_meta meta[] = {
-        {"bundle.format", FORMAT_NAME},
+        {"bundle.format", info->task == TASK_MULTICLASS ? FORMAT_NAME : FORMAT_TASK},
+        {"bundle.task", findings_task_name(info->task)},
         {"bundle.backbone", info->backbone},
         {"bundle.backbone_path", info->backbone_path},
         {"bundle.backbone_random", info->backbone_random},
@@ -100,7 +104,8 @@ static bool parse_labels(const safetensors *s, bundle_info *out)
     const char *text = safetensors_meta(s, "bundle.labels");
     json_t *all = text ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
     size_t n = json_array_size(all);
-    bool good = n >= 2 && n <= LABELS_MAX && (out->labels = calloc(n, sizeof *out->labels));
+    bool good = n >= (out->task == TASK_MULTILABEL ? 1 : 2) && n <= LABELS_MAX &&
+                (out->labels = calloc(n, sizeof *out->labels));
     for (size_t i = 0; good && i < n; i++) {
         const json_t *j = json_array_get(all, i);
         label_code *l = &out->labels[i];
@@ -118,7 +123,11 @@ static err_code parse_info(const safetensors *s, bundle_info *out, err *e)
     double heads, rows, size, share;
     const char *format = safetensors_meta(s, "bundle.format");
     *out = (bundle_info){0};
-    if (!format || strcmp(format, FORMAT_NAME)) FAIL(e, FORMAT, "not a model bundle of this program (" FORMAT_NAME ")");
+    if (!format) FAIL(e, FORMAT, "not a model bundle of this program");
+    if (strcmp(format, FORMAT_NAME) && strcmp(format, FORMAT_TASK))
+        FAIL(e, FORMAT, "model bundle: its format is none that this program knows (" FORMAT_NAME ", " FORMAT_TASK ")");
+    const char *task = safetensors_meta(s, "bundle.task"); /* older ones have none */
+    if (task && !findings_task(task, &out->task)) FAIL(e, FORMAT, "model bundle: its task is unknown to this program");
     bool good = meta_text(s, "backbone", out->backbone, sizeof out->backbone) &&
                 meta_text(s, "backbone_path", out->backbone_path, sizeof out->backbone_path) &&
                 meta_text(s, "backbone_random", out->backbone_random, sizeof out->backbone_random) &&
@@ -207,16 +216,16 @@ static err_code load(bundle *b, const safetensors *s, const char *backbone_path,
     b->view.size = b->info.size;
     b->view.share = b->info.share;
     TRY(open_backbone(b, backbone_path, e));
-    size_t C = (size_t)vit_get_config(b->m)->dim, K = (size_t)b->info.n_labels;
+    size_t C = (size_t)vit_get_config(b->m)->dim, O = (size_t)task_outputs(b->info.task, b->info.n_labels);
     if (b->info.peft.method != METHOD_LINEAR) {
         TRY(vit_train(b->m, &b->info.peft, &b->backbone, e));
         TRY(checkpoint_load(s, b->d, &b->backbone, false, NULL, 0, e));
     }
-    b->weight = malloc(K * C * sizeof *b->weight);
-    b->bias = malloc(K * sizeof *b->bias);
+    b->weight = malloc(O * C * sizeof *b->weight);
+    b->bias = malloc(O * sizeof *b->bias);
     if (!b->weight || !b->bias) FAIL(e, NOMEM, "model bundle: no memory");
-    TRY(read_tensor(s, "head.weight", K, C, b->weight, e));
-    return read_tensor(s, "head.bias", K, 1, b->bias, e);
+    TRY(read_tensor(s, "head.weight", O, C, b->weight, e));
+    return read_tensor(s, "head.bias", O, 1, b->bias, e);
 }
 
 err_code bundle_open(bundle **out, device *d, const char *path, const char *backbone_path, err *e)
@@ -274,25 +283,21 @@ static int loudest_first(const void *a, const void *b)
     return (x->frame > y->frame) - (x->frame < y->frame);
 }
 
-/* The study of frames [first, first + n) from their probabilities p (n, K). */
-static err_code study(const cohort *c, size_t first, size_t n, const double *p, int classes, study_finding *out, err *e)
+/* The frames [first, first + n) that speak for a label, from their probabilities p (n, K). */
+static err_code speak(const cohort *c, size_t first, size_t n, const double *p, size_t K, int label, finding *out,
+                      err *e)
 {
-    size_t K = (size_t)classes, told = n < EVIDENCE_MAX ? n : EVIDENCE_MAX;
+    size_t told = n < EVIDENCE_MAX ? n : EVIDENCE_MAX;
     double total = 0;
-    out->probability = calloc(K, sizeof *out->probability);
-    out->evidence = calloc(told, sizeof *out->evidence);
     speaker *s = malloc(n * sizeof *s);
-    if (!out->probability || !out->evidence || !s) {
+    out->label = label;
+    out->evidence = calloc(told, sizeof *out->evidence);
+    if (!out->evidence || !s) {
         free(s);
-        FAIL(e, NOMEM, "no memory for a study's finding");
+        FAIL(e, NOMEM, "no memory for a finding");
     }
-    memcpy(out->study_key, c->frames[first].study_key, KEY_HEX);
-    out->frames = (int)n;
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < K; k++) out->probability[k] += p[i * K + k] / (double)n;
-    out->label = metrics_argmax(out->probability, classes);
     for (size_t i = 0; i < n; i++) {
-        s[i] = (speaker){p[i * K + (size_t)out->label], first + i};
+        s[i] = (speaker){p[i * K + (size_t)label], first + i};
         total += s[i].probability;
     }
     qsort(s, n, sizeof *s, loudest_first);
@@ -300,10 +305,44 @@ static err_code study(const cohort *c, size_t first, size_t n, const double *p, 
         finding_evidence *v = &out->evidence[out->n_evidence++];
         memcpy(v->instance_key, c->frames[s[i].frame].instance_key, KEY_HEX);
         v->frame = c->frames[s[i].frame].frame;
-        v->weight = s[i].probability / total;
+        v->weight = total > 0 ? s[i].probability / total : 1 / (double)n; /* a median grade may have no probability */
     }
     free(s);
     return ERR_OK;
+}
+
+static err_code found(const cohort *c, size_t first, size_t n, const double *p, int labels, int label,
+                      study_finding *out, err *e)
+{
+    return speak(c, first, n, p, (size_t)labels, label, &out->found[out->n_found++], e);
+}
+
+/* The study of frames [first, first + n) from their probabilities p (n, K). */
+static err_code study(const cohort *c, size_t first, size_t n, const double *p, label_task task, int labels,
+                      study_finding *out, err *e)
+{
+    size_t K = (size_t)labels;
+    out->probability = calloc(K, sizeof *out->probability);
+    out->found = calloc(K, sizeof *out->found);
+    if (!out->probability || !out->found) FAIL(e, NOMEM, "no memory for a study's findings");
+    memcpy(out->study_key, c->frames[first].study_key, KEY_HEX);
+    out->frames = (int)n;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < K; k++) out->probability[k] += p[i * K + k] / (double)n;
+    for (size_t k = 0; k < K; k++) out->probability[k] = fmin(out->probability[k], 1); /* but for rounding */
+    if (task != TASK_MULTILABEL)
+        return found(c, first, n, p, labels, metrics_decide(task, out->probability, labels), out, e);
+    for (;;) { /* every label of 1/2 and more, from the most probable on */
+        int next = -1;
+        for (int k = 0; k < labels; k++) {
+            bool taken = false;
+            for (int i = 0; i < out->n_found; i++) taken |= out->found[i].label == k;
+            if (!taken && out->probability[k] >= 0.5 && (next < 0 || out->probability[k] > out->probability[next]))
+                next = k;
+        }
+        if (next < 0) return ERR_OK;
+        TRY(found(c, first, n, p, labels, next, out, e));
+    }
 }
 
 static size_t study_end(const cohort *c, size_t first)
@@ -316,25 +355,29 @@ static size_t study_end(const cohort *c, size_t first)
 /* The studies of frames [first, end), which hold whole studies. */
 static err_code chunk(bundle *b, const cohort *c, size_t first, size_t end, findings *out, err *e)
 {
-    size_t n = end - first, C = (size_t)vit_get_config(b->m)->dim, K = (size_t)b->info.n_labels;
+    const label_task task = b->info.task;
+    const int labels = b->info.n_labels, outputs = task_outputs(task, labels);
+    size_t n = end - first, C = (size_t)vit_get_config(b->m)->dim, K = (size_t)labels;
     uint32_t *index = malloc(n * sizeof *index);
     float *x = malloc(n * C * sizeof *x);
-    double *p = malloc(n * K * sizeof *p);
+    double *p = malloc(n * K * sizeof *p), *z = malloc(n * (size_t)outputs * sizeof *z);
     err_code rc = ERR_OK;
-    if (!index || !x || !p) FAIL_DONE(rc, e, NOMEM, "no memory for the features of %zu frames", n);
+    if (!index || !x || !p || !z) FAIL_DONE(rc, e, NOMEM, "no memory for the features of %zu frames", n);
     for (size_t i = 0; i < n; i++) index[i] = (uint32_t)(first + i);
     TRY_DONE(rc, features_extract(b->m, VIT_STUDENT, c, index, n, &b->view, x, e));
-    probe_predict(b->weight, b->bias, x, n, C, b->info.n_labels, p);
+    probe_logits(b->weight, b->bias, x, n, C, outputs, z);
+    task_probabilities(task, labels, z, n, p);
     for (size_t i = 0; i < n * K; i++)
         if (!isfinite(p[i])) FAIL_DONE(rc, e, NUMERIC, "the model gives values that are not finite");
     for (size_t i = first, next; i < end; i = next) {
         next = study_end(c, i);
-        TRY_DONE(rc, study(c, i, next - i, p + (i - first) * K, (int)K, &out->studies[out->n_studies++], e));
+        TRY_DONE(rc, study(c, i, next - i, p + (i - first) * K, task, labels, &out->studies[out->n_studies++], e));
     }
 done:
     free(index);
     free(x);
     free(p);
+    free(z);
     return rc;
 }
 
@@ -346,6 +389,7 @@ static err_code describe(const bundle *b, findings *out, err *e)
     memcpy(out->model_hash, b->hash, HASH_HEX);
     snprintf(out->parameters, sizeof out->parameters, "method=%s backbone=%.12s size=%d window=%s",
              methods[i->peft.method], i->backbone, i->size, *i->window ? i->window : "auto");
+    out->task = i->task;
     out->labels = malloc((size_t)i->n_labels * sizeof *out->labels);
     if (!out->labels) FAIL(e, NOMEM, "no memory for %d labels", i->n_labels);
     memcpy(out->labels, i->labels, (size_t)i->n_labels * sizeof *out->labels);

@@ -20,6 +20,7 @@ typedef struct bundle_info {
     float share;
     char split_hash[HASH_HEX], version[65];
     char metrics_json[1024];
+    label_task task;
     label_code *labels;
     int n_labels;
 } bundle_info;
@@ -37,8 +38,8 @@ void bundle_close(bundle *b);
 const bundle_info *bundle_get_info(const bundle *b);
 const char *bundle_hash(const bundle *b); /* SHA-256 of the file */
 
-/* Every study of the cohort (frames grouped by study): mean probability over frames, with the frames that speak for it.
- * out is whole or empty; free with findings_fini. */
+/* Every study of the cohort (frames grouped by study): mean probability over frames, what that says (findings.h), and
+ * the frames that speak for each finding. out is whole or empty; free with findings_fini. */
 err_code bundle_predict(bundle *b, const cohort *c, findings *out, err *e);
 
 #endif

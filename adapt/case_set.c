@@ -54,20 +54,27 @@ void case_set_mean(const case_set *s, const double *frame, int classes, double *
 
 err_code case_set_metrics(const case_set *s, const double *probability, split_part part, metrics *out, err *e)
 {
-    size_t K = (size_t)s->c->n_labels, n = 0;
+    const cohort *c = s->c;
+    size_t K = (size_t)c->n_labels, n = 0;
     int *label = malloc((s->n + 1) * sizeof *label);
+    signed char *marks = malloc(s->n * K + 1);
     double *p = malloc((s->n * K + 1) * sizeof *p);
     err_code rc = ERR_OK;
-    if (!label || !p) FAIL_DONE(rc, e, NOMEM, "no memory for %zu cases", s->n);
+    if (!label || !marks || !p) FAIL_DONE(rc, e, NOMEM, "no memory for %zu cases", s->n);
     for (size_t i = 0; i < s->n; i++) {
-        const labelled_case *k = &s->c->cases[s->cases[i]];
+        const labelled_case *k = &c->cases[s->cases[i]];
         if (k->part != part) continue;
         memcpy(p + n * K, probability + i * K, K * sizeof *p);
+        if (k->marks) memcpy(marks + n * K, k->marks, K);
         label[n++] = k->label;
     }
-    metrics_compute(out, p, label, n, (int)K);
+    if (c->task == TASK_MULTILABEL)
+        metrics_compute_marks(out, p, marks, n, (int)K);
+    else
+        metrics_compute(out, c->task, p, label, n, (int)K);
 done:
     free(label);
+    free(marks);
     free(p);
     return rc;
 }

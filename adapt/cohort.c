@@ -19,13 +19,26 @@ static void hash_data(cohort *c)
     }
     for (size_t i = 0; i < c->n_cases; i++) {
         hash_str(h, c->cases[i].key);
-        hash_str(h, c->labels[c->cases[i].label]);
+        if (c->task == TASK_MULTILABEL)
+            hash_add(h, c->cases[i].marks, (size_t)c->n_labels);
+        else
+            hash_str(h, c->labels[c->cases[i].label]);
+    }
+    if (c->task != TASK_MULTICLASS) { /* the grades' order and the labels' names are not in what came before */
+        hash_str(h, findings_task_name(c->task));
+        for (int i = 0; i < c->n_labels; i++) hash_str(h, c->labels[i]);
     }
     hash_hex(h, c->data_hash);
 }
 
 err_code cohort_open(cohort *c, catalogue *cat, const char *work, const char *labels_path, const split_options *o,
                      err *e)
+{
+    return cohort_open_by(c, cat, work, labels_path, &(label_rules){.task = TASK_MULTICLASS}, o, e);
+}
+
+err_code cohort_open_by(cohort *c, catalogue *cat, const char *work, const char *labels_path, const label_rules *rules,
+                        const split_options *o, err *e)
 {
     *c = (cohort){0};
     err_code rc = catalogue_frames(cat, &c->frames, &c->n_frames, e);
@@ -38,7 +51,7 @@ err_code cohort_open(cohort *c, catalogue *cat, const char *work, const char *la
     TRY_DONE(rc, frame_store_open(&c->store, work, e));
     for (size_t i = 0; i < c->n_frames; i++)
         TRY_DONE(rc, frame_store_pixels(c->store, &c->frames[i], &c->pixels[i], e));
-    if (labels_path) TRY_DONE(rc, labels_read(c, cat, labels_path, e));
+    if (labels_path) TRY_DONE(rc, labels_read(c, cat, labels_path, rules, e));
     TRY_DONE(rc, split_apply(c, work, o, e));
     hash_data(c);
 done:
@@ -48,7 +61,10 @@ done:
 
 void cohort_close(cohort *c)
 {
-    for (size_t i = 0; i < c->n_cases; i++) free(c->cases[i].frames);
+    for (size_t i = 0; i < c->n_cases; i++) {
+        free(c->cases[i].frames);
+        free(c->cases[i].marks);
+    }
     free(c->cases);
     free(c->labels);
     free(c->frames);

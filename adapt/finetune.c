@@ -7,19 +7,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "adapt/finetune_train.h"
-#include "adapt/probe.h"
+#include "adapt/finetune_fit.h"
+#include "adapt/optim.h"
 #include "adapt/split.h"
+#include "adapt/task.h"
 #include "base/csv.h"
 #include "base/log.h"
 #include "base/progress.h"
 
-#define FORMAT_NAME "radapt-finetune/1"
+#define FORMAT_NAME "radapt-finetune/2"
 enum { PROBE_ROWS = 32768 }; /* about so many frames of training cases are fitted; a case has one at least */
-
-/* From the largest on: where two are level the simpler classifier wins. */
-static const double penalties[] = {3, 1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001};
-enum { PENALTIES = sizeof penalties / sizeof *penalties, PENALTY_BLIND = 4 /* without validation cases */ };
 
 void finetune_defaults(finetune_options *o)
 {
@@ -35,22 +32,43 @@ void finetune_defaults(finetune_options *o)
                             .crop_scale = {0.8f, 1.2f},
                             .flip = 0.5f,
                             .jitter = 0.1f,
-                            .balanced = true,
+                            .layer_decay = 1,
+                            .probe_first = true,
                             .patience = 8,
                             .view = {.size = 224, .share = 0.875f}};
+}
+
+/* The training patients must show a difference: two classes, or a label that some have and some have not. */
+static err_code check_labels(const cohort *c, err *e)
+{
+    size_t K = (size_t)c->n_labels, *with = calloc(2 * K + 1, sizeof *with), *without = with + K, seen = 0, differ = 0;
+    if (!with) FAIL(e, NOMEM, "finetune: no memory");
+    for (size_t i = 0; i < c->n_cases; i++) {
+        const labelled_case *one = &c->cases[i];
+        if (one->part != SPLIT_TRAIN) continue;
+        for (size_t k = 0; k < K; k++) {
+            with[k] += one->marks ? one->marks[k] == 1 : one->label == (int)k;
+            without[k] += one->marks && one->marks[k] == 0;
+        }
+    }
+    for (size_t k = 0; k < K; k++) {
+        seen += with[k] > 0;
+        differ += with[k] && without[k];
+    }
+    free(with);
+    if (c->task == TASK_MULTILABEL && !differ)
+        FAIL(e, USAGE, "finetune: of no label are there training patients with and without it");
+    if (c->task != TASK_MULTILABEL && seen < 2)
+        FAIL(e, USAGE, "finetune: the training patients have %zu label; two are needed", seen);
+    return ERR_OK;
 }
 
 static err_code check(const vit *m, const param_set *adapter, const cohort *c, const finetune_options *o,
                       const bundle_info *info, err *e)
 {
     int patch = vit_get_config(m)->patch;
-    size_t *train = calloc((size_t)c->n_labels + 1, sizeof *train), classes = 0;
-    if (!train) FAIL(e, NOMEM, "finetune: no memory");
-    for (size_t i = 0; i < c->n_cases; i++)
-        if (c->cases[i].part == SPLIT_TRAIN) classes += train[c->cases[i].label]++ == 0;
-    free(train);
     if (!c->n_cases) FAIL(e, USAGE, "finetune: no labelled cases");
-    if (classes < 2) FAIL(e, USAGE, "finetune: the training patients have %zu label; two are needed", classes);
+    TRY(check_labels(c, e));
     if (o->batch < 1 || o->batch > 65536) FAIL(e, USAGE, "finetune: a batch of %d", o->batch);
     if (!(o->epochs > 0 && o->epochs <= 1e6)) FAIL(e, USAGE, "finetune: %g epochs", o->epochs);
     if (o->warmup_steps < 0) FAIL(e, USAGE, "finetune: %d warm-up steps", o->warmup_steps);
@@ -58,6 +76,9 @@ static err_code check(const vit *m, const param_set *adapter, const cohort *c, c
         FAIL(e, USAGE, "finetune: crop scale %g to %g", (double)o->crop_scale[0], (double)o->crop_scale[1]);
     if (!(o->label_smoothing >= 0 && o->label_smoothing < 1))
         FAIL(e, USAGE, "finetune: label smoothing %g", (double)o->label_smoothing);
+    if (!(o->mixup >= 0 && o->mixup <= 100)) FAIL(e, USAGE, "finetune: mixup of %g", (double)o->mixup);
+    if (!(o->layer_decay > 0 && o->layer_decay <= 1))
+        FAIL(e, USAGE, "finetune: layer decay of %g", (double)o->layer_decay);
     if (o->view.size < patch || o->view.size % patch)
         FAIL(e, USAGE, "finetune: images of %d pixels are no multiple of the patch size %d", o->view.size, patch);
     if (info->n_labels != c->n_labels)
@@ -72,10 +93,11 @@ err_code finetune_identity(vit *m, const param_set *adapter, const cohort *c, co
     char text[1024];
     device *d = vit_device(m);
     hash *h = hash_new();
-    snprintf(text, sizeof text, "%s %d %a %d %a %a %a %a %a %a %d %a %a %a %a %d %d %d %a %d %llu", FORMAT_NAME,
-             o->method, o->epochs, o->batch, o->lr, o->head_lr, o->lr_last, o->weight_decay, o->clip,
-             o->label_smoothing, o->warmup_steps, o->crop_scale[0], o->crop_scale[1], o->flip, o->jitter, o->balanced,
-             o->patience, o->view.size, o->view.share, o->view.window.mode, (unsigned long long)o->seed);
+    snprintf(text, sizeof text, "%s %d %a %d %a %a %a %a %a %a %a %d %a %a %a %a %a %d %d %d %d %d %a %d %llu",
+             FORMAT_NAME, o->method, o->epochs, o->batch, o->lr, o->head_lr, o->lr_last, o->weight_decay, o->clip,
+             o->label_smoothing, o->layer_decay, o->warmup_steps, o->crop_scale[0], o->crop_scale[1], o->flip,
+             o->jitter, o->mixup, o->probe_first, o->sampling, o->weights, o->patience, o->view.size, o->view.share,
+             o->view.window.mode, (unsigned long long)o->seed);
     hash_str(h, text);
     for (int i = 0; i < 3 && o->view.window.mode == WINDOW_FIXED; i++) {
         const voi_window *w = &o->view.window.fixed[i];
@@ -115,7 +137,7 @@ typedef struct {
 static err_code head_init(head *h, finetune_job *j, const param_set *adapter, err *e)
 {
     device *d = j->d;
-    size_t K = (size_t)j->classes, C = j->dim;
+    size_t K = (size_t)j->outputs, C = j->dim;
     float *zero = calloc(K * C, sizeof *zero);
     err_code rc = ERR_OK;
     if (!zero || !param_add(&h->own, "head.weight", K, C) || !param_add(&h->own, "head.bias", K, 1))
@@ -137,6 +159,7 @@ static err_code head_init(head *h, finetune_job *j, const param_set *adapter, er
     if (!j->params.p) FAIL_DONE(rc, e, NOMEM, "finetune: no memory");
     for (size_t i = 0; i < adapter->n; i++) j->params.p[j->params.n++] = adapter->p[i];
     for (size_t i = 0; i < 2; i++) j->params.p[j->params.n++] = h->own.p[i];
+    optim_layer_decay(&j->params, vit_get_config(j->m)->depth, j->o->layer_decay);
 done:
     free(zero);
     return rc;
@@ -153,131 +176,6 @@ static void head_fini(head *h, finetune_job *j)
     j->params = (param_set){0};
 }
 
-static void head_set(finetune_job *j, const probe *p)
-{
-    param *W = &j->params.p[j->params.n - 2], *b = W + 1;
-    j->d->op->upload(j->d, W->master, p->weight, (size_t)p->classes * p->dim * sizeof(float));
-    j->d->op->upload(j->d, b->master, p->bias, (size_t)p->classes * sizeof(float));
-    j->d->op->refresh(j->d, W, 2);
-}
-
-/* --- features of a set of cases */
-
-typedef struct {
-    case_set set;
-    float *x;        /* (frames, dim) */
-    double *of_case; /* (cases, classes) */
-} seen;
-
-static void seen_fini(seen *s)
-{
-    case_set_fini(&s->set);
-    free(s->x);
-    free(s->of_case);
-    *s = (seen){0};
-}
-
-static err_code look(finetune_job *j, seen *s, const bool parts[3], size_t cap, const char *stage, err *e)
-{
-    TRY(case_set_init(&s->set, j->c, parts, cap, e));
-    size_t n = case_set_frames(&s->set), cells;
-    progress p;
-    if (!size_mul(n + 1, j->dim, &cells)) FAIL(e, LIMIT, "finetune: %zu labelled frames", n);
-    s->x = malloc(cells * sizeof *s->x);
-    s->of_case = malloc((s->set.n + 1) * (size_t)j->classes * sizeof *s->of_case);
-    if (!s->x || !s->of_case) FAIL(e, NOMEM, "finetune: no memory for the features of %zu frames", n);
-    view_options v = j->o->view;
-    progress_start(&p, stage, "images", n);
-    v.shown = &p;
-    err_code rc = features_extract(j->m, VIT_STUDENT, j->c, s->set.frames, n, &v, s->x, e);
-    progress_end(&p);
-    return rc;
-}
-
-/* of_case from the head as it is. */
-static err_code predict(finetune_job *j, seen *s, err *e)
-{
-    size_t n = case_set_frames(&s->set);
-    double *frame = malloc((n + 1) * (size_t)j->classes * sizeof *frame);
-    if (!frame) FAIL(e, NOMEM, "finetune: no memory for %zu predictions", n);
-    err_code rc = finetune_train_predict(j, s->x, n, frame, e);
-    if (!rc) case_set_mean(&s->set, frame, j->classes, s->of_case);
-    free(frame);
-    return rc;
-}
-
-/* --- the linear classifier */
-
-typedef struct {
-    float *x, *weight; /* (n, dim), (n) */
-    int *label;        /* (n) */
-    size_t n;
-} fit_rows;
-
-/* Frames of the training cases, at most cap a case. A case counts once, and with balanced classes count alike. */
-static err_code gather_rows(const finetune_job *j, const seen *s, size_t cap, fit_rows *r, err *e)
-{
-    const cohort *c = j->c;
-    size_t frames = case_set_frames(&s->set), C = j->dim;
-    size_t *of_class = calloc((size_t)j->classes, sizeof *of_class);
-    r->x = malloc((frames * C + 1) * sizeof *r->x);
-    r->weight = malloc((frames + 1) * sizeof *r->weight);
-    r->label = malloc((frames + 1) * sizeof *r->label);
-    if (!of_class || !r->x || !r->weight || !r->label) {
-        free(of_class);
-        FAIL(e, NOMEM, "finetune: no memory for %zu rows", frames);
-    }
-    for (size_t i = 0; i < s->set.n; i++) {
-        const labelled_case *k = &c->cases[s->set.cases[i]];
-        if (k->part == SPLIT_TRAIN) of_class[k->label]++;
-    }
-    for (size_t i = 0; i < s->set.n; i++) {
-        const labelled_case *k = &c->cases[s->set.cases[i]];
-        size_t first = s->set.start[i], n = s->set.start[i + 1] - first, take = n < cap ? n : cap;
-        if (k->part != SPLIT_TRAIN) continue;
-        for (size_t f = 0; f < take; f++, r->n++) {
-            memcpy(r->x + r->n * C, s->x + (first + f * n / take) * C, C * sizeof *r->x);
-            r->label[r->n] = k->label;
-            r->weight[r->n] = 1 / ((float)take * (j->o->balanced ? (float)of_class[k->label] : 1));
-        }
-    }
-    free(of_class);
-    return ERR_OK;
-}
-
-/* The head becomes the logistic regression on s, its penalty chosen on s's validation cases. */
-static err_code fit_head(finetune_job *j, seen *s, size_t cap, err *e)
-{
-    probe fit[PENALTIES] = {{0}};
-    fit_rows r = {0};
-    metrics best = {0};
-    size_t chosen = PENALTY_BLIND, validation = 0;
-    err_code rc;
-    for (size_t i = 0; i < s->set.n; i++) validation += j->c->cases[s->set.cases[i]].part == SPLIT_VALIDATION;
-    TRY_DONE(rc, gather_rows(j, s, cap, &r, e));
-    TRY_DONE(rc,
-             probe_fit(fit, &(probe_rows){r.x, r.label, r.weight, r.n, j->dim, j->classes}, penalties, PENALTIES, e));
-    for (size_t t = 0; validation && t < PENALTIES; t++) {
-        metrics m;
-        head_set(j, &fit[t]);
-        TRY_DONE(rc, predict(j, s, e));
-        TRY_DONE(rc, case_set_metrics(&s->set, s->of_case, SPLIT_VALIDATION, &m, e));
-        if (t && !finetune_train_better(&m, &best)) continue;
-        best = m;
-        chosen = t;
-    }
-    head_set(j, &fit[chosen]);
-    log_event(LOG_INFO, "finetune.linear", "rows", LOG_INT(r.n), "l2", LOG_REAL(penalties[chosen]), "validation_auc",
-              LOG_REAL(validation ? best.auc : NAN), NULL);
-    rc = device_sync(j->d, e);
-done:
-    for (size_t t = 0; t < PENALTIES; t++) probe_fini(&fit[t]);
-    free(r.x);
-    free(r.weight);
-    free(r.label);
-    return rc;
-}
-
 /* --- what is written */
 
 static json_t *real(double x)
@@ -287,9 +185,10 @@ static json_t *real(double x)
 
 static json_t *metrics_pack(const metrics *m)
 {
-    return json_pack("{s:I,s:o,s:o,s:o,s:o,s:o}", "n", (json_int_t)m->n, "auc", real(m->auc), "accuracy",
+    return json_pack("{s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "n", (json_int_t)m->n, "auc", real(m->auc), "accuracy",
                      real(m->accuracy), "macro_recall", real(m->macro_recall), "kappa_quadratic",
-                     real(m->kappa_quadratic), "loss", real(m->loss));
+                     real(m->kappa_quadratic), "average_precision", real(m->average_precision), "mae", real(m->mae),
+                     "loss", real(m->loss));
 }
 
 static double unreal(const json_t *j, const char *key)
@@ -305,10 +204,28 @@ static void metrics_unpack(metrics *m, const json_t *j)
                    .macro_recall = unreal(j, "macro_recall"),
                    .kappa_quadratic = unreal(j, "kappa_quadratic"),
                    .auc = unreal(j, "auc"),
+                   .average_precision = unreal(j, "average_precision"),
+                   .mae = unreal(j, "mae"),
                    .loss = unreal(j, "loss")};
 }
 
-static err_code write_predictions(const finetune_job *j, const seen *s, err *e)
+/* What is true of a case and what was said of it: task_text. */
+static err_code write_texts(FILE *f, const cohort *c, const labelled_case *k, const double *p, err *e)
+{
+    char *label = task_text(c, k), *said = task_text_of(c, p);
+    if (label && said) {
+        csv_field(f, label);
+        fputc(',', f);
+        csv_field(f, said);
+    }
+    bool bad = !label || !said;
+    free(label);
+    free(said);
+    if (bad) FAIL(e, NOMEM, "finetune: no memory for a label");
+    return ERR_OK;
+}
+
+static err_code write_predictions(const finetune_job *j, const finetune_seen *s, err *e)
 {
     char path[FILE_PATH_MAX];
     file_writer *w;
@@ -327,9 +244,11 @@ static err_code write_predictions(const finetune_job *j, const seen *s, err *e)
         const labelled_case *k = &c->cases[s->set.cases[i]];
         const double *p = s->of_case + i * (size_t)j->classes;
         fprintf(w->f, "%s,%s,", k->key, split_name(k->part));
-        csv_field(w->f, c->labels[k->label]);
-        fputc(',', w->f);
-        csv_field(w->f, c->labels[metrics_argmax(p, j->classes)]);
+        err_code rc = write_texts(w->f, c, k, p, e);
+        if (rc) {
+            file_abandon(&w);
+            return rc;
+        }
         for (int q = 0; q < j->classes; q++) fprintf(w->f, ",%.6f", p[q]);
         fputc('\n', w->f);
     }
@@ -349,6 +268,7 @@ static err_code write_bundle(const finetune_job *j, const bundle_info *given, er
     if (!info || !text) FAIL_DONE(rc, e, NOMEM, "finetune: no memory for the model's description");
     *info = *given;
     memcpy(info->backbone, vit_hash(j->m), HASH_HEX);
+    info->task = j->c->task;
     info->heads = vit_get_config(j->m)->heads;
     info->size = j->o->view.size;
     info->share = j->o->view.share;
@@ -374,11 +294,11 @@ static err_code write_result(const finetune_job *j, err *e)
     char path[FILE_PATH_MAX];
     const finetune_result *r = j->out;
     TRY(result_path(j, path, e));
-    json_t *root =
-        json_pack("{s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:o,s:o}", "format", FORMAT_NAME, "identity", j->identity, "method",
-                  methods[j->o->method], "steps", (json_int_t)r->steps, "best_step", (json_int_t)j->best_step,
-                  "seconds", real(r->seconds), "images_per_s", real(r->images_per_s), "validation",
-                  metrics_pack(&r->validation), "test", r->has_test ? metrics_pack(&r->test) : json_null());
+    json_t *root = json_pack("{s:s,s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:o,s:o}", "format", FORMAT_NAME, "identity",
+                             j->identity, "method", methods[j->o->method], "task", findings_task_name(j->c->task),
+                             "steps", (json_int_t)r->steps, "best_step", (json_int_t)j->best_step, "seconds",
+                             real(r->seconds), "images_per_s", real(r->images_per_s), "validation",
+                             metrics_pack(&r->validation), "test", r->has_test ? metrics_pack(&r->test) : json_null());
     char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(root);
     if (!text) FAIL(e, NOMEM, "finetune: no memory for the result");
@@ -418,7 +338,7 @@ done:
 
 /* --- the stage */
 
-static err_code train(finetune_job *j, seen *all, err *e)
+static err_code train(finetune_job *j, finetune_seen *all, err *e)
 {
     static const bool every[3] = {true, true, true}, to_fit[3] = {true, true, false};
     size_t cases = 0;
@@ -426,28 +346,28 @@ static err_code train(finetune_job *j, seen *all, err *e)
     size_t cap = cases && PROBE_ROWS / cases ? PROBE_ROWS / cases : 1;
     double start = progress_clock();
     if (j->o->method == METHOD_LINEAR) {
-        TRY(look(j, all, every, 0, "features", e));
-        TRY(fit_head(j, all, cap, e));
+        TRY(finetune_fit_look(j, all, every, 0, "features", e));
+        TRY(finetune_fit_head(j, all, cap, e));
         j->out->seconds = progress_clock() - start;
         j->out->images_per_s = (double)case_set_frames(&all->set) / j->out->seconds;
         return ERR_OK;
     }
-    if (!finetune_train_started(j)) {
-        seen fitted = {0};
-        err_code rc = look(j, &fitted, to_fit, cap, "features", e);
-        if (!rc) rc = fit_head(j, &fitted, cap, e);
-        seen_fini(&fitted);
+    if (j->o->probe_first && !finetune_train_started(j)) {
+        finetune_seen fitted = {0};
+        err_code rc = finetune_fit_look(j, &fitted, to_fit, cap, "features", e);
+        if (!rc) rc = finetune_fit_head(j, &fitted, cap, e);
+        finetune_fit_fini(&fitted);
         TRY(rc);
     }
     TRY(finetune_train(j, e));
-    return look(j, all, every, 0, "evaluate", e);
+    return finetune_fit_look(j, all, every, 0, "evaluate", e);
 }
 
-static err_code finish(finetune_job *j, seen *all, const bundle_info *info, err *e)
+static err_code finish(finetune_job *j, finetune_seen *all, const bundle_info *info, err *e)
 {
     finetune_result *r = j->out;
     char path[FILE_PATH_MAX];
-    TRY(predict(j, all, e));
+    TRY(finetune_fit_predict(j, all, e));
     TRY(case_set_metrics(&all->set, all->of_case, SPLIT_VALIDATION, &r->validation, e));
     TRY(case_set_metrics(&all->set, all->of_case, SPLIT_TEST, &r->test, e));
     r->has_test = r->test.n > 0;
@@ -457,8 +377,8 @@ static err_code finish(finetune_job *j, seen *all, const bundle_info *info, err 
     TRY(file_path(path, e, "%s/checkpoint.safetensors", j->run_dir));
     unlink(path); /* the result is there: nothing goes on from it any more */
     log_event(LOG_INFO, "finetune.done", "steps", LOG_INT(r->steps), "seconds", LOG_REAL(r->seconds), "validation_auc",
-              LOG_REAL(r->validation.auc), "test_auc", LOG_REAL(r->test.auc), "test_accuracy",
-              LOG_REAL(r->test.accuracy), NULL);
+              LOG_REAL(r->validation.auc), "test_auc", LOG_REAL(r->test.auc), "test_kappa",
+              LOG_REAL(r->test.kappa_quadratic), "test_accuracy", LOG_REAL(r->test.accuracy), NULL);
     return ERR_OK;
 }
 
@@ -468,7 +388,7 @@ err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetun
     char identity[HASH_HEX];
     bool done = false;
     head h = {0};
-    seen all = {0};
+    finetune_seen all = {0};
     err_code rc;
     *out = (finetune_result){0};
     TRY(check(m, adapter, c, o, info, e));
@@ -482,14 +402,23 @@ err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetun
                       .identity = identity,
                       .dim = (size_t)vit_get_config(m)->dim,
                       .classes = c->n_labels,
+                      .outputs = task_outputs(c->task, c->n_labels),
+                      .balanced =
+                          o->sampling == SAMPLING_AUTO ? c->task == TASK_MULTICLASS : o->sampling == SAMPLING_BALANCED,
                       .out = out};
     TRY(read_result(&j, &done, e));
     if (done) return ERR_OK;
+    if (o->weights == WEIGHTS_AUTO ? c->task == TASK_MULTILABEL : o->weights == WEIGHTS_BALANCED) {
+        j.class_weight = malloc(2 * (size_t)c->n_labels * sizeof *j.class_weight);
+        if (!j.class_weight) FAIL(e, NOMEM, "finetune: no memory");
+        task_weights(c, j.class_weight);
+    }
     TRY_DONE(rc, head_init(&h, &j, adapter, e));
     TRY_DONE(rc, train(&j, &all, e));
     rc = finish(&j, &all, info, e);
 done:
-    seen_fini(&all);
+    finetune_fit_fini(&all);
     head_fini(&h, &j);
+    free(j.class_weight);
     return rc;
 }

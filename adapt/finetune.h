@@ -1,24 +1,36 @@
-/* finetune.h: supervised adaptation on the labelled cohort: linear classifier on the class token (+ adapter),
- * cross-entropy.
+/* finetune.h: supervised adaptation on the labelled cohort: linear classifier on the class token (+ adapter); which
+ * loss the cohort's task has is in task.h.
  *
  * METHOD_LINEAR fits the classifier alone, on features taken once: logistic regression to its optimum, the L2 penalty
- * chosen on the validation cases. The other methods start from that classifier and train it together with the
- * backbone's params, so that they can only lose to it by what they do themselves. */
+ * chosen on the validation cases. The other methods start from that classifier (LP-FT: Kumar et al., arXiv 2202.10054)
+ * and train it together with the backbone's params, so that they can only lose to it by what they do themselves. */
 #ifndef RADAPT_FINETUNE_H
 #define RADAPT_FINETUNE_H
 #include "adapt/bundle.h"
 #include "adapt/features.h"
 #include "adapt/metrics.h"
 
+/* Which cases are drawn. Balanced: every class equally often (TASK_MULTILABEL: every stratum, cohort.h). Automatic:
+ * balanced for TASK_MULTICLASS, whose scores (ROC-AUC, macro recall) count classes alike; natural for TASK_ORDINAL,
+ * whose kappa counts cases, and for TASK_MULTILABEL, whose labels come in company. */
+typedef enum { SAMPLING_AUTO, SAMPLING_BALANCED, SAMPLING_NATURAL } label_sampling;
+/* How much a case counts in the loss: task_weights. Automatic: balanced for TASK_MULTILABEL, which sampling cannot
+ * balance, else none. */
+typedef enum { WEIGHTS_AUTO, WEIGHTS_NONE, WEIGHTS_BALANCED } label_weights;
+
 typedef struct finetune_options {
     peft_method method; /* METHOD_LINEAR: the head alone; else every param of the adapter set is stepped */
     double epochs;
     int batch;
     float lr, head_lr, lr_last, weight_decay, clip, label_smoothing;
+    float layer_decay; /* of the learning rate from one block to the one before; 1: none */
     int warmup_steps;
     float crop_scale[2], flip, jitter;
-    bool balanced; /* class-balanced sampling */
-    int patience;  /* epochs without a better validation score before stopping; 0: never */
+    float mixup;      /* alpha of mixup's Beta(alpha, alpha); 0: none */
+    bool probe_first; /* the classifier starts as METHOD_LINEAR's; else from zero */
+    label_sampling sampling;
+    label_weights weights;
+    int patience; /* epochs without a better validation score before stopping; 0: never */
     view_options view;
     uint64_t seed;
 } finetune_options;
@@ -34,9 +46,9 @@ typedef struct {
 /* Starts from the vit's weights as they are now. adapter: what vit_train(m, &info->peft) made (empty where
  * info->peft.method is METHOD_LINEAR), with the SSL stage's adapter loaded into it if there is one; without a teacher.
  * All of it goes into the bundle, stepped or not. Writes run_dir/metrics.jsonl, checkpoint.safetensors (while it runs),
- * model.safetensors (the bundle of the best validation epoch; of the last where no case is in validation),
- * predictions.csv (case key, part, label, probabilities) and, last, result.json: where it exists nothing is done.
- * ERR_CONFLICT: run_dir holds a run with another identity. ERR_INTERRUPTED: the same call goes on. */
+ * model.safetensors (the bundle of the best validation epoch by metrics_better; of the last where no case is in
+ * validation), predictions.csv (case key, part, label, probabilities) and, last, result.json: where it exists nothing
+ * is done. ERR_CONFLICT: run_dir holds a run with another identity. ERR_INTERRUPTED: the same call goes on. */
 err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetune_options *o, const bundle_info *info,
                       const char *run_dir, finetune_result *out, err *e);
 

@@ -11,90 +11,20 @@
 #include <string.h>
 
 #include "adapt/checkpoint.h"
+#include "adapt/labelled_batch.h"
 #include "adapt/optim.h"
 #include "adapt/probe.h"
+#include "adapt/task.h"
 #include "base/log.h"
 #include "base/progress.h"
-#include "base/rng.h"
 #include "base/stop.h"
-#include "preprocess/augment.h"
 #include "preprocess/loader.h"
-
-/* --- which case is the n-th sample: classes take turns (or there is one class of all), each class in an order that is
- * shuffled anew whenever it has been gone through */
-
-typedef struct {
-    uint32_t *cases, *order; /* (n) of the cohort's training cases of this class; order: of the round at hand */
-    size_t n;
-    uint64_t round; /* UINT64_MAX: none yet */
-} draw_class;
-
-typedef struct {
-    draw_class *k;
-    size_t n; /* classes that occur */
-    size_t cases;
-    uint64_t seed;
-} drawer;
-
-static err_code drawer_init(drawer *w, const cohort *c, bool balanced, uint64_t seed, err *e)
-{
-    size_t groups = balanced ? (size_t)c->n_labels : 1;
-    *w = (drawer){.seed = seed};
-    w->k = calloc(groups, sizeof *w->k);
-    if (!w->k) FAIL(e, NOMEM, "finetune: no memory");
-    for (size_t g = 0; g < groups; g++) {
-        draw_class *k = &w->k[w->n];
-        k->cases = malloc((c->n_cases + 1) * sizeof *k->cases);
-        k->order = malloc((c->n_cases + 1) * sizeof *k->order);
-        k->n = 0;
-        k->round = UINT64_MAX;
-        if (!k->cases || !k->order) {
-            w->n++;
-            FAIL(e, NOMEM, "finetune: no memory for %zu cases", c->n_cases);
-        }
-        for (size_t i = 0; i < c->n_cases; i++)
-            if (c->cases[i].part == SPLIT_TRAIN && (!balanced || c->cases[i].label == (int)g))
-                k->cases[k->n++] = (uint32_t)i;
-        w->cases += k->n;
-        if (k->n) {
-            w->n++;
-        } else {
-            free(k->cases);
-            free(k->order);
-            *k = (draw_class){0};
-        }
-    }
-    return ERR_OK;
-}
-
-static void drawer_fini(drawer *w)
-{
-    for (size_t g = 0; g < w->n; g++) {
-        free(w->k[g].cases);
-        free(w->k[g].order);
-    }
-    free(w->k);
-}
-
-static uint32_t draw_case(drawer *w, uint64_t sample)
-{
-    size_t g = (size_t)(sample % w->n);
-    draw_class *k = &w->k[g];
-    uint64_t turn = sample / w->n, round = turn / k->n;
-    if (round != k->round) {
-        rng r = rng_at(w->seed, RNG_ORDER, round, (uint32_t)g);
-        memcpy(k->order, k->cases, k->n * sizeof *k->order);
-        rng_shuffle(&r, k->order, k->n);
-        k->round = round;
-    }
-    return k->order[turn % k->n];
-}
 
 /* --- the loop's state */
 
 typedef struct {
     finetune_job *j;
-    size_t batch, image_floats;
+    size_t batch, outputs;
     uint64_t step, steps, per_epoch;
     uint64_t evaluated; /* step of the last validation; UINT64_MAX: none */
     metrics best;
@@ -107,46 +37,19 @@ typedef struct {
     size_t log_bytes;
     /* device */
     vit_pass pass;
-    dv *arena_block, *pixels, *label, *rows, *token, *logits, *logits_f32, *d_logits_f32, *d_logits, *d_token, *loss;
+    dv *arena_block, *pixels, *target, *weight, *rows, *token, *logits, *logits_f32, *d_logits_f32, *d_logits, *d_token,
+        *loss;
     dv **best_master;        /* (params.n) */
     checkpoint_extra *extra; /* (params.n) the same with names */
     char (*extra_name)[128];
     optim optim;
     /* host */
-    drawer draw;
-    sampler_norm norm;
-    sample_job *jobs;    /* (batch) */
-    int32_t *label_host; /* (batch) */
-    pool *threads;
+    labelled_batch source;
     loader *l;
     case_set validation;
     float *features;     /* (validation frames, dim) */
     double *probability; /* (validation frames, classes), (validation cases, classes) */
 } loop;
-
-/* One batch: images (batch, 3, size, size), then the labels (batch) as numbers. */
-static err_code fill(void *ctx, uint64_t step, float *out, err *e)
-{
-    loop *t = ctx;
-    const finetune_options *o = t->j->o;
-    const cohort *c = t->j->c;
-    (void)e;
-    for (size_t i = 0; i < t->batch; i++) {
-        uint64_t sample = step * t->batch + i;
-        const labelled_case *k = &c->cases[draw_case(&t->draw, sample)];
-        rng r = rng_at(o->seed, RNG_AUGMENT, sample, 0);
-        uint32_t frame = k->frames[rng_below(&r, (uint32_t)k->n_frames)];
-        const frame_info *f = &c->frames[frame];
-        t->jobs[i] = (sample_job){.frame = f,
-                                  .pixels = cohort_pixels(c, frame),
-                                  .crop = augment_supervised(f, o->crop_scale, o->flip, o->jitter, &r),
-                                  .size = o->view.size,
-                                  .out = out + i * t->image_floats};
-        out[t->batch * t->image_floats + i] = (float)k->label;
-    }
-    sampler_run(t->threads, &t->norm, t->jobs, t->batch);
-    return ERR_OK;
-}
 
 static param *head_weight(finetune_job *j)
 {
@@ -160,25 +63,22 @@ static param *head_bias(finetune_job *j)
 
 err_code finetune_train_predict(finetune_job *j, const float *features, size_t n, double *out, err *e)
 {
-    size_t K = (size_t)j->classes, C = j->dim;
-    float *head = malloc((K * C + K) * sizeof *head);
-    if (!head) FAIL(e, NOMEM, "finetune: no memory");
-    j->d->op->download(j->d, head, head_weight(j)->master, K * C * sizeof *head);
-    j->d->op->download(j->d, head + K * C, head_bias(j)->master, K * sizeof *head);
-    err_code rc = device_sync(j->d, e);
-    if (!rc) probe_predict(head, head + K * C, features, n, C, j->classes, out);
-    for (size_t i = 0; !rc && i < n * K; i++)
-        if (!isfinite(out[i])) rc = err_set(e, ERR_NUMERIC, __FILE__, __LINE__, "finetune: predictions are not finite");
+    size_t O = (size_t)j->outputs, C = j->dim, cells = n * (size_t)j->classes;
+    float *head = malloc((O * C + O) * sizeof *head);
+    double *z = malloc((n * O + 1) * sizeof *z);
+    err_code rc = ERR_OK;
+    if (!head || !z) FAIL_DONE(rc, e, NOMEM, "finetune: no memory");
+    j->d->op->download(j->d, head, head_weight(j)->master, O * C * sizeof *head);
+    j->d->op->download(j->d, head + O * C, head_bias(j)->master, O * sizeof *head);
+    TRY_DONE(rc, device_sync(j->d, e));
+    probe_logits(head, head + O * C, features, n, C, j->outputs, z);
+    task_probabilities(j->c->task, j->classes, z, n, out);
+    for (size_t i = 0; i < cells; i++)
+        if (!isfinite(out[i])) FAIL_DONE(rc, e, NUMERIC, "finetune: predictions are not finite");
+done:
     free(head);
+    free(z);
     return rc;
-}
-
-bool finetune_train_better(const metrics *a, const metrics *b)
-{
-    if (!b->n) return true;
-    if (isnan(a->auc) != isnan(b->auc)) return isnan(b->auc);
-    if (!isnan(a->auc) && fabs(a->auc - b->auc) > 1e-9) return a->auc > b->auc;
-    return a->loss < b->loss;
 }
 
 /* --- checkpoint */
@@ -194,35 +94,40 @@ bool finetune_train_started(const finetune_job *j)
     return !checkpoint_path(j, path, NULL) && file_exists(path);
 }
 
-/* The numbers of the loop that a checkpoint carries, in one text: exact in both directions. */
+/* The numbers of the loop that a checkpoint carries, as text: exact in both directions. */
 static err_code save(loop *t, err *e)
 {
-    char path[FILE_PATH_MAX], state[512];
-    snprintf(state, sizeof state, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %d %a %" PRIu64 " %a %a %zu %a %a %a %a %a",
-             t->step, t->evaluated, t->best_step, t->bad, t->loss_sum, t->loss_n, t->seconds, t->train_seconds,
-             t->best.n, t->best.accuracy, t->best.macro_recall, t->best.kappa_quadratic, t->best.auc, t->best.loss);
-    const checkpoint_meta meta[] = {{"finetune.identity", t->j->identity}, {"finetune.state", state}};
+    char path[FILE_PATH_MAX], state[512], best[512];
+    const metrics *m = &t->best;
+    snprintf(state, sizeof state, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %d %a %" PRIu64 " %a %a", t->step, t->evaluated,
+             t->best_step, t->bad, t->loss_sum, t->loss_n, t->seconds, t->train_seconds);
+    snprintf(best, sizeof best, "%zu %a %a %a %a %a %a %a", m->n, m->accuracy, m->macro_recall, m->kappa_quadratic,
+             m->auc, m->average_precision, m->mae, m->loss);
+    const checkpoint_meta meta[] = {
+        {"finetune.identity", t->j->identity}, {"finetune.state", state}, {"finetune.best", best}};
     TRY(file_path(path, e, "%s/metrics.jsonl", t->j->run_dir));
     TRY(file_write(path, t->log ? t->log : "", t->log_bytes, e));
     TRY(checkpoint_path(t->j, path, e));
-    return checkpoint_write(path, t->j->d, &t->j->params, true, false, t->extra, t->j->params.n, meta, 2, e);
+    return checkpoint_write(path, t->j->d, &t->j->params, true, false, t->extra, t->j->params.n, meta, 3, e);
 }
 
 static err_code resume(loop *t, err *e)
 {
     char path[FILE_PATH_MAX];
     safetensors s;
+    metrics *m = &t->best;
     err_code rc = ERR_OK;
     TRY(checkpoint_path(t->j, path, e));
     TRY(safetensors_open(&s, path, e));
-    const char *identity = safetensors_meta(&s, "finetune.identity"), *state = safetensors_meta(&s, "finetune.state");
-    if (!identity || !state) FAIL_DONE(rc, e, FORMAT, "finetune: the checkpoint is not one of this stage");
+    const char *identity = safetensors_meta(&s, "finetune.identity"), *state = safetensors_meta(&s, "finetune.state"),
+               *best = safetensors_meta(&s, "finetune.best");
+    if (!identity || !state || !best) FAIL_DONE(rc, e, FORMAT, "finetune: the checkpoint is not one of this stage");
     if (strcmp(identity, t->j->identity))
         FAIL_DONE(rc, e, CONFLICT, "finetune: the checkpoint belongs to other data or options");
-    if (sscanf(state, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %d %la %" SCNu64 " %la %la %zu %la %la %la %la %la",
-               &t->step, &t->evaluated, &t->best_step, &t->bad, &t->loss_sum, &t->loss_n, &t->seconds,
-               &t->train_seconds, &t->best.n, &t->best.accuracy, &t->best.macro_recall, &t->best.kappa_quadratic,
-               &t->best.auc, &t->best.loss) != 14 ||
+    if (sscanf(state, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %d %la %" SCNu64 " %la %la", &t->step, &t->evaluated,
+               &t->best_step, &t->bad, &t->loss_sum, &t->loss_n, &t->seconds, &t->train_seconds) != 8 ||
+        sscanf(best, "%zu %la %la %la %la %la %la %la", &m->n, &m->accuracy, &m->macro_recall, &m->kappa_quadratic,
+               &m->auc, &m->average_precision, &m->mae, &m->loss) != 8 ||
         t->step > t->steps)
         FAIL_DONE(rc, e, FORMAT, "finetune: the checkpoint is damaged");
     TRY_DONE(rc, checkpoint_load(&s, t->j->d, &t->j->params, true, t->extra, t->j->params.n, e));
@@ -269,6 +174,8 @@ static err_code log_line(loop *t, const metrics *m, float lr, err *e)
     n += json_number(line + n, sizeof line - (size_t)n, "validation_accuracy", m->accuracy);
     n += json_number(line + n, sizeof line - (size_t)n, "validation_macro_recall", m->macro_recall);
     n += json_number(line + n, sizeof line - (size_t)n, "validation_kappa_quadratic", m->kappa_quadratic);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_average_precision", m->average_precision);
+    n += json_number(line + n, sizeof line - (size_t)n, "validation_mae", m->mae);
     n += snprintf(line + n, sizeof line - (size_t)n, "}\n");
     char *grown = realloc(t->log, t->log_bytes + (size_t)n + 1);
     if (!grown) FAIL(e, NOMEM, "finetune: no memory for the log");
@@ -284,7 +191,7 @@ static err_code alloc_device(loop *t, err *e)
 {
     finetune_job *j = t->j;
     device *d = j->d;
-    size_t B = t->batch, S = (size_t)j->o->view.size, C = j->dim, K = (size_t)j->classes;
+    size_t B = t->batch, S = (size_t)j->o->view.size, C = j->dim, O = t->outputs;
     arena dry = {0}, real;
     TRY(vit_pass_plan(&t->pass, &dry, j->m, B, S, S, VIT_GRAD, e));
     if (arena_failed(&dry)) FAIL(e, LIMIT, "finetune: a batch of %zu images of %zu pixels is too large", B, S);
@@ -295,15 +202,16 @@ static err_code alloc_device(loop *t, err *e)
     struct {
         dv **to;
         size_t bytes;
-    } all[] = {{&t->pixels, B * t->image_floats * sizeof(float)},
-               {&t->label, B * sizeof(int32_t)},
+    } all[] = {{&t->pixels, B * t->source.image_floats * sizeof(float)},
+               {&t->target, B * O * sizeof(float)},
+               {&t->weight, B * O * sizeof(float)},
                {&t->rows, B * sizeof(int32_t)},
                {&t->token, B * C * d->ct_bytes},
                {&t->d_token, B * C * d->ct_bytes},
-               {&t->logits, B * K * d->ct_bytes},
-               {&t->d_logits, B * K * d->ct_bytes},
-               {&t->logits_f32, B * K * sizeof(float)},
-               {&t->d_logits_f32, B * K * sizeof(float)},
+               {&t->logits, B * O * d->ct_bytes},
+               {&t->d_logits, B * O * d->ct_bytes},
+               {&t->logits_f32, B * O * sizeof(float)},
+               {&t->d_logits_f32, B * O * sizeof(float)},
                {&t->loss, sizeof(float)}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
     int32_t *row = malloc(B * sizeof *row);
@@ -327,12 +235,10 @@ static err_code alloc_host(loop *t, err *e)
     size_t frames = case_set_frames(&t->validation), K = (size_t)j->classes, P = j->params.n;
     t->features = malloc((frames * j->dim + 1) * sizeof *t->features);
     t->probability = malloc(((frames + t->validation.n) * K + 1) * sizeof *t->probability);
-    t->jobs = malloc(t->batch * sizeof *t->jobs);
     t->best_master = calloc(P, sizeof(dv *));
     t->extra = calloc(P, sizeof *t->extra);
     t->extra_name = calloc(P, sizeof *t->extra_name);
-    t->threads = pool_new(0);
-    if (!t->features || !t->probability || !t->jobs || !t->best_master || !t->extra || !t->extra_name || !t->threads)
+    if (!t->features || !t->probability || !t->best_master || !t->extra || !t->extra_name)
         FAIL(e, NOMEM, "finetune: no memory for %zu validation frames", frames);
     return ERR_OK;
 }
@@ -341,20 +247,17 @@ static void fini(loop *t)
 {
     device *d = t->j->d;
     loader_close(t->l);
-    enum { BUFFERS = 11 };
-    dv *all[BUFFERS] = {t->arena_block, t->pixels,   t->label,      t->rows,         t->token, t->d_token,
-                        t->logits,      t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
+    enum { BUFFERS = 12 };
+    dv *all[BUFFERS] = {t->arena_block, t->pixels, t->target,   t->weight,     t->rows,         t->token,
+                        t->d_token,     t->logits, t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
     for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     for (size_t i = 0; t->best_master && i < t->j->params.n; i++)
         if (t->best_master[i]) d->op->free(d, t->best_master[i]);
     vit_pass_fini(&t->pass);
     optim_fini(&t->optim);
-    drawer_fini(&t->draw);
-    pool_free(t->threads);
+    labelled_batch_fini(&t->source);
     case_set_fini(&t->validation);
-    free(t->jobs);
-    free(t->label_host);
     free(t->features);
     free(t->probability);
     free(t->best_master);
@@ -395,7 +298,7 @@ static err_code evaluate(loop *t, err *e)
         case_set_mean(&t->validation, t->probability, j->classes, of_case);
         TRY(case_set_metrics(&t->validation, of_case, SPLIT_VALIDATION, &m, e));
     }
-    bool better = !t->validation.n || t->evaluated == UINT64_MAX || finetune_train_better(&m, &t->best);
+    bool better = !t->validation.n || t->evaluated == UINT64_MAX || metrics_better(j->c->task, &m, &t->best);
     t->evaluated = t->step;
     if (better) {
         t->best = m;
@@ -408,7 +311,8 @@ static err_code evaluate(loop *t, err *e)
     TRY(log_line(t, &m, lr_at(t, j->o->lr, t->step), e));
     log_event(LOG_INFO, "finetune.epoch", "step", LOG_INT(t->step), "loss",
               LOG_REAL(t->loss_n ? t->loss_sum / (double)t->loss_n : NAN), "validation_auc", LOG_REAL(m.auc),
-              "validation_loss", LOG_REAL(m.loss), "best", LOG_STR(better ? "yes" : "no"), NULL);
+              "validation_kappa", LOG_REAL(m.kappa_quadratic), "validation_loss", LOG_REAL(m.loss), "best",
+              LOG_STR(better ? "yes" : "no"), NULL);
     t->loss_sum = 0;
     t->loss_n = 0;
     return save(t, e);
@@ -420,26 +324,30 @@ static err_code train_step(loop *t, err *e)
     const finetune_options *o = j->o;
     device *d = j->d;
     const op_table *op = d->op;
-    size_t B = t->batch, C = j->dim, K = (size_t)j->classes, images = B * t->image_floats;
+    size_t B = t->batch, C = j->dim, O = t->outputs, targets = B * O * sizeof(float);
     param *W = head_weight(j), *b = head_bias(j);
-    const float *batch;
+    const float *taken;
     float loss;
-    TRY(loader_take(t->l, t->step, &batch, e));
-    for (size_t i = 0; i < B; i++) t->label_host[i] = (int32_t)batch[images + i];
-    op->upload(d, t->pixels, batch, images * sizeof(float));
-    op->upload(d, t->label, t->label_host, B * sizeof *t->label_host);
+    TRY(loader_take(t->l, t->step, &taken, e));
+    const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
+    op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
+    op->upload(d, t->target, v.target, targets);
+    op->upload(d, t->weight, v.weight, targets);
     op->zero(d, t->loss, sizeof(float));
     optim_zero(&t->optim);
 
     vit_patches(j->m, VIT_STUDENT, &t->pass, t->pixels);
     vit_fwd(j->m, VIT_STUDENT, &t->pass, t->pass.patches, NULL);
     op->gather(d, t->token, t->pass.out, t->rows, B, C); /* (B,C) */
-    op->linear_fwd(d, t->logits, t->token, &j->head, B); /* (B,K) */
-    op->to_f32(d, t->logits_f32, t->logits, B * K);
-    op->softmax_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->label, NULL, o->label_smoothing, 1, B, K);
+    op->linear_fwd(d, t->logits, t->token, &j->head, B); /* (B,O) */
+    op->to_f32(d, t->logits_f32, t->logits, B * O);
+    if (j->c->task == TASK_MULTICLASS)
+        op->softmax_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, *v.scale, B, O);
+    else
+        op->sigmoid_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, t->weight, *v.scale, B, O);
 
-    op->to_ct(d, t->d_logits, t->d_logits_f32, B * K);
-    op->linear_dw(d, W->grad, b->grad, t->d_logits, t->token, NULL, K, B, K, C);
+    op->to_ct(d, t->d_logits, t->d_logits_f32, B * O);
+    op->linear_dw(d, W->grad, b->grad, t->d_logits, t->token, NULL, O, B, O, C);
     op->linear_dx(d, t->d_token, t->d_logits, &j->head, B);
     op->zero(d, t->pass.dout, B * t->pass.T * C * d->ct_bytes);
     op->scatter_add(d, t->pass.dout, t->d_token, t->rows, B, C);
@@ -475,7 +383,6 @@ static bool at_epoch_end(const loop *t)
 static err_code run(loop *t, progress *p, err *e)
 {
     const finetune_options *o = t->j->o;
-    size_t floats = t->batch * (t->image_floats + 1);
     for (;;) {
         double start = progress_clock();
         if (at_epoch_end(t) && t->evaluated != t->step) {
@@ -489,12 +396,16 @@ static err_code run(loop *t, progress *p, err *e)
             return ERR_OK;
         }
         TRY(stop_check(e));
-        if (!t->l) TRY(loader_open(&t->l, fill, t, floats, t->step, t->steps - 1, e));
+        if (!t->l)
+            TRY(loader_open(&t->l, labelled_batch_fill, &t->source, labelled_batch_floats(&t->source), t->step,
+                            t->steps - 1, e));
         start = progress_clock();
         TRY(train_step(t, e));
         t->train_seconds += progress_clock() - start;
         t->seconds += progress_clock() - start;
-        progress_note(p, "loss %.3f  best AUC %.3f", t->loss_sum / (double)t->loss_n, t->best.auc);
+        bool ordinal = t->j->c->task == TASK_ORDINAL;
+        progress_note(p, "loss %.3f  best %s %.3f", t->loss_sum / (double)t->loss_n, ordinal ? "kappa" : "AUC",
+                      ordinal ? t->best.kappa_quadratic : t->best.auc);
         progress_add(p, 1);
     }
 }
@@ -503,17 +414,13 @@ static err_code init(loop *t, err *e)
 {
     finetune_job *j = t->j;
     const finetune_options *o = j->o;
-    TRY(drawer_init(&t->draw, j->c, o->balanced, o->seed, e));
-    if (!t->draw.cases || o->batch < 1) FAIL(e, INTERNAL, "finetune: an empty batch");
-    t->batch = (size_t)o->batch < t->draw.cases ? (size_t)o->batch : t->draw.cases;
-    t->image_floats = 3 * (size_t)o->view.size * (size_t)o->view.size;
-    t->per_epoch = (t->draw.cases + t->batch - 1) / t->batch;
+    TRY(labelled_batch_init(&t->source, j, e));
+    t->batch = t->source.batch;
+    t->outputs = t->source.outputs;
+    t->per_epoch = (t->source.draw.cases + t->batch - 1) / t->batch;
     t->steps = (uint64_t)llround(o->epochs * (double)t->per_epoch);
     if (t->steps < 1) t->steps = 1;
     t->evaluated = UINT64_MAX;
-    t->norm = features_norm(j->m, &o->view);
-    t->label_host = malloc(t->batch * sizeof *t->label_host);
-    if (!t->label_host) FAIL(e, NOMEM, "finetune: no memory");
     TRY(alloc_host(t, e));
     TRY(alloc_device(t, e));
     return optim_init(&t->optim, j->d, &j->params, o->clip, e);

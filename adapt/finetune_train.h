@@ -4,8 +4,8 @@
 #include "adapt/case_set.h"
 #include "adapt/finetune.h"
 
-/* What both files work on. params: the adapter's params and, last, head.weight and head.bias: shallow copies, the
- * owners outlive the job. */
+/* What the files of the stage work on. params: the adapter's params and, last, head.weight and head.bias: shallow
+ * copies, the owners outlive the job. */
 typedef struct {
     vit *m;
     device *d;
@@ -13,17 +13,17 @@ typedef struct {
     const finetune_options *o;
     const char *run_dir, *identity;
     param_set params;
-    linear_w head; /* (classes, dim) */
+    linear_w head; /* (outputs, dim) */
     size_t dim;
-    int classes;
+    int classes, outputs; /* labels; logits: task.h */
+    bool balanced;        /* strata are drawn equally often */
+    float *class_weight;  /* (classes, 2), task_weights; NULL: none */
     finetune_result *out;
     uint64_t best_step;
 } finetune_job;
 
 /* out (frames of the set, classes) with the head's masters as they are. */
 err_code finetune_train_predict(finetune_job *j, const float *features, size_t n, double *out, err *e);
-/* Is a better than b? By ROC-AUC, then by loss; a defined AUC is better than an undefined one. */
-bool finetune_train_better(const metrics *a, const metrics *b);
 /* Is there a checkpoint to go on from? */
 bool finetune_train_started(const finetune_job *j);
 /* From the params as they are, or from the checkpoint; the best ones are in the params afterwards. */

@@ -7,11 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/csv.h"
+#include "adapt/label_set.h"
 #include "base/file.h"
 #include "base/log.h"
 
-enum { LEVELS = 4, KINDS = 5, CLASSES_MAX = 1000, LABEL_BYTES = 64 };
+enum { LEVELS = 4, KINDS = 5 };
 
 /* From coarse to fine; the level of a kind's key. */
 static const struct {
@@ -29,7 +29,7 @@ typedef struct {
     char key[KEY_HEX];
     int level;
     size_t row; /* where it was first named */
-    char label[LABEL_BYTES + 1];
+    label_value value;
     bool conflict;
     size_t rows; /* that name it */
 } thing;
@@ -107,15 +107,15 @@ static size_t misspelt(const csv *t, const char *name)
     return 0;
 }
 
-static err_code columns(const csv *t, int column[KINDS], int *label, err *e)
+/* Columns of the keys, and whether there is one of labels unless labels have columns of their own. */
+static err_code columns(const csv *t, int column[KINDS], bool own_columns, err *e)
 {
     const char *first = csv_at(t, 0, 0);
-    *label = csv_column(t, "label");
-    size_t keys = 0, known = 0, near;
+    size_t keys = 0, near;
     for (int k = 0; k < KINDS; k++) keys += (column[k] = csv_column(t, kinds[k].name)) >= 0;
     if (t->columns == 1 && (strchr(first, ';') || strchr(first, '\t')))
         FAIL(e, USAGE, "label table: columns must be separated by commas");
-    if (*label < 0) {
+    if (csv_column(t, "label") < 0 && !own_columns) {
         if ((near = misspelt(t, "label")))
             FAIL(e, USAGE, "label table: no column 'label'; did you mean it by column %zu?", near);
         FAIL(e, USAGE, "label table: no column 'label' (needed: " ACCEPTED ")");
@@ -125,52 +125,31 @@ static err_code columns(const csv *t, int column[KINDS], int *label, err *e)
             FAIL(e, USAGE, "label table: unknown column %zu; did you mean '%s'? (needed: " ACCEPTED ")", near,
                  kinds[k].name);
     if (!keys) FAIL(e, USAGE, "label table: no column says which image is meant (needed: " ACCEPTED ")");
+    return ERR_OK;
+}
+
+/* No two columns in use have one name; how many are not in use is said. */
+static err_code check_columns(const csv *t, const label_set *s, err *e)
+{
+    size_t known = 0;
     for (size_t j = 0; j < t->columns; j++) { /* csv_column finds the first of a name */
         const char *cell = csv_at(t, 0, (int)j);
         csv one = {.rows = 1, .columns = 1, .cells = (char *[]){(char *)(uintptr_t)cell}};
-        for (int k = -1; k < KINDS; k++) {
-            const char *name = k < 0 ? "label" : kinds[k].name;
-            if (csv_column(&one, name)) continue;
-            known++;
-            if (csv_column(t, name) != (int)j) FAIL(e, USAGE, "label table: two columns are called '%s'", name);
-        }
+        const char *name = NULL;
+        for (int k = 0; k < KINDS && !name; k++)
+            if (!csv_column(&one, kinds[k].name)) name = kinds[k].name;
+        if (!name && !s->column && !csv_column(&one, "label")) name = "label";
+        for (int k = 0; k < s->n && s->column && !name; k++)
+            if (!csv_column(&one, s->names[k])) name = s->names[k];
+        if (!name) continue;
+        known++;
+        if (csv_column(t, name) != (int)j) FAIL(e, USAGE, "label table: two columns are called '%s'", name);
     }
     if (known < t->columns) log_event(LOG_WARN, "labels.ignored_columns", "columns", LOG_INT(t->columns - known), NULL);
     return ERR_OK;
 }
 
 /* --- rows */
-
-/* out[size] = cell without surrounding blanks; false if too long. */
-static bool trimmed(const char *cell, char *out, size_t size)
-{
-    while (isspace((unsigned char)*cell)) cell++;
-    size_t n = strlen(cell);
-    while (n && isspace((unsigned char)cell[n - 1])) n--;
-    if (n >= size) return false;
-    memcpy(out, cell, n);
-    out[n] = 0;
-    return true;
-}
-
-/* Text that JSON, DICOM and a terminal take: UTF-8 (RFC 3629) without control characters and backslash. */
-static bool is_plain_text(const char *s)
-{
-    const unsigned char *p = (const unsigned char *)s;
-    while (*p) {
-        static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-        int bytes = *p < 0x80 ? 1 : *p >> 5 == 6 ? 2 : *p >> 4 == 14 ? 3 : *p >> 3 == 30 ? 4 : 0;
-        if (!bytes || *p < 0x20 || *p == 0x7f || *p == '\\') return false;
-        uint32_t c = bytes == 1 ? *p : *p & (0xffu >> (bytes + 1));
-        for (int i = 1; i < bytes; i++) {
-            if (p[i] >> 6 != 2) return false;
-            c = c << 6 | (p[i] & 63u);
-        }
-        if (c < least[bytes] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return false;
-        p += bytes;
-    }
-    return true;
-}
 
 typedef struct {
     const cohort *c;
@@ -218,7 +197,7 @@ static row_fate resolve(const frame_index *x, catalogue *cat, const csv *t, size
     char text[FILE_PATH_MAX], key[KEY_HEX];
     const frame_info *of = NULL;
     for (int k = KINDS - 1; k >= 0; k--) {
-        if (!trimmed(csv_at(t, row, column[k]), text, sizeof text)) return ROW_ABSENT;
+        if (!label_set_trim(csv_at(t, row, column[k]), text, sizeof text)) return ROW_ABSENT;
         if (!*text) continue;
         bool known = catalogue_find(cat, kinds[k].kind, text, key);
         if (of) { /* unknown here: another system's patient number, say */
@@ -237,30 +216,28 @@ static row_fate resolve(const frame_index *x, catalogue *cat, const csv *t, size
     return of ? ROW_OK : ROW_EMPTY;
 }
 
-/* things (room for every row), *n of them, by row. */
+/* things (room for every row), *n of them, by row; after failure too. */
 static err_code read_rows(cohort *c, const frame_index *x, catalogue *cat, const csv *t, const int column[KINDS],
-                          int label, thing *things, size_t *n, err *e)
+                          const label_set *s, thing *things, size_t *n, err *e)
 {
-    *n = 0;
     for (size_t r = 1; r < t->rows; r++) {
-        thing *out = &things[*n];
+        thing *out = &things[(*n)++];
         *out = (thing){.row = r, .rows = 1};
-        if (!trimmed(csv_at(t, r, label), out->label, sizeof out->label))
-            FAIL(e, USAGE, "label table: row %zu has a label of more than %d bytes", r + 1, LABEL_BYTES);
-        if (!is_plain_text(out->label))
-            FAIL(e, USAGE, "label table: the label in row %zu is not plain UTF-8 text", r + 1);
+        TRY(label_set_row(s, t, r, &out->value, e));
         c->rows++;
-        row_fate fate = *out->label ? resolve(x, cat, t, r, column, out) : ROW_EMPTY;
+        row_fate fate = out->value.empty ? ROW_EMPTY : resolve(x, cat, t, r, column, out);
         c->rows_empty += fate == ROW_EMPTY;
         c->rows_without_image += fate == ROW_ABSENT;
         c->rows_conflicting += fate == ROW_CONFLICT;
-        *n += fate == ROW_OK;
+        if (fate == ROW_OK) continue;
+        free(out->value.marks);
+        (*n)--;
     }
     return ERR_OK;
 }
 
 /* Rows that name the same thing become one; where they disagree it is marked. Finest things first afterwards. */
-static size_t merge(thing *things, size_t n)
+static size_t merge(thing *things, size_t n, const label_set *s)
 {
     size_t kept = 0;
     qsort(things, n, sizeof *things, by_thing);
@@ -268,57 +245,48 @@ static size_t merge(thing *things, size_t n)
         thing *last = kept ? &things[kept - 1] : NULL;
         if (last && last->level == things[i].level && !strcmp(last->key, things[i].key)) {
             last->rows++;
-            last->conflict |= strcmp(last->label, things[i].label) != 0;
+            last->conflict |= !label_set_same(s, &last->value, &things[i].value);
+            free(things[i].value.marks);
         } else
             things[kept++] = things[i];
     }
     return kept;
 }
 
-/* --- classes and cases */
+/* --- labels and cases */
 
-static bool is_whole_number(const char *s)
+static err_code make_labels(cohort *c, label_set *s, thing *things, size_t n, err *e)
 {
-    size_t n = strspn(s, "0123456789");
-    return n && n < 10 && !s[n];
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(a, b);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    int order = atoi(a) - atoi(b);
-    return order ? order : strcmp(a, b);
-}
-
-static err_code make_classes(cohort *c, const thing *things, size_t n, err *e)
-{
-    char(*names)[LABEL_BYTES + 1] = malloc((n + 1) * sizeof *names);
-    if (!names) FAIL(e, NOMEM, "label table: no memory");
-    bool numbers = true;
-    size_t kept = 0;
-    for (size_t i = 0; i < n; i++) {
-        memcpy(names[i], things[i].label, sizeof names[i]);
-        numbers &= is_whole_number(names[i]);
-    }
-    qsort(names, n, sizeof *names, numbers ? by_value : by_name);
-    for (size_t i = 0; i < n; i++)
-        if (!kept || strcmp(names[kept - 1], names[i])) memmove(names[kept++], names[i], sizeof *names);
-    c->labels = names;
-    c->n_labels = (int)(kept < CLASSES_MAX ? kept : CLASSES_MAX);
-    if (kept > CLASSES_MAX) FAIL(e, LIMIT, "label table: %zu different labels, at most %d", kept, CLASSES_MAX);
-    if (kept < 2) FAIL(e, USAGE, "label table: all usable rows have the same label; two are needed to learn from");
+    label_value **values = malloc((n + 1) * sizeof *values);
+    if (!values) FAIL(e, NOMEM, "label table: no memory");
+    for (size_t i = 0; i < n; i++) values[i] = &things[i].value;
+    err_code rc = label_set_names(s, values, n, e);
+    free(values);
+    TRY(rc);
+    c->task = s->task;
+    c->labels = s->names;
+    s->names = NULL;
+    c->n_labels = s->n;
+    c->n_strata = c->task == TASK_MULTILABEL ? c->n_labels + 1 : c->n_labels;
     return ERR_OK;
 }
 
-static int class_of(const cohort *c, const char *name)
+/* stratum of every case: its label; of a set of labels the one with the fewest cases. */
+static err_code stratify(cohort *c, err *e)
 {
-    for (int k = 0; k < c->n_labels; k++)
-        if (!strcmp(c->labels[k], name)) return k;
-    return -1;
+    size_t K = (size_t)c->n_labels, *cases = calloc(K, sizeof *cases);
+    if (!cases) FAIL(e, NOMEM, "label table: no memory");
+    for (size_t i = 0; i < c->n_cases; i++)
+        for (size_t k = 0; k < K && c->cases[i].marks; k++) cases[k] += c->cases[i].marks[k] == 1;
+    for (size_t i = 0; i < c->n_cases; i++) {
+        labelled_case *one = &c->cases[i];
+        one->stratum = one->marks ? c->n_labels : one->label;
+        for (size_t k = 0; k < K && one->marks; k++)
+            if (one->marks[k] == 1 && (one->stratum == c->n_labels || cases[k] < cases[one->stratum]))
+                one->stratum = (int)k;
+    }
+    free(cases);
+    return ERR_OK;
 }
 
 /* things (finest first) take their frames; a frame once taken stays. Things left without any go. Then by row. */
@@ -341,7 +309,9 @@ static err_code take_frames(cohort *c, const frame_index *x, thing *things, size
         k->n_frames = free_frames;
         memcpy(k->key, things[i].key, KEY_HEX);
         memcpy(k->patient_key, c->frames[f[0].frame].patient_key, KEY_HEX);
-        k->label = class_of(c, things[i].label);
+        k->label = things[i].value.label;
+        k->marks = things[i].value.marks;
+        things[i].value.marks = NULL;
         k->part = SPLIT_NONE;
     }
 done:
@@ -349,20 +319,29 @@ done:
     return rc;
 }
 
-static err_code make_cases(cohort *c, const frame_index *x, thing *things, size_t n, size_t rows, err *e)
+/* Things whose rows disagree go; the rest stays in order. */
+static size_t drop_conflicts(cohort *c, thing *things, size_t n)
 {
     size_t kept = 0;
     for (size_t i = 0; i < n; i++) {
-        if (things[i].conflict)
-            c->rows_conflicting += things[i].rows;
-        else
+        if (!things[i].conflict) {
             things[kept++] = things[i];
+            continue;
+        }
+        c->rows_conflicting += things[i].rows;
+        free(things[i].value.marks);
     }
+    return kept;
+}
+
+static err_code make_cases(cohort *c, const frame_index *x, label_set *s, thing *things, size_t kept, size_t rows,
+                           err *e)
+{
     if (!kept)
         FAIL(e, EMPTY,
              "label table: none of its %zu rows is usable (%zu name no stored image, %zu conflict, %zu empty)", c->rows,
              c->rows_without_image, c->rows_conflicting, c->rows_empty);
-    TRY(make_classes(c, things, kept, e));
+    TRY(make_labels(c, s, things, kept, e));
     labelled_case *made = calloc(rows + 1, sizeof *made); /* by row, so that the order is that of the table */
     if (!made) FAIL(e, NOMEM, "label table: no memory for %zu rows", rows);
     c->cases = made;
@@ -372,35 +351,43 @@ static err_code make_cases(cohort *c, const frame_index *x, thing *things, size_
     for (size_t i = 0; i < rows; i++) {
         if (made[i].n_frames)
             made[c->n_cases++] = made[i];
-        else
+        else {
             free(made[i].frames);
+            free(made[i].marks);
+        }
     }
-    return ERR_OK;
+    return stratify(c, e);
 }
 
-err_code labels_read(cohort *c, catalogue *cat, const char *path, err *e)
+err_code labels_read(cohort *c, catalogue *cat, const char *path, const label_rules *rules, err *e)
 {
     csv t = {0};
     frame_index x = {0};
+    label_set s = {0};
     thing *things = NULL;
-    int column[KINDS], label;
-    size_t n;
+    int column[KINDS];
+    size_t n = 0;
     err why = {0};
     err_code rc = csv_read(&t, path, &why);
     if (rc) return err_set(e, rc, __FILE__, __LINE__, "label table: %s", why.msg);
-    TRY_DONE(rc, columns(&t, column, &label, e));
+    TRY_DONE(rc, columns(&t, column, rules->columns && *rules->columns, e));
+    TRY_DONE(rc, label_set_open(&s, &t, rules, e));
+    TRY_DONE(rc, check_columns(&t, &s, e));
     TRY_DONE(rc, index_frames(&x, c, e));
     things = malloc((t.rows + 1) * sizeof *things);
     if (!things) FAIL_DONE(rc, e, NOMEM, "label table: no memory for %zu rows", t.rows);
-    TRY_DONE(rc, read_rows(c, &x, cat, &t, column, label, things, &n, e));
-    n = merge(things, n);
-    TRY_DONE(rc, make_cases(c, &x, things, n, t.rows, e));
+    TRY_DONE(rc, read_rows(c, &x, cat, &t, column, &s, things, &n, e));
+    n = merge(things, n, &s);
+    n = drop_conflicts(c, things, n);
+    TRY_DONE(rc, make_cases(c, &x, &s, things, n, t.rows, e));
     bool aside = c->rows_without_image || c->rows_conflicting || c->rows_empty;
     log_event(aside ? LOG_WARN : LOG_INFO, "labels.read", "rows", LOG_INT(c->rows), "cases", LOG_INT(c->n_cases),
-              "classes", LOG_INT(c->n_labels), "without_image", LOG_INT(c->rows_without_image), "conflicting",
+              "labels", LOG_INT(c->n_labels), "without_image", LOG_INT(c->rows_without_image), "conflicting",
               LOG_INT(c->rows_conflicting), "empty", LOG_INT(c->rows_empty), NULL);
 done:
+    for (size_t i = 0; i < n; i++) free(things[i].value.marks);
     for (int l = 0; l < LEVELS; l++) free(x.level[l]);
+    label_set_close(&s);
     free(things);
     csv_close(&t);
     return rc;

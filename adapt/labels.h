@@ -3,7 +3,8 @@
 #define RADAPT_LABELS_H
 #include "adapt/cohort.h"
 
-/* Fills cases (part SPLIT_NONE), labels and the counts of rows. What it made is the cohort's, after failure too. */
-err_code labels_read(cohort *c, catalogue *cat, const char *path, err *e);
+/* Fills task, cases (part SPLIT_NONE), labels and the counts of rows. What it made is the cohort's, after failure too.
+ */
+err_code labels_read(cohort *c, catalogue *cat, const char *path, const label_rules *rules, err *e);
 
 #endif

@@ -45,12 +45,44 @@ double metrics_auc(const double *score, const unsigned char *positive, size_t n)
     return (rank_sum - p * (p + 1) / 2) / (p * (double)negatives);
 }
 
+double metrics_average_precision(const double *score, const unsigned char *positive, size_t n)
+{
+    scored *s = malloc((n + 1) * sizeof *s);
+    if (!s) return NAN;
+    size_t positives = 0, found = 0;
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        s[i] = (scored){score[i], positive[i] != 0};
+        positives += s[i].positive;
+        finite &= isfinite(score[i]) != 0;
+    }
+    double sum = 0;
+    qsort(s, n, sizeof *s, by_score);
+    for (size_t end = n, first; finite && end > 0; end = first) { /* from the highest score down */
+        size_t in_tie = 0;
+        for (first = end; first > 0 && s[first - 1].score == s[end - 1].score; first--) in_tie += s[first - 1].positive;
+        found += in_tie;
+        sum += (double)in_tie * (double)found / (double)(n - first);
+    }
+    free(s);
+    return finite && positives ? sum / (double)positives : NAN;
+}
+
 int metrics_argmax(const double *probability, int classes)
 {
     int best = 0;
     for (int k = 1; k < classes; k++)
         if (probability[k] > probability[best]) best = k;
     return best;
+}
+
+int metrics_decide(label_task task, const double *probability, int labels)
+{
+    if (task != TASK_ORDINAL) return metrics_argmax(probability, labels);
+    double below = 0;
+    for (int k = 0; k + 1 < labels; k++)
+        if ((below += probability[k]) >= 0.5) return k;
+    return labels - 1;
 }
 
 /* Cohen's kappa with weights (i-j)^2: 1 - observed / expected disagreement. */
@@ -70,56 +102,153 @@ static double kappa(const double *confusion, int classes, size_t n)
     return expected > 0 ? 1 - observed / expected : NAN;
 }
 
-static double auc_of_class(const double *probability, const int *label, size_t n, int classes, int k, double *score,
-                           unsigned char *positive)
+/* Room for one label's scores. */
+typedef struct {
+    double *score;           /* (n) */
+    unsigned char *positive; /* (n) */
+} column;
+
+/* Means over the labels; NaN where none is defined. */
+typedef struct {
+    double auc, precision;
+    int aucs, precisions;
+} means;
+
+static void add_column(means *s, const column *c, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
-        score[i] = probability[i * (size_t)classes + (size_t)k];
-        positive[i] = label[i] == k;
+    double auc = metrics_auc(c->score, c->positive, n), precision = metrics_average_precision(c->score, c->positive, n);
+    if (!isnan(auc)) {
+        s->auc += auc;
+        s->aucs++;
     }
-    return metrics_auc(score, positive, n);
+    if (!isnan(precision)) {
+        s->precision += precision;
+        s->precisions++;
+    }
 }
 
-void metrics_compute(metrics *m, const double *probability, const int *label, size_t n, int classes)
+static const metrics nothing = {.accuracy = NAN,
+                                .macro_recall = NAN,
+                                .kappa_quadratic = NAN,
+                                .auc = NAN,
+                                .average_precision = NAN,
+                                .mae = NAN,
+                                .loss = NAN};
+
+/* Scores of class k against the rest, or of the grades above k against the others. */
+static void fill_column(column *c, label_task task, const double *probability, const int *label, size_t n, int labels,
+                        int k)
 {
-    *m = (metrics){.n = n, .accuracy = NAN, .macro_recall = NAN, .kappa_quadratic = NAN, .auc = NAN, .loss = NAN};
-    if (!n || classes < 1) return;
-    size_t K = (size_t)classes;
-    double *confusion = calloc(K * K, sizeof *confusion), *score = malloc(n * sizeof *score);
-    unsigned char *positive = malloc(n);
-    if (!confusion || !score || !positive) goto done;
-    double loss = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double *p = probability + i * (size_t)labels;
+        c->score[i] = p[k];
+        c->positive[i] = label[i] == k;
+        if (task != TASK_ORDINAL) continue;
+        c->score[i] = 0;
+        for (int j = k + 1; j < labels; j++) c->score[i] += p[j];
+        c->positive[i] = label[i] > k;
+    }
+}
+
+static void sum_up(metrics *m, label_task task, const double *confusion, int labels)
+{
+    size_t K = (size_t)labels;
+    double right = 0, recall = 0, distance = 0;
+    int occurring = 0;
+    for (size_t k = 0; k < K; k++) {
+        double truth = 0;
+        for (size_t j = 0; j < K; j++) {
+            truth += confusion[k * K + j];
+            distance += confusion[k * K + j] * fabs((double)k - (double)j);
+        }
+        right += confusion[k * K + k];
+        if (!(truth > 0)) continue;
+        recall += confusion[k * K + k] / truth;
+        occurring++;
+    }
+    m->accuracy = right / (double)m->n;
+    m->macro_recall = recall / occurring;
+    m->kappa_quadratic = kappa(confusion, labels, m->n);
+    if (task == TASK_ORDINAL) m->mae = distance / (double)m->n;
+}
+
+void metrics_compute(metrics *m, label_task task, const double *probability, const int *label, size_t n, int labels)
+{
+    *m = nothing;
+    m->n = n;
+    if (!n || labels < 1) return;
+    size_t K = (size_t)labels;
+    column c = {malloc(n * sizeof *c.score), malloc(n)};
+    double *confusion = calloc(K * K, sizeof *confusion), loss = 0;
+    means mean = {0};
+    if (!confusion || !c.score || !c.positive) goto done;
     for (size_t i = 0; i < n; i++) {
         const double *p = probability + i * K;
-        confusion[(size_t)label[i] * K + (size_t)metrics_argmax(p, classes)]++;
+        confusion[(size_t)label[i] * K + (size_t)metrics_decide(task, p, labels)]++;
         loss -= log(fmax(p[label[i]], 1e-12));
     }
     m->loss = loss / (double)n;
-    double right = 0, recall = 0, auc = 0;
-    int occurring = 0, defined = 0;
-    for (size_t k = 0; k < K; k++) {
-        double truth = 0;
-        for (size_t j = 0; j < K; j++) truth += confusion[k * K + j];
-        right += confusion[k * K + k];
-        if (truth > 0) {
-            recall += confusion[k * K + k] / truth;
-            occurring++;
-        }
-        if (classes == 2 && k == 0) continue;
-        double a = auc_of_class(probability, label, n, classes, (int)k, score, positive);
-        if (!isnan(a)) {
-            auc += a;
-            defined++;
-        }
+    sum_up(m, task, confusion, labels);
+    for (int k = 0; k < labels; k++) {
+        if (task == TASK_ORDINAL ? k + 1 == labels : labels == 2 && k == 0) continue;
+        fill_column(&c, task, probability, label, n, labels, k);
+        add_column(&mean, &c, n);
     }
-    m->accuracy = right / (double)n;
-    m->macro_recall = recall / occurring;
-    m->kappa_quadratic = kappa(confusion, classes, n);
-    if (defined) m->auc = auc / defined;
+    if (mean.aucs) m->auc = mean.auc / mean.aucs;
+    if (mean.precisions && task != TASK_ORDINAL) m->average_precision = mean.precision / mean.precisions;
 done:
     free(confusion);
-    free(score);
-    free(positive);
+    free(c.score);
+    free(c.positive);
+}
+
+void metrics_compute_marks(metrics *m, const double *probability, const signed char *mark, size_t n, int labels)
+{
+    *m = nothing;
+    m->n = n;
+    size_t K = (size_t)labels, known = 0, right = 0;
+    column c = {malloc((n + 1) * sizeof *c.score), malloc(n + 1)};
+    double loss = 0, recall = 0;
+    int occurring = 0;
+    means mean = {0};
+    for (size_t k = 0; k < K && c.score && c.positive; k++) {
+        size_t here = 0, there = 0, named = 0;
+        for (size_t i = 0; i < n; i++) {
+            double p = probability[i * K + k];
+            const signed char truth = mark[i * K + k];
+            if (truth < 0) continue;
+            c.score[here] = p;
+            c.positive[here++] = truth > 0;
+            loss -= log(fmax(truth ? p : 1 - p, 1e-12));
+            right += (p >= 0.5) == (truth > 0);
+            there += truth > 0;
+            named += truth > 0 && p >= 0.5;
+        }
+        known += here;
+        add_column(&mean, &c, here);
+        if (!there) continue;
+        recall += (double)named / (double)there;
+        occurring++;
+    }
+    if (known) {
+        m->accuracy = (double)right / (double)known;
+        m->loss = loss / (double)known;
+    }
+    if (occurring) m->macro_recall = recall / occurring;
+    if (mean.aucs) m->auc = mean.auc / mean.aucs;
+    if (mean.precisions) m->average_precision = mean.precision / mean.precisions;
+    free(c.score);
+    free(c.positive);
+}
+
+bool metrics_better(label_task task, const metrics *a, const metrics *b)
+{
+    double x = task == TASK_ORDINAL ? a->kappa_quadratic : a->auc,
+           y = task == TASK_ORDINAL ? b->kappa_quadratic : b->auc;
+    if (!b->n) return true;
+    if (isnan(x) != isnan(y)) return isnan(y);
+    if (!isnan(x) && fabs(x - y) > 1e-9) return x > y;
+    return a->loss < b->loss;
 }
 
 /* A dot product that vectorises without -ffast-math: sixteen independent sums. */

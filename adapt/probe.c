@@ -11,7 +11,7 @@
 #include "base/pool.h"
 #include "base/stop.h"
 
-enum { PARTS = 16, MEMORY = 10, STEPS = 300, CLASSES_MAX = 1000 };
+enum { PARTS = 16, MEMORY = 10, STEPS = 300, OUTPUTS_MAX = 1000 };
 
 /* Vectorises without -ffast-math: sixteen independent sums. */
 static float dot_f32(const float *a, const float *b, size_t n)
@@ -42,15 +42,11 @@ static double softmax(double *z, size_t K)
     return most + log(sum);
 }
 
-void probe_predict(const float *weight, const float *bias, const float *x, size_t n, size_t dim, int classes,
-                   double *probability)
+void probe_logits(const float *weight, const float *bias, const float *x, size_t n, size_t dim, int outputs, double *z)
 {
-    size_t K = (size_t)classes;
-    for (size_t i = 0; i < n; i++) {
-        double *z = probability + i * K;
-        for (size_t k = 0; k < K; k++) z[k] = (double)dot_f32(weight + k * dim, x + i * dim, dim) + bias[k];
-        softmax(z, K);
-    }
+    size_t K = (size_t)outputs;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < K; k++) z[i * K + k] = (double)dot_f32(weight + k * dim, x + i * dim, dim) + bias[k];
 }
 
 void probe_fini(probe *p)
@@ -74,20 +70,38 @@ typedef struct {
     pool *threads;
 } problem;
 
+/* z (K) logits -> their gradients, the row's weight aside; the result is the loss. */
+static double softmax_loss(const probe_rows *r, size_t i, double *z, size_t K)
+{
+    double logit = z[r->label[i]], loss = softmax(z, K) - logit;
+    z[r->label[i]] -= 1;
+    return loss;
+}
+
+static double sigmoid_loss(const probe_rows *r, size_t i, double *z, size_t K)
+{
+    double loss = 0;
+    for (size_t k = 0; k < K; k++) {
+        double t = r->target[i * K + k], c = r->known[i * K + k], tail = exp(-fabs(z[k]));
+        loss += c * (fmax(z[k], 0) + log1p(tail) - t * z[k]);
+        z[k] = c * ((z[k] >= 0 ? 1 : tail) / (1 + tail) - t);
+    }
+    return loss;
+}
+
 static void part_sum(void *ctx, size_t part)
 {
     problem *p = ctx;
     const probe_rows *r = p->rows;
-    double *g = p->gradient + part * p->params, loss = 0, z[CLASSES_MAX];
+    double *g = p->gradient + part * p->params, loss = 0, z[OUTPUTS_MAX];
     memset(g, 0, p->params * sizeof *g);
     for (size_t i = r->n * part / PARTS; i < r->n * (part + 1) / PARTS; i++) {
         const float *x = p->x + i * p->C;
         for (size_t k = 0; k < p->K; k++) z[k] = (double)dot_f32(p->w + k * p->C, x, p->C) + p->point[p->K * p->C + k];
-        double logit = z[r->label[i]];
-        loss += r->weight[i] * (softmax(z, p->K) - logit);
-        z[r->label[i]] -= 1;
+        loss += r->weight[i] * (r->label ? softmax_loss(r, i, z, p->K) : sigmoid_loss(r, i, z, p->K));
         for (size_t k = 0; k < p->K; k++) {
             double d = r->weight[i] * z[k], *row = g + k * p->C;
+            if (d == 0) continue; /* not known */
             for (size_t j = 0; j < p->C; j++) row[j] += d * x[j];
             g[p->K * p->C + k] += d;
         }
@@ -198,7 +212,7 @@ static err_code minimise(problem *p, search *q, double l2, err *e)
 /* Back to features as they are: W' = W * scale, b' = b - W' mean. */
 static err_code unstandardise(probe *out, const problem *p, const double *point, err *e)
 {
-    *out = (probe){.dim = p->C, .classes = (int)p->K};
+    *out = (probe){.dim = p->C, .outputs = (int)p->K};
     out->weight = malloc(p->K * p->C * sizeof *out->weight);
     out->bias = malloc(p->K * sizeof *out->bias);
     if (!out->weight || !out->bias) FAIL(e, NOMEM, "linear classifier: no memory");
@@ -238,9 +252,9 @@ static void standardise(problem *p)
 err_code probe_fit(probe *out, const probe_rows *rows, const double *l2, size_t n_l2, err *e)
 {
     memset(out, 0, n_l2 * sizeof *out);
-    if (!rows->n || rows->classes < 2 || rows->classes > CLASSES_MAX)
-        FAIL(e, INTERNAL, "linear classifier: %zu rows of %d classes", rows->n, rows->classes);
-    problem p = {.rows = rows, .C = rows->dim, .K = (size_t)rows->classes};
+    if (!rows->n || rows->outputs < (rows->label ? 2 : 1) || rows->outputs > OUTPUTS_MAX)
+        FAIL(e, INTERNAL, "linear classifier: %zu rows, %d outputs", rows->n, rows->outputs);
+    problem p = {.rows = rows, .C = rows->dim, .K = (size_t)rows->outputs};
     search q = {0};
     err_code rc = ERR_OK;
     size_t cells, n = p.params = p.K * (p.C + 1);

@@ -17,7 +17,7 @@ static const char *const names[] = {"train", "validation", "test"};
 typedef struct {
     char key[KEY_HEX];
     split_part part;
-    int label; /* class of most of the patient's cases; -1: none here */
+    int label; /* stratum of most of the patient's cases; -1: none here */
 } member;
 
 /* Everyone in split.csv, in its order, and then the new ones. */
@@ -123,7 +123,7 @@ static int by_patient(const void *a, const void *b)
 {
     const indexed_case *x = a, *y = b;
     int order = strcmp(x->c->patient_key, y->c->patient_key);
-    if (!order) order = (x->c->label > y->c->label) - (x->c->label < y->c->label);
+    if (!order) order = (x->c->stratum > y->c->stratum) - (x->c->stratum < y->c->stratum);
     return order ? order : (x->index > y->index) - (x->index < y->index);
 }
 
@@ -147,18 +147,18 @@ static patient *patients_of(const cohort *c, size_t *n, err *e)
     }
     for (size_t i = 0; i < c->n_cases; i++) x[i] = (indexed_case){&c->cases[i], i};
     qsort(x, c->n_cases, sizeof *x, by_patient);
-    for (size_t i = 0, run = 0, most = 0; i < c->n_cases; i++) { /* run: cases of this patient with this label */
+    for (size_t i = 0, run = 0, most = 0; i < c->n_cases; i++) { /* run: cases of this patient in this stratum */
         bool same = i && !strcmp(x[i - 1].c->patient_key, x[i].c->patient_key);
         if (!same) {
             p[(*n)++] = (patient){x[i].c->patient_key, x[i].index, -1};
             most = 0;
         }
-        run = same && x[i - 1].c->label == x[i].c->label ? run + 1 : 1;
+        run = same && x[i - 1].c->stratum == x[i].c->stratum ? run + 1 : 1;
         patient *last = &p[*n - 1];
         if (x[i].index < last->first) last->first = x[i].index;
         if (run > most) {
             most = run;
-            last->label = x[i].c->label;
+            last->label = x[i].c->stratum;
         }
     }
     free(x);
@@ -223,7 +223,7 @@ static err_code assign(roll *r, const cohort *c, const split_options *o, bool *g
     }
     for (size_t i = 0; i < n; i++)
         if (p[i].key) TRY_DONE(rc, add(r, p[i].key, SPLIT_NONE, p[i].label, e));
-    for (int k = 0; k < c->n_labels; k++) TRY_DONE(rc, assign_class(r, k, o, e));
+    for (int k = 0; k < c->n_strata; k++) TRY_DONE(rc, assign_class(r, k, o, e));
     rc = sort(r, e);
 done:
     *grew = r->n > before;
@@ -235,7 +235,7 @@ done:
 static void tell(const roll *r, const cohort *c)
 {
     size_t part[3] = {0}, missing[3] = {0};
-    for (int k = 0; k < c->n_labels; k++) {
+    for (int k = 0; k < c->n_strata; k++) {
         size_t of_class[3] = {0};
         for (size_t i = 0; i < r->n; i++)
             if (r->m[i].label == k) of_class[r->m[i].part]++;
@@ -249,7 +249,7 @@ static void tell(const roll *r, const cohort *c)
     for (int i = 0; i < 3; i++)
         if (missing[i])
             log_event(LOG_WARN, "split.class_missing", "part", LOG_STR(names[i]), "classes_without_a_patient",
-                      LOG_INT(missing[i]), "classes", LOG_INT(c->n_labels), NULL);
+                      LOG_INT(missing[i]), "classes", LOG_INT(c->n_strata), NULL);
 }
 
 err_code split_apply(cohort *c, const char *work, const split_options *o, err *e)

@@ -21,7 +21,7 @@ static void take(const labelled_case *k, size_t each_most, uint32_t *frames, int
     size_t want = k->n_frames < each_most ? k->n_frames : each_most;
     for (size_t i = 0; i < want; i++) {
         frames[*n] = k->frames[(2 * i + 1) * k->n_frames / (2 * want)];
-        labels[(*n)++] = k->label;
+        labels[(*n)++] = k->stratum;
     }
 }
 
@@ -103,11 +103,11 @@ err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const v
         }
     TRY(spread_rank(s, C, &out->rank, e));
     if (!s->n_validation) return ERR_OK;
-    double *p = malloc(s->n_validation * (size_t)c->n_labels * sizeof *p);
+    double *p = malloc(s->n_validation * (size_t)c->n_strata * sizeof *p);
     if (!p) FAIL(e, NOMEM, "adapt: no memory for evaluation");
     metrics r;
-    knn_predict(p, s->features, s->train_label, s->n_train, query, s->n_validation, C, c->n_labels, NEIGHBOURS, 0.07);
-    metrics_compute(&r, p, s->validation_label, s->n_validation, c->n_labels);
+    knn_predict(p, s->features, s->train_label, s->n_train, query, s->n_validation, C, c->n_strata, NEIGHBOURS, 0.07);
+    metrics_compute(&r, TASK_MULTICLASS, p, s->validation_label, s->n_validation, c->n_strata);
     out->knn_auc = r.auc;
     out->knn_accuracy = r.accuracy;
     free(p);

@@ -85,6 +85,25 @@ float rng_trunc_normal(rng *r, float std, float bound)
     }
 }
 
+/* The logarithm of a Gamma(a, 1): that of a small shape underflows. */
+static double log_gamma_draw(rng *r, double a)
+{
+    if (a < 1) return log_gamma_draw(r, a + 1) + log(1.0 - rng_uniform(r)) / a;
+    double d = a - 1.0 / 3, c = 1 / sqrt(9 * d);
+    for (;;) {
+        double x = rng_normal(r), v = 1 + c * x;
+        if (v <= 0) continue;
+        v = v * v * v;
+        if (log(1.0 - rng_uniform(r)) < 0.5 * x * x + d - d * v + d * log(v)) return log(d * v);
+    }
+}
+
+float rng_beta(rng *r, float a)
+{
+    double x = log_gamma_draw(r, a), y = log_gamma_draw(r, a);
+    return (float)(1 / (1 + exp(y - x)));
+}
+
 void rng_shuffle(rng *r, uint32_t *items, size_t n)
 {
     for (size_t i = n; i > 1; i--) {

@@ -22,7 +22,8 @@ enum {
     RNG_PHANTOM,
     RNG_TEST,
     RNG_DROP,
-    RNG_PEFT
+    RNG_PEFT,
+    RNG_MIX
 };
 
 typedef struct {
@@ -39,6 +40,7 @@ float rng_uniform(rng *r);              /* [0,1), 24 bits */
 float rng_between(rng *r, float low, float high);
 float rng_normal(rng *r);                               /* mean 0, variance 1 */
 float rng_trunc_normal(rng *r, float std, float bound); /* normal * std, redrawn outside [-bound, bound] */
+float rng_beta(rng *r, float a);                        /* Beta(a, a), a > 0: Marsaglia & Tsang's gammas (2000) */
 void rng_shuffle(rng *r, uint32_t *items, size_t n);    /* Fisher-Yates */
 
 #endif

@@ -59,17 +59,24 @@ static err_code choose(chosen *out, const cohort *c, split_part part, err *e)
     return ERR_OK;
 }
 
+/* Of one of the model's labels. */
+typedef struct {
+    double auc, average_precision;      /* against the rest */
+    size_t with, without, found, named; /* cases with it and without it; of each, those that the model said have it */
+} label_score;
+
 typedef struct {
     metrics all;
-    size_t *confusion; /* (labels, labels): true, predicted */
-    double *auc;       /* (labels), one against the rest */
+    label_task task;
     int n_labels;
+    size_t *confusion; /* (labels, labels): true, said; not of TASK_MULTILABEL */
+    label_score *of;   /* (labels) */
 } evaluation;
 
 static void evaluation_fini(evaluation *v)
 {
     free(v->confusion);
-    free(v->auc);
+    free(v->of);
 }
 
 /* The bundle's index of each of the cohort's labels. */
@@ -84,52 +91,111 @@ static err_code match_labels(const bundle_info *info, const cohort *c, int *to, 
     return ERR_OK;
 }
 
-static err_code measure(evaluation *out, const chosen *c, const findings *f, const int *to, err *e)
+static const study_finding *finding_of(const findings *f, const labelled_case *k)
 {
-    int K = f->n_labels;
-    double *p = calloc(c->n * (size_t)K, sizeof *p), *column = calloc(c->n, sizeof *column);
-    int *label = calloc(c->n, sizeof *label);
-    unsigned char *positive = calloc(c->n, 1);
+    for (size_t i = 0; i < f->n_studies; i++)
+        if (!strcmp(f->studies[i].study_key, k->key)) return &f->studies[i];
+    return NULL;
+}
+
+/* What is true of the case by the model's labels: mark (labels) 1, 0 or -1; the result is the class, -1 of a set. */
+static int truth(const cohort *c, const labelled_case *k, const int *to, signed char *mark, int labels)
+{
+    if (!k->marks) {
+        for (int i = 0; i < labels; i++) mark[i] = i == to[k->label];
+        return to[k->label];
+    }
+    memset(mark, -1, (size_t)labels); /* of a label that the table has not, nothing is known */
+    for (int i = 0; i < c->n_labels; i++) mark[to[i]] = k->marks[i];
+    return -1;
+}
+
+/* Scores of label k from p (n, labels), mark (n, labels) and what was said. */
+static err_code score_label(label_score *out, const double *p, const signed char *mark, const signed char *said,
+                            size_t n, int labels, int k, err *e)
+{
+    double *column = malloc((n + 1) * sizeof *column);
+    unsigned char *positive = malloc(n + 1);
+    size_t known = 0;
     err_code rc = ERR_OK;
-    *out = (evaluation){.n_labels = K};
-    out->confusion = calloc((size_t)K * (size_t)K, sizeof *out->confusion);
-    out->auc = calloc((size_t)K, sizeof *out->auc);
-    if (!p || !column || !label || !positive || !out->confusion || !out->auc)
-        FAIL_DONE(rc, e, NOMEM, "evaluate: no memory");
-    for (size_t i = 0; i < c->n; i++) {
-        const study_finding *s = NULL;
-        for (size_t k = 0; k < f->n_studies && !s; k++)
-            if (!strcmp(f->studies[k].study_key, c->cases[i]->key)) s = &f->studies[k];
-        if (!s) FAIL_DONE(rc, e, INTERNAL, "evaluate: case %zu was not predicted", i);
-        memcpy(p + i * (size_t)K, s->probability, (size_t)K * sizeof *p);
-        label[i] = to[c->cases[i]->label];
-        out->confusion[(size_t)label[i] * (size_t)K + (size_t)s->label]++;
+    if (!column || !positive) FAIL_DONE(rc, e, NOMEM, "evaluate: no memory");
+    for (size_t i = 0; i < n; i++) {
+        size_t at = i * (size_t)labels + (size_t)k;
+        if (mark[at] < 0) continue;
+        column[known] = p[at];
+        positive[known++] = mark[at] == 1;
+        out->with += mark[at] == 1;
+        out->without += mark[at] == 0;
+        out->found += mark[at] == 1 && said[at];
+        out->named += mark[at] == 0 && said[at];
     }
-    metrics_compute(&out->all, p, label, c->n, K);
-    for (int k = 0; k < K; k++) {
-        for (size_t i = 0; i < c->n; i++) {
-            column[i] = p[i * (size_t)K + (size_t)k];
-            positive[i] = label[i] == k;
-        }
-        out->auc[k] = metrics_auc(column, positive, c->n);
-    }
+    out->auc = metrics_auc(column, positive, known);
+    out->average_precision = metrics_average_precision(column, positive, known);
 done:
-    free(p);
     free(column);
-    free(label);
     free(positive);
     return rc;
 }
 
-static void print_table(const evaluation *v, const bundle_info *info)
+static err_code measure(evaluation *out, const cohort *all, const chosen *c, const findings *f, const int *to, err *e)
+{
+    int K = f->n_labels;
+    size_t cells = c->n * (size_t)K;
+    double *p = calloc(cells, sizeof *p);
+    int *label = calloc(c->n, sizeof *label);
+    signed char *mark = calloc(cells, 1), *said = calloc(cells, 1);
+    err_code rc = ERR_OK;
+    *out = (evaluation){.n_labels = K, .task = f->task};
+    out->confusion = calloc((size_t)K * (size_t)K, sizeof *out->confusion);
+    out->of = calloc((size_t)K, sizeof *out->of);
+    if (!p || !label || !mark || !said || !out->confusion || !out->of) FAIL_DONE(rc, e, NOMEM, "evaluate: no memory");
+    for (size_t i = 0; i < c->n; i++) {
+        size_t row = i * (size_t)K;
+        const study_finding *s = finding_of(f, c->cases[i]);
+        if (!s) FAIL_DONE(rc, e, INTERNAL, "evaluate: case %zu was not predicted", i);
+        memcpy(p + row, s->probability, (size_t)K * sizeof *p);
+        label[i] = truth(all, c->cases[i], to, mark + row, K);
+        for (int k = 0; k < s->n_found; k++) said[row + (size_t)s->found[k].label] = 1;
+        if (label[i] >= 0) out->confusion[(size_t)label[i] * (size_t)K + (size_t)s->found[0].label]++;
+    }
+    if (f->task == TASK_MULTILABEL)
+        metrics_compute_marks(&out->all, p, mark, c->n, K);
+    else
+        metrics_compute(&out->all, f->task, p, label, c->n, K);
+    for (int k = 0; k < K; k++) TRY_DONE(rc, score_label(&out->of[k], p, mark, said, c->n, K, k, e));
+done:
+    free(p);
+    free(label);
+    free(mark);
+    free(said);
+    return rc;
+}
+
+static double share(size_t part, size_t of)
+{
+    return of ? (double)part / (double)of : NAN;
+}
+
+static void print_classes(const evaluation *v, const bundle_info *info)
 {
     printf("\n%-24s %10s", "label", "ROC-AUC");
     for (int k = 0; k < v->n_labels; k++) printf(" %12.12s", info->labels[k].name);
     puts("   (columns: what the model said)");
     for (int i = 0; i < v->n_labels; i++) {
-        printf("%-24.24s %10.3f", info->labels[i].name, v->auc[i]);
+        printf("%-24.24s %10.3f", info->labels[i].name, v->of[i].auc);
         for (int k = 0; k < v->n_labels; k++) printf(" %12zu", v->confusion[i * v->n_labels + k]);
         putchar('\n');
+    }
+}
+
+static void print_sets(const evaluation *v, const bundle_info *info)
+{
+    printf("\n%-24s %8s %8s %10s %10s %12s %12s\n", "label", "with", "without", "ROC-AUC", "avg prec", "sensitivity",
+           "specificity");
+    for (int i = 0; i < v->n_labels; i++) {
+        const label_score *s = &v->of[i];
+        printf("%-24.24s %8zu %8zu %10.3f %10.3f %12.3f %12.3f\n", info->labels[i].name, s->with, s->without, s->auc,
+               s->average_precision, share(s->found, s->with), share(s->without - s->named, s->without));
     }
 }
 
@@ -137,13 +203,45 @@ static void print_json(const evaluation *v, const bundle_info *info, const char 
 {
     json_t *labels = json_array();
     for (int i = 0; i < v->n_labels; i++) {
+        const label_score *s = &v->of[i];
+        json_t *one =
+            json_pack("{s:s,s:o,s:o,s:I,s:I,s:o,s:o}", "label", info->labels[i].name, "auc", stage_real(s->auc),
+                      "average_precision", stage_real(s->average_precision), "with", (json_int_t)s->with, "without",
+                      (json_int_t)s->without, "sensitivity", stage_real(share(s->found, s->with)), "specificity",
+                      stage_real(share(s->without - s->named, s->without)));
         json_t *row = json_array();
         for (int k = 0; k < v->n_labels; k++)
             json_array_append_new(row, json_integer((json_int_t)v->confusion[i * v->n_labels + k]));
-        json_array_append_new(labels, json_pack("{s:s,s:o,s:o}", "label", info->labels[i].name, "auc",
-                                                stage_real(v->auc[i]), "predicted", row));
+        if (v->task == TASK_MULTILABEL)
+            json_decref(row);
+        else
+            json_object_set_new(one, "predicted", row);
+        json_array_append_new(labels, one);
     }
-    stage_json(json_pack("{s:s,s:o,s:o}", "part", part, "metrics", cmd_finetune_metrics(&v->all), "labels", labels));
+    stage_json(json_pack("{s:s,s:s,s:o,s:o}", "part", part, "task", findings_task_name(v->task), "metrics",
+                         cmd_finetune_metrics(&v->all), "labels", labels));
+}
+
+/* The labels of the table are read as the model's were: its task, the order of its grades. */
+static err_code open_cohort(stage *s, const bundle_info *info, err *e)
+{
+    const char *given = options_text(s->o, "label-columns");
+    label_rules rules = {.task = info->task, .columns = given};
+    char *names = NULL;
+    size_t bytes;
+    FILE *list = open_memstream(&names, &bytes);
+    for (int i = 0; list && i < info->n_labels; i++) fprintf(list, "%s%s", i ? "," : "", info->labels[i].name);
+    if (!list || fclose(list)) {
+        free(names);
+        FAIL(e, NOMEM, "evaluate: no memory");
+    }
+    bool numbers = true;
+    for (int i = 0; i < info->n_labels; i++)
+        numbers &= strspn(info->labels[i].name, "0123456789") == strlen(info->labels[i].name);
+    if (info->task == TASK_ORDINAL && !numbers) rules.order = names;
+    err_code rc = stage_cohort_by(s, true, &rules, e);
+    free(names);
+    return rc;
 }
 
 static err_code evaluate(stage *s, err *e)
@@ -157,9 +255,9 @@ static err_code evaluate(stage *s, err *e)
     int *to = NULL;
     err_code rc;
     if (!options_has(o, "labels")) FAIL(e, USAGE, "evaluate wants --labels FILE");
-    TRY(stage_cohort(s, true, e));
-    TRY_DONE(rc, cmd_predict_model(s, &b, NULL, e));
+    TRY(cmd_predict_model(s, &b, NULL, e));
     const bundle_info *info = bundle_get_info(b);
+    TRY_DONE(rc, open_cohort(s, info, e));
     to = calloc((size_t)s->cohort.n_labels, sizeof *to);
     if (!to) FAIL_DONE(rc, e, NOMEM, "evaluate: no memory");
     TRY_DONE(rc, match_labels(info, &s->cohort, to, e));
@@ -171,14 +269,17 @@ static err_code evaluate(stage *s, err *e)
         goto done;
     }
     TRY_DONE(rc, bundle_predict(b, &c.view, &f, e));
-    TRY_DONE(rc, measure(&v, &c, &f, to, e));
+    TRY_DONE(rc, measure(&v, &s->cohort, &c, &f, to, e));
     if (options_flag(o, "json"))
         print_json(&v, info, part);
     else {
         char what[64];
         snprintf(what, sizeof what, "%s patients", part);
         cmd_finetune_print(what, &v.all);
-        print_table(&v, info);
+        if (v.task == TASK_MULTILABEL)
+            print_sets(&v, info);
+        else
+            print_classes(&v, info);
     }
 done:
     evaluation_fini(&v);

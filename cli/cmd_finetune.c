@@ -1,5 +1,6 @@
 /* cmd_finetune.c: `radapt finetune`: classifier (and adapter) trained on the labelled cohort -> a model bundle. */
 #include <errno.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +24,8 @@ static const binding fields[] = {
     {"finetune.weight-decay", BINDING_FLOAT, AT(weight_decay), 1},
     {"finetune.clip", BINDING_FLOAT, AT(clip), 1},
     {"finetune.label-smoothing", BINDING_FLOAT, AT(label_smoothing), 1},
-    {"finetune.balanced", BINDING_FLAG, AT(balanced), 1},
+    {"finetune.layer-decay", BINDING_FLOAT, AT(layer_decay), 1},
+    {"finetune.mixup", BINDING_FLOAT, AT(mixup), 1},
     {"finetune.crop-scale", BINDING_FLOATS, AT(crop_scale), 2},
     {"finetune.flip", BINDING_FLOAT, AT(flip), 1},
     {"finetune.jitter", BINDING_FLOAT, AT(jitter), 1},
@@ -46,15 +48,40 @@ err_code cmd_finetune_defaults(options *o, err *e)
 
 json_t *cmd_finetune_metrics(const metrics *m)
 {
-    return json_pack("{s:I,s:o,s:o,s:o,s:o}", "cases", (json_int_t)m->n, "auc", stage_real(m->auc), "accuracy",
+    return json_pack("{s:I,s:o,s:o,s:o,s:o,s:o,s:o}", "cases", (json_int_t)m->n, "auc", stage_real(m->auc), "accuracy",
                      stage_real(m->accuracy), "macro_recall", stage_real(m->macro_recall), "kappa_quadratic",
-                     stage_real(m->kappa_quadratic));
+                     stage_real(m->kappa_quadratic), "average_precision", stage_real(m->average_precision), "mae",
+                     stage_real(m->mae));
 }
 
+/* What is not defined for the labels is not printed. */
 void cmd_finetune_print(const char *what, const metrics *m)
 {
-    printf("%s: %zu cases, ROC-AUC %.3f, accuracy %.3f, macro recall %.3f, quadratic kappa %.3f\n", what, m->n, m->auc,
-           m->accuracy, m->macro_recall, m->kappa_quadratic);
+    const struct {
+        const char *name;
+        double value;
+    } all[] = {{"ROC-AUC", m->auc},
+               {"average precision", m->average_precision},
+               {"accuracy", m->accuracy},
+               {"macro recall", m->macro_recall},
+               {"quadratic kappa", m->kappa_quadratic},
+               {"mean error", m->mae}};
+    printf("%s: %zu cases", what, m->n);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!isnan(all[i].value)) printf(", %s %.3f", all[i].name, all[i].value);
+    putchar('\n');
+}
+
+static void take_choices(const options *o, finetune_options *out)
+{
+    const char *sampling = options_text(o, "finetune.sampling"), *weights = options_text(o, "finetune.class-weights");
+    out->sampling = !strcmp(sampling, "balanced")  ? SAMPLING_BALANCED
+                    : !strcmp(sampling, "natural") ? SAMPLING_NATURAL
+                                                   : SAMPLING_AUTO;
+    out->weights = !strcmp(weights, "balanced") ? WEIGHTS_BALANCED
+                   : !strcmp(weights, "none")   ? WEIGHTS_NONE
+                                                : WEIGHTS_AUTO;
+    out->probe_first = !strcmp(options_text(o, "finetune.head-init"), "probe");
 }
 
 /* --- the adapter that it starts from
@@ -162,6 +189,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     hash_buffer(info->labels, (size_t)info->n_labels * sizeof *info->labels, codes);
     finetune_defaults(&fo);
     binding_take(o, fields, FIELDS, &fo);
+    take_choices(o, &fo);
     fo.method = method_of(options_text(o, "finetune.method"));
     fo.seed = (uint64_t)options_int(o, "seed");
     TRY(stage_view(s, &fo.view, e));

@@ -43,7 +43,8 @@ err_code cmd_predict_model(stage *s, bundle **out, const char *model, err *e)
         model = newest;
     }
     TRY(stage_device(s, e));
-    if (bundle_open(out, &s->device, model, backbone, &why)) return stage_blame("model", model, &why, e);
+    if (bundle_open(out, &s->device, model, backbone, &why))
+        return stage_blame(model == newest ? "the newest model" : "--model", model, &why, e);
     return ERR_OK;
 }
 

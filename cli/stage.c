@@ -17,7 +17,10 @@
 
 err_code stage_blame(const char *option, const char *path, const err *why, err *e)
 {
-    return err_set(e, why->code, why->file, why->line, "%s %.80s: %s", option, path, why->msg);
+    enum { SHOWN = 80 }; /* of a long path its end: that is where the file's name is */
+    const size_t n = strlen(path);
+    return err_set(e, why->code, why->file, why->line, "%s %s%s: %s", option, n > SHOWN ? "..." : "",
+                   n > SHOWN ? path + n - SHOWN : path, why->msg);
 }
 
 json_t *stage_real(double x)
@@ -107,7 +110,20 @@ void stage_cohort_close(stage *s)
     s->has_cohort = false;
 }
 
+label_rules stage_label_rules(const options *o)
+{
+    label_rules r = {.columns = options_text(o, "label-columns"), .order = options_text(o, "label-order")};
+    findings_task(options_text(o, "task"), &r.task);
+    return r;
+}
+
 err_code stage_cohort(stage *s, bool labels, err *e)
+{
+    label_rules rules = labels ? stage_label_rules(s->o) : (label_rules){.task = TASK_MULTICLASS};
+    return stage_cohort_by(s, labels, &rules, e);
+}
+
+err_code stage_cohort_by(stage *s, bool labels, const label_rules *rules, err *e)
 {
     const options *o = s->o;
     const char *path = labels && options_has(o, "labels") ? options_text(o, "labels") : NULL;
@@ -120,8 +136,9 @@ err_code stage_cohort(stage *s, bool labels, err *e)
     stage_cohort_close(s);
     err why = {0};
     if (path && access(path, R_OK)) FAIL(e, NOTFOUND, "--labels %.120s: %s", path, strerror(errno));
-    if (cohort_open(&s->cohort, s->cat, s->work, path, &split, &why)) {
-        if (path && why.code != ERR_NOSPACE && why.code != ERR_NOMEM) return stage_blame("--labels", path, &why, e);
+    if (cohort_open_by(&s->cohort, s->cat, s->work, path, rules, &split, &why)) {
+        if (path && !strncmp(why.msg, COHORT_LABELS, strlen(COHORT_LABELS)) && why.code != ERR_NOMEM)
+            return stage_blame("--labels", path, &why, e);
         return err_set(e, why.code, why.file, why.line, "%s", why.msg);
     }
     s->has_cohort = true;

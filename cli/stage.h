@@ -41,6 +41,9 @@ void stage_close(stage *s);
 
 /* Frames, with the labels of --labels or without. Closes an earlier one. */
 err_code stage_cohort(stage *s, bool labels, err *e);
+/* The same with the labels read by other rules than --task, --label-columns and --label-order. */
+err_code stage_cohort_by(stage *s, bool labels, const label_rules *rules, err *e);
+label_rules stage_label_rules(const options *o); /* those; texts are the options' */
 void stage_cohort_close(stage *s);
 err_code stage_device(stage *s, err *e);
 /* A fresh backbone (--backbone). Closes an earlier one. */

@@ -11,7 +11,26 @@
 #include "base/file.h"
 
 enum { EVIDENCE_MAX = 8, LABELS_MAX = 1000, BYTES_MAX = 1 << 30 };
-#define FORMAT_NAME "radapt-findings/1"
+#define FORMAT_NAME "radapt-findings/2"
+#define FORMAT_BEFORE "radapt-findings/1"
+
+static const char *const tasks[] = {"multiclass", "ordinal", "multilabel"};
+enum { TASKS = sizeof tasks / sizeof *tasks };
+
+const char *findings_task_name(label_task task)
+{
+    return tasks[task];
+}
+
+bool findings_task(const char *name, label_task *out)
+{
+    for (int i = 0; i < TASKS; i++)
+        if (!strcmp(name, tasks[i])) {
+            *out = (label_task)i;
+            return true;
+        }
+    return false;
+}
 
 static int dump(FILE *f, json_t *j)
 {
@@ -19,6 +38,23 @@ static int dump(FILE *f, json_t *j)
     fputc('\n', f);
     json_decref(j);
     return bad;
+}
+
+/* [{"label","evidence":[...]},...]; *bad is raised where a weight is not finite. */
+static json_t *pack_found(const findings *f, const study_finding *s, int *bad)
+{
+    json_t *found = json_array();
+    for (int i = 0; i < s->n_found; i++) {
+        const finding *one = &s->found[i];
+        json_t *evidence = json_array();
+        for (int k = 0; k < one->n_evidence; k++)
+            *bad |= json_array_append_new(evidence,
+                                          json_pack("{s:s,s:i,s:f}", "instance", one->evidence[k].instance_key, "frame",
+                                                    one->evidence[k].frame, "weight", one->evidence[k].weight));
+        *bad |= json_array_append_new(
+            found, json_pack("{s:s,s:o}", "label", f->labels[one->label].name, "evidence", evidence));
+    }
+    return found;
 }
 
 err_code findings_write(const char *path, const findings *f, err *e)
@@ -32,20 +68,16 @@ err_code findings_write(const char *path, const findings *f, err *e)
         bad |= json_array_append_new(labels, json_pack("{s:s,s:s,s:s,s:s}", "name", l->name, "value", l->value,
                                                        "scheme", l->scheme, "meaning", l->meaning));
     }
-    bad |= dump(w->f,
-                json_pack("{s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "model", "algorithm", f->algorithm,
-                          "version", f->version, "hash", f->model_hash, "parameters", f->parameters, "labels", labels));
+    bad |= dump(w->f, json_pack("{s:s,s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "task", tasks[f->task],
+                                "model", "algorithm", f->algorithm, "version", f->version, "hash", f->model_hash,
+                                "parameters", f->parameters, "labels", labels));
     for (size_t i = 0; i < f->n_studies && !bad; i++) {
         const study_finding *s = &f->studies[i];
-        json_t *probability = json_object(), *evidence = json_array();
+        json_t *probability = json_object(), *found = pack_found(f, s, &bad);
         for (int k = 0; k < f->n_labels; k++)
             bad |= json_object_set_new(probability, f->labels[k].name, json_real(s->probability[k]));
-        for (int k = 0; k < s->n_evidence; k++)
-            bad |= json_array_append_new(evidence,
-                                         json_pack("{s:s,s:i,s:f}", "instance", s->evidence[k].instance_key, "frame",
-                                                   s->evidence[k].frame, "weight", s->evidence[k].weight));
-        bad |= dump(w->f, json_pack("{s:s,s:s,s:o,s:i,s:o}", "study", s->study_key, "label", f->labels[s->label].name,
-                                    "probability", probability, "frames", s->frames, "evidence", evidence));
+        bad |= dump(w->f, json_pack("{s:s,s:o,s:o,s:i}", "study", s->study_key, "found", found, "probability",
+                                    probability, "frames", s->frames));
     }
     if (bad) {
         file_abandon(&w);
@@ -72,8 +104,10 @@ static bool parse_key(const json_t *j, const char *name, char out[KEY_HEX])
 static bool parse_model(findings *f, const json_t *j)
 {
     const json_t *m = json_object_get(j, "model"), *labels = json_object_get(j, "labels");
-    const char *format = json_string_value(json_object_get(j, "format"));
-    if (!format || strcmp(format, FORMAT_NAME)) return false;
+    const char *format = json_string_value(json_object_get(j, "format")),
+               *task = json_string_value(json_object_get(j, "task"));
+    if (!format || (strcmp(format, FORMAT_NAME) && strcmp(format, FORMAT_BEFORE))) return false;
+    if (!strcmp(format, FORMAT_NAME) && (!task || !findings_task(task, &f->task))) return false;
     if (!text(m, "algorithm", f->algorithm, sizeof f->algorithm) ||
         !text(m, "version", f->version, sizeof f->version) || !text(m, "hash", f->model_hash, sizeof f->model_hash) ||
         !text(m, "parameters", f->parameters, sizeof f->parameters))
@@ -91,30 +125,54 @@ static bool parse_model(findings *f, const json_t *j)
     return true;
 }
 
-static bool parse_study(const findings *f, study_finding *s, const json_t *j)
+static int label_named(const findings *f, const char *name)
+{
+    for (int k = 0; k < f->n_labels; k++)
+        if (!strcmp(name, f->labels[k].name)) return k;
+    return -1;
+}
+
+/* j: an object with "label" and "evidence". */
+static bool parse_finding(const findings *f, finding *out, const json_t *j)
 {
     char label[65];
-    const json_t *probability = json_object_get(j, "probability"), *evidence = json_object_get(j, "evidence");
-    if (!parse_key(j, "study", s->study_key) || !text(j, "label", label, sizeof label)) return false;
-    s->frames = (int)json_integer_value(json_object_get(j, "frames"));
-    s->label = -1;
-    s->probability = calloc((size_t)f->n_labels, sizeof *s->probability);
-    if (!s->probability) return false;
-    for (int k = 0; k < f->n_labels; k++) {
-        const json_t *p = json_object_get(probability, f->labels[k].name);
-        s->probability[k] = json_number_value(p);
-        if (!json_is_number(p) || !(s->probability[k] >= 0 && s->probability[k] <= 1)) return false;
-        if (!strcmp(label, f->labels[k].name)) s->label = k;
-    }
+    const json_t *evidence = json_object_get(j, "evidence");
     size_t n = json_array_size(evidence);
-    if (s->label < 0 || n > EVIDENCE_MAX || !(s->evidence = calloc(n + 1, sizeof *s->evidence))) return false;
-    for (; (size_t)s->n_evidence < n; s->n_evidence++) {
-        const json_t *v = json_array_get(evidence, (size_t)s->n_evidence);
-        finding_evidence *ev = &s->evidence[s->n_evidence];
+    if (!text(j, "label", label, sizeof label)) return false;
+    out->label = label_named(f, label);
+    if (out->label < 0 || n > EVIDENCE_MAX || !(out->evidence = calloc(n + 1, sizeof *out->evidence))) return false;
+    for (; (size_t)out->n_evidence < n; out->n_evidence++) {
+        const json_t *v = json_array_get(evidence, (size_t)out->n_evidence);
+        finding_evidence *ev = &out->evidence[out->n_evidence];
         if (!parse_key(v, "instance", ev->instance_key)) return false;
         ev->frame = (int)json_integer_value(json_object_get(v, "frame"));
         ev->weight = json_number_value(json_object_get(v, "weight"));
         if (ev->frame < 1) return false;
+    }
+    return true;
+}
+
+static bool parse_study(const findings *f, study_finding *s, const json_t *j)
+{
+    const json_t *probability = json_object_get(j, "probability"), *found = json_object_get(j, "found");
+    bool before = !found && json_object_get(j, "label");
+    size_t n = before ? 1 : json_array_size(found);
+    if (!parse_key(j, "study", s->study_key) || (!before && !json_is_array(found))) return false;
+    if (f->task == TASK_MULTILABEL ? n > (size_t)f->n_labels : n != 1) return false;
+    s->frames = (int)json_integer_value(json_object_get(j, "frames"));
+    s->probability = calloc((size_t)f->n_labels, sizeof *s->probability);
+    s->found = calloc(n + 1, sizeof *s->found);
+    if (!s->probability || !s->found) return false;
+    for (int k = 0; k < f->n_labels; k++) {
+        const json_t *p = json_object_get(probability, f->labels[k].name);
+        s->probability[k] = json_number_value(p);
+        if (!json_is_number(p) || !(s->probability[k] >= 0 && s->probability[k] <= 1)) return false;
+    }
+    while ((size_t)s->n_found < n) {
+        const int i = s->n_found++; /* counted first: what it holds is freed with the rest */
+        if (!parse_finding(f, &s->found[i], before ? j : json_array_get(found, (size_t)i))) return false;
+        for (int k = 0; k < i; k++)
+            if (s->found[k].label == s->found[i].label) return false;
     }
     return true;
 }
@@ -158,12 +216,17 @@ err_code findings_read(const char *path, findings *f, err *e)
     return rc;
 }
 
+void findings_study_fini(study_finding *s)
+{
+    for (int i = 0; i < s->n_found; i++) free(s->found[i].evidence);
+    free(s->found);
+    free(s->probability);
+    *s = (study_finding){0};
+}
+
 void findings_fini(findings *f)
 {
-    for (size_t i = 0; i < f->n_studies; i++) {
-        free(f->studies[i].probability);
-        free(f->studies[i].evidence);
-    }
+    for (size_t i = 0; i < f->n_studies; i++) findings_study_fini(&f->studies[i]);
     free(f->studies);
     free(f->labels);
     *f = (findings){0};

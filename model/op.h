@@ -169,10 +169,14 @@ typedef struct op_table {
     /* KoLeo on x (N,C) ct, not yet normalised: loss f32 (1) += w * mean_i -log(|u_i - u_nn(i)| + 1e-8), u = x/|x| in
      * fp32; dx (N,C) ct = gradient. N == 1: nothing (dx = 0). */
     void (*koleo)(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C);
-    /* Hard-label softmax cross-entropy: label int32 (N), class weight f32 (K) or NULL, label smoothing; loss f32 (1) +=
-     * w * mean; dlogits (N,K) f32 = gradient. logits f32. */
-    void (*softmax_ce)(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label, const dv *class_weight,
-                       float smoothing, float w, size_t N, size_t K);
+    /* The classifier's losses: logits, targets and gradient f32 (N,K); targets may be soft and need not sum to 1.
+     * Softmax cross-entropy: loss f32 (1) += w * sum_i sum_k target_ik (log sum exp z_i - z_ik). */
+    void (*softmax_ce)(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, float w, size_t N,
+                       size_t K);
+    /* Binary cross-entropy of every logit on its own: loss += w * sum weight_ik (log(1 + exp z_ik) - target_ik z_ik);
+     * weight f32 (N,K), 0 where the target is not known. */
+    void (*sigmoid_ce)(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, const dv *weight, float w,
+                       size_t N, size_t K);
 
     /* --- optimiser (op_cpu_optim.c)
      * ------------------------------------------------------------------------------------------- */

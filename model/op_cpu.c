@@ -215,6 +215,7 @@ static const op_table cpu_table = {
     op_cpu_soft_ce,
     op_cpu_koleo,
     op_cpu_softmax_ce,
+    op_cpu_sigmoid_ce,
     op_cpu_grad_square,
     op_cpu_adamw,
     op_cpu_ema,

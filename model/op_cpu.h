@@ -178,8 +178,10 @@ void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t 
 void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair, const dv *weight,
                     size_t P, float tau, size_t N, size_t K);
 void op_cpu_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C);
-void op_cpu_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label, const dv *class_weight,
-                       float smoothing, float w, size_t N, size_t K);
+void op_cpu_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, float w, size_t N,
+                       size_t K);
+void op_cpu_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, const dv *weight, float w,
+                       size_t N, size_t K);
 void op_cpu_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
 void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s);
 void op_cpu_ema(device *d, param *p, size_t n, float m);

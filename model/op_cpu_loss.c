@@ -273,34 +273,37 @@ void op_cpu_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, s
     *(float *)loss += (float)(w * total / (double)N);
 }
 
-void op_cpu_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label, const dv *class_weight,
-                       float smoothing, float w, size_t N, size_t K)
+void op_cpu_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, float w, size_t N,
+                       size_t K)
 {
     (void)d;
-    const float *weights = (const float *)class_weight;
-    const int32_t *labels = (const int32_t *)label;
-    double total = 0, norm = 0; /* torch: weighted mean, divided by the sum of the samples' class weights */
-    for (size_t i = 0; i < N; i++) norm += weights ? weights[labels[i]] : 1;
-    if (!(norm > 0)) norm = 1;
+    double total = 0;
     for (size_t i = 0; i < N; i++) {
-        const float *z = (const float *)logits + i * K;
+        const float *z = (const float *)logits + i * K, *t = (const float *)target + i * K;
         float *g = (float *)dlogits + i * K, most = -FLT_MAX;
         double sum = 0, all = 0;
         for (size_t k = 0; k < K; k++) most = z[k] > most ? z[k] : most;
         for (size_t k = 0; k < K; k++) sum += exp((double)z[k] - most);
         double log_sum = log(sum) + most;
-        /* target: (1-s) on the label, s/K everywhere, each term times its class's weight */
         for (size_t k = 0; k < K; k++) {
-            double t = ((size_t)labels[i] == k ? 1 - smoothing : 0) + smoothing / (double)K;
-            t *= weights ? weights[k] : 1;
-            all += t;
-            total += t * (log_sum - z[k]);
+            all += t[k];
+            total += t[k] * (log_sum - z[k]);
         }
-        for (size_t k = 0; k < K; k++) {
-            double t = ((size_t)labels[i] == k ? 1 - smoothing : 0) + smoothing / (double)K;
-            t *= weights ? weights[k] : 1;
-            g[k] = (float)(w / norm * (all * exp((double)z[k] - log_sum) - t));
-        }
+        for (size_t k = 0; k < K; k++) g[k] = (float)(w * (all * exp((double)z[k] - log_sum) - t[k]));
     }
-    *(float *)loss += (float)(w * total / norm);
+    *(float *)loss += (float)(w * total);
+}
+
+void op_cpu_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, const dv *weight, float w,
+                       size_t N, size_t K)
+{
+    (void)d;
+    double total = 0;
+    for (size_t i = 0; i < N * K; i++) {
+        double z = ((const float *)logits)[i], t = ((const float *)target)[i], c = ((const float *)weight)[i];
+        double tail = exp(-fabs(z)); /* log(1 + exp z) = max(z, 0) + log(1 + exp -|z|) */
+        total += c * (fmax(z, 0) + log1p(tail) - t * z);
+        ((float *)dlogits)[i] = (float)(w * c * ((z >= 0 ? 1 : tail) / (1 + tail) - t));
+    }
+    *(float *)loss += (float)(w * total);
 }

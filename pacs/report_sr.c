@@ -27,7 +27,7 @@ typedef struct {
     const char *sop_class;
     const study_instance **input; /* (n), referencable, sorted, owned */
     size_t n, left_out;
-    char device_uid[UID_MAX], series_uid[UID_MAX], tracking_uid[UID_MAX];
+    char device_uid[UID_MAX], series_uid[UID_MAX];
 } report;
 
 /* --- content items ------------------------------------------------------------------------------------------------ */
@@ -150,9 +150,9 @@ static sr_code procedure_code(const image_header *h)
     return (sr_code){"363679005", "SCT", "Imaging procedure"};
 }
 
-static sr_code label_of(const report *r)
+static sr_code label_of(const report *r, const finding *one)
 {
-    const label_code *l = &r->f->labels[r->s->label];
+    const label_code *l = &r->f->labels[one->label];
     return (sr_code){l->value, l->scheme, l->meaning};
 }
 
@@ -194,18 +194,49 @@ static const study_instance *evidence_instance(const report *r, const finding_ev
     return NULL;
 }
 
-static err_code check_finding(const findings *f, const study_finding *s, err *e)
+/* The grade at which the probabilities, added up from the lowest, reach a half. */
+static int median(const double *p, int n)
+{
+    double below = 0;
+    for (int k = 0; k + 1 < n; k++)
+        if ((below += p[k]) >= 0.5) return k;
+    return n - 1;
+}
+
+/* What is named must be what the probabilities say. */
+static err_code check_finding(const findings *f, const study_finding *s, int i, err *e)
+{
+    const int label = s->found[i].label;
+    if (label < 0 || label >= f->n_labels) FAIL(e, FORMAT, "finding: label %d of %d", label, f->n_labels);
+    for (int k = 0; k < f->n_labels && f->task == TASK_MULTICLASS; k++)
+        if (s->probability[k] > s->probability[label])
+            FAIL(e, CONFLICT, "finding: label %d is more probable than the one named", k);
+    if (f->task == TASK_ORDINAL && label != median(s->probability, f->n_labels))
+        FAIL(e, CONFLICT, "finding: label %d is not the median grade", label);
+    if (f->task == TASK_MULTILABEL && s->probability[label] < 0.5)
+        FAIL(e, CONFLICT, "finding: label %d has a probability below 0.5", label);
+    for (int k = 0; k < i; k++)
+        if (s->found[k].label == label) FAIL(e, CONFLICT, "finding: label %d is there twice", label);
+    const label_code *l = &f->labels[label];
+    if (!l->value[0] || !l->scheme[0] || !l->meaning[0]) FAIL(e, FORMAT, "finding: label %d has no code", label);
+    return ERR_OK;
+}
+
+static err_code check_findings(const findings *f, const study_finding *s, err *e)
 {
     if (!f->algorithm[0] || !f->version[0] || !f->model_hash[0])
         FAIL(e, FORMAT, "findings: the model has no name, version or hash");
-    if (s->label < 0 || s->label >= f->n_labels) FAIL(e, FORMAT, "finding: label %d of %d", s->label, f->n_labels);
-    for (int i = 0; i < f->n_labels; i++) {
-        const double p = s->probability[i];
-        if (!(p >= 0 && p <= 1)) FAIL(e, NUMERIC, "finding: the probability of label %d is not in [0,1]", i);
-        if (p > s->probability[s->label]) FAIL(e, CONFLICT, "finding: label %d is more probable than the one named", i);
+    for (int i = 0; i < f->n_labels; i++)
+        if (!(s->probability[i] >= 0 && s->probability[i] <= 1))
+            FAIL(e, NUMERIC, "finding: the probability of label %d is not in [0,1]", i);
+    if (f->task != TASK_MULTILABEL && s->n_found != 1)
+        FAIL(e, FORMAT, "finding: %d of them where there is one", s->n_found);
+    for (int i = 0; i < s->n_found; i++) TRY(check_finding(f, s, i, e));
+    for (int k = 0; k < f->n_labels && f->task == TASK_MULTILABEL; k++) {
+        bool named = false;
+        for (int i = 0; i < s->n_found; i++) named |= s->found[i].label == k;
+        if (!named && s->probability[k] >= 0.5) FAIL(e, CONFLICT, "finding: label %d is there and not named", k);
     }
-    const label_code *l = &f->labels[s->label];
-    if (!l->value[0] || !l->scheme[0] || !l->meaning[0]) FAIL(e, FORMAT, "finding: label %d has no code", s->label);
     return ERR_OK;
 }
 
@@ -222,11 +253,11 @@ static err_code check_identity(const image_header *h, err *e)
     return ERR_OK;
 }
 
-static err_code check_evidence(const report *r, err *e)
+static err_code check_evidence(const report *r, const finding *one, err *e)
 {
-    if (r->s->n_evidence < 1) FAIL(e, CONFLICT, "finding: no frame speaks for it");
-    for (int i = 0; i < r->s->n_evidence; i++) {
-        const finding_evidence *v = &r->s->evidence[i];
+    if (one->n_evidence < 1) FAIL(e, CONFLICT, "finding: no frame speaks for it");
+    for (int i = 0; i < one->n_evidence; i++) {
+        const finding_evidence *v = &one->evidence[i];
         const study_instance *instance = evidence_instance(r, v);
         if (!instance) FAIL(e, CONFLICT, "finding: evidence %d is not a referencable instance of the study", i + 1);
         int frames = instance->frames > 1 ? instance->frames : 1;
@@ -239,10 +270,8 @@ static err_code check_evidence(const report *r, err *e)
 static err_code derive_uids(report *r, err *e)
 {
     const char *study = r->study->header.study_uid, *model = r->f->model_hash;
-    sr_code label = label_of(r);
     TRY(uid_derive(r->device_uid, r->root, e, "device", model, NULL));
-    TRY(uid_derive(r->series_uid, r->root, e, "series", RADAPT_VERSION, study, model, NULL));
-    return uid_derive(r->tracking_uid, r->root, e, "tracking", study, model, label.scheme, label.value, NULL);
+    return uid_derive(r->series_uid, r->root, e, "series", RADAPT_VERSION, study, model, NULL);
 }
 
 /* --- content ------------------------------------------------------------------------------------------------------ */
@@ -259,7 +288,7 @@ static int by_probability(const void *a, const void *b)
     return x->label - y->label;
 }
 
-/* The comment of the finding: malloc'ed, NULL out of memory. */
+/* The comment of every finding: malloc'ed, NULL out of memory. */
 static char *comment(const report *r)
 {
     const int n = r->f->n_labels;
@@ -276,15 +305,28 @@ static char *comment(const report *r)
     for (int i = 0; i < n; i++) order[i] = (ranked){r->s->probability[i], i};
     qsort(order, (size_t)n, sizeof *order, by_probability);
     fprintf(out, "Research use only. Not for diagnosis or treatment. ");
-    fprintf(out, "The finding is the most probable of %d %s for the study as a whole; %d %s read. Probabilities: ", n,
-            n == 1 ? "class" : "classes", r->s->frames, r->s->frames == 1 ? "frame was" : "frames were");
+    if (r->f->task == TASK_MULTILABEL)
+        fprintf(out,
+                "Each of %d %s was looked for on its own in the study as a whole; those of probability 0.5 and more "
+                "are findings",
+                n, n == 1 ? "label" : "labels");
+    else
+        fprintf(out, "The finding is the %s of %d %s for the study as a whole",
+                r->f->task == TASK_ORDINAL ? "median" : "most probable", n,
+                r->f->task == TASK_ORDINAL ? "grades"
+                : n == 1                   ? "class"
+                                           : "classes");
+    fprintf(out, "; %d %s read. Probabilities: ", r->s->frames, r->s->frames == 1 ? "frame was" : "frames were");
     const int listed = n > CLASSES_LISTED ? CLASSES_LISTED : n;
     double rest = 0;
     for (int i = listed; i < n; i++) rest += order[i].probability;
     for (int i = 0; i < listed; i++)
         fprintf(out, "%s%s %.4f", i ? "; " : "", r->f->labels[order[i].label].meaning, order[i].probability);
-    if (n > listed) fprintf(out, "; %d more, together %.4f", n - listed, rest);
-    fprintf(out, ". Source images: most influential first.");
+    if (n > listed && r->f->task == TASK_MULTILABEL)
+        fprintf(out, "; %d more, each %.4f at most", n - listed, order[listed].probability);
+    else if (n > listed)
+        fprintf(out, "; %d more, together %.4f", n - listed, rest);
+    fprintf(out, r->s->n_found ? ". Source images: most influential first." : ".");
     if (r->left_out)
         fprintf(out, " %zu %s of the study cannot be referenced: not valid UIDs.", r->left_out,
                 r->left_out == 1 ? "instance" : "instances");
@@ -326,30 +368,35 @@ static void put_library(const report *r, attributes *d)
     }
 }
 
-/* TID 1501, in the order of its rows */
-static void put_finding(const report *r, attributes *d, const char *words)
+/* TID 1501, in the order of its rows, of the finding `number` from 1; one NULL: there is none. */
+static err_code put_finding(const report *r, attributes *measurements, const finding *one, int number,
+                            const char *words, err *e)
 {
-    attributes *measurements = add_container(d, SR_IMAGING_MEASUREMENTS, NULL);
-    attributes *g = add_container(measurements, SR_MEASUREMENT_GROUP, "1501");
-    add_text(g, "HAS OBS CONTEXT", SR_TRACKING_ID, "Study finding 1");
-    add_uid(g, "HAS OBS CONTEXT", SR_TRACKING_UID, r->tracking_uid);
-    add_code(g, "CONTAINS", SR_FINDING, label_of(r));
-    add_text(g, "HAS CONCEPT MOD", SR_ALGORITHM_NAME, r->f->algorithm); /* TID 4019 */
-    add_text(g, "HAS CONCEPT MOD", SR_ALGORITHM_VERSION, r->f->version);
-    char parameters[sizeof r->f->parameters + HASH_HEX + 16];
+    const sr_code what = one ? label_of(r, one) : SR_WITHOUT_FINDINGS;
+    char uid[UID_MAX], name[32], parameters[sizeof r->f->parameters + HASH_HEX + 16];
+    TRY(uid_derive(uid, r->root, e, "tracking", r->study->header.study_uid, r->f->model_hash, what.scheme, what.value,
+                   NULL));
+    snprintf(name, sizeof name, "Study finding %d", number);
     snprintf(parameters, sizeof parameters, "model %s%s%s", r->f->model_hash, r->f->parameters[0] ? "; " : "",
              r->f->parameters);
+    attributes *g = add_container(measurements, SR_MEASUREMENT_GROUP, "1501");
+    add_text(g, "HAS OBS CONTEXT", SR_TRACKING_ID, one ? name : "Study without findings");
+    add_uid(g, "HAS OBS CONTEXT", SR_TRACKING_UID, uid);
+    add_code(g, "CONTAINS", SR_FINDING, what);
+    add_text(g, "HAS CONCEPT MOD", SR_ALGORITHM_NAME, r->f->algorithm); /* TID 4019 */
+    add_text(g, "HAS CONCEPT MOD", SR_ALGORITHM_VERSION, r->f->version);
     add_text(g, "HAS CONCEPT MOD", SR_ALGORITHM_PARAMETERS, parameters);
-    add_num(g, SR_PROBABILITY, r->s->probability[r->s->label], SR_NO_UNITS);
-    for (int i = 0; i < r->s->n_evidence; i++) {
-        const finding_evidence *v = &r->s->evidence[i];
+    if (one) add_num(g, SR_PROBABILITY, r->s->probability[one->label], SR_NO_UNITS);
+    for (int i = 0; one && i < one->n_evidence; i++) {
+        const finding_evidence *v = &one->evidence[i];
         sr_code source = SR_SOURCE_OF_MEASUREMENT;
         put_reference(add(g, "CONTAINS", "IMAGE", &source), evidence_instance(r, v), v->frame);
     }
     add_text(g, "CONTAINS", SR_COMMENT, words);
+    return ERR_OK;
 }
 
-static void put_content(const report *r, attributes *d, const char *words)
+static err_code put_content(const report *r, attributes *d, const char *words, err *e)
 {
     attributes_put(d, TAG_ValueType, "CS", "CONTAINER");
     put_code(d, TAG_ConceptNameCodeSequence, SR_IMAGING_MEASUREMENT_REPORT);
@@ -359,7 +406,9 @@ static void put_content(const report *r, attributes *d, const char *words)
     attributes_put(t, TAG_TemplateIdentifier, "CS", "1500");
     put_context(r, d);
     put_library(r, d);
-    put_finding(r, d, words);
+    attributes *measurements = add_container(d, SR_IMAGING_MEASUREMENTS, NULL);
+    for (int i = 0; i < r->s->n_found; i++) TRY(put_finding(r, measurements, &r->s->found[i], i + 1, words, e));
+    return r->s->n_found ? ERR_OK : put_finding(r, measurements, NULL, 1, words, e);
 }
 
 /* --- header ------------------------------------------------------------------------------------------------------- */
@@ -414,11 +463,14 @@ static void put_document(const report *r, attributes *d)
     attributes_put(algorithm, TAG_DeviceUID, "UI", r->device_uid);
     attributes_put(algorithm, TAG_ContributionDescription, "ST", "Classification of the study, " SR_RESEARCH_USE_ONLY);
 
-    sr_code label = label_of(r);
-    if (!strncmp(label.scheme, "99", 2)) { /* private: PS3.16 8.2 */
-        attributes *scheme = attributes_item(d, TAG_CodingSchemeIdentificationSequence);
-        attributes_put(scheme, TAG_CodingSchemeDesignator, "SH", label.scheme);
-        attributes_put(scheme, TAG_CodingSchemeName, "ST", "Labels of the training table");
+    for (int i = 0; i < r->s->n_found; i++) {
+        const char *scheme = label_of(r, &r->s->found[i]).scheme;
+        bool known = strncmp(scheme, "99", 2) != 0; /* private: PS3.16 8.2 */
+        for (int k = 0; k < i; k++) known |= !strcmp(label_of(r, &r->s->found[k]).scheme, scheme);
+        if (known) continue;
+        attributes *item = attributes_item(d, TAG_CodingSchemeIdentificationSequence);
+        attributes_put(item, TAG_CodingSchemeDesignator, "SH", scheme);
+        attributes_put(item, TAG_CodingSchemeName, "ST", "Labels of the training table");
     }
 }
 
@@ -471,8 +523,9 @@ static err_code build(report *r, const char *datetime, attributes *d, char sop_u
     put_document(r, d);
     put_patient_and_study(&r->study->header, d);
     put_evidence(r, d);
-    put_content(r, d, words);
+    const err_code rc = put_content(r, d, words, e);
     free(words);
+    if (rc) return rc;
     /* PS3.3 C.12.1.1.2: only of data sets that need one. All text is UTF-8 here, whatever the images' set was. */
     if (!attributes_ascii(d)) attributes_put(d, TAG_SpecificCharacterSet, "CS", "ISO_IR 192");
     if (attributes_failed(d)) FAIL(e, NOMEM, "report: no memory");
@@ -506,9 +559,9 @@ err_code report_sr_write(const char *path, const study_identity *study, const fi
     if (!d) FAIL_DONE(rc, e, NOMEM, "report: no memory");
     TRY_DONE(rc, content_time(o ? o->content_datetime : NULL, datetime, e));
     TRY_DONE(rc, check_identity(&study->header, e));
-    TRY_DONE(rc, check_finding(f, s, e));
+    TRY_DONE(rc, check_findings(f, s, e));
     TRY_DONE(rc, collect(&r, e));
-    TRY_DONE(rc, check_evidence(&r, e));
+    for (int i = 0; i < s->n_found; i++) TRY_DONE(rc, check_evidence(&r, &s->found[i], e));
     TRY_DONE(rc, derive_uids(&r, e));
     TRY_DONE(rc, build(&r, datetime, d, uid, e));
     TRY_DONE(rc, sr_tree_encode(d, &bytes, &n, e));

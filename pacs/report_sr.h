@@ -1,10 +1,12 @@
 /* report_sr.h: findings of one study -> one structured report (TID 1500), the tree and header of IHE AI Results (AIR).
  *
- * What a reader sees. One measurement group (TID 1501): the most probable class is its Finding, with its Probability
- * and the images that speak for it, most influential first. The other classes are NOT findings: no item with their code
- * is in the tree, so that neither a person nor a program takes a 3 % class for something that was seen. The whole
- * distribution stands in the group's Comment (row 12), behind the words "Research use only". Those words are also in
- * the series description and in the observer's name, which viewers show first.
+ * What a reader sees. A measurement group (TID 1501) for each finding: its Finding, with its Probability and the images
+ * that speak for it, most influential first. One of several classes or grades: one group, of the most probable class or
+ * of the median grade. A set of labels: a group for each that is there, the most probable first; where none is, one
+ * group whose Finding says so (111241, DCM), without Probability and images. What was not found is NOT a finding: no
+ * item with its code is in the tree, so that neither a person nor a program takes a 3 % class for something that was
+ * seen. All probabilities stand in the group's Comment (row 12), behind the words "Research use only". Those words are
+ * also in the series description and in the observer's name, which viewers show first.
  *
  * Hostile or broken sources: text that its VR does not allow is made legal (attributes.h). Instances whose UIDs are not
  * valid (PS3.5 9.1) cannot be referenced: they are left out and the comment counts them. A study whose StudyInstanceUID

@@ -321,11 +321,12 @@ static err_code lint_group(const attributes *g, const references *library, err *
     if (!has_template(g, "1501")) FAIL(e, FORMAT, "TID 1501: a Measurement Group does not name its template");
     TRY(need(g, rule, "HAS OBS CONTEXT", "TEXT", SR_TRACKING_ID, NULL, e));
     TRY(need(g, rule, "HAS OBS CONTEXT", "UIDREF", SR_TRACKING_UID, NULL, e));
-    TRY(need(g, rule, "CONTAINS", "CODE", SR_FINDING, NULL, e));
+    TRY(need(g, rule, "CONTAINS", "CODE", SR_FINDING, &i, e));
+    const bool without = is_code(i, TAG_ConceptCodeSequence, SR_WITHOUT_FINDINGS);
     TRY(need(g, algorithm, "HAS CONCEPT MOD", "TEXT", SR_ALGORITHM_NAME, NULL, e));
     TRY(need(g, algorithm, "HAS CONCEPT MOD", "TEXT", SR_ALGORITHM_VERSION, NULL, e));
-    TRY(need(g, rule, "CONTAINS", "NUM", SR_PROBABILITY, NULL, e));
-    TRY(need(g, rule, "CONTAINS", "IMAGE", SR_SOURCE_OF_MEASUREMENT, NULL, e));
+    if (!without) TRY(need(g, rule, "CONTAINS", "NUM", SR_PROBABILITY, NULL, e));
+    if (!without) TRY(need(g, rule, "CONTAINS", "IMAGE", SR_SOURCE_OF_MEASUREMENT, NULL, e));
     TRY(need(g, rule, "CONTAINS", "TEXT", SR_COMMENT, &i, e));
     if (!says_research(text_of(i, TAG_TextValue)))
         FAIL(e, FORMAT, "TID 1501: the comment does not say " SR_RESEARCH_USE_ONLY);

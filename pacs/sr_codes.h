@@ -95,6 +95,8 @@ typedef struct {
 #define SR_TRACKING_ID ((sr_code){"112039", "DCM", "Tracking Identifier"})
 #define SR_TRACKING_UID ((sr_code){"112040", "DCM", "Tracking Unique Identifier"})
 #define SR_FINDING ((sr_code){"121071", "DCM", "Finding"})
+/* PS3.16 CID 6047: of a Finding where nothing was found. */
+#define SR_WITHOUT_FINDINGS ((sr_code){"111241", "DCM", "All algorithms succeeded; without findings"})
 #define SR_ALGORITHM_NAME ((sr_code){"111001", "DCM", "Algorithm Name"})
 #define SR_ALGORITHM_VERSION ((sr_code){"111003", "DCM", "Algorithm Version"})
 #define SR_ALGORITHM_PARAMETERS ((sr_code){"111002", "DCM", "Algorithm Parameters"})

@@ -111,15 +111,17 @@ static void test_predict(void **state)
         double sum = 0;
         for (int k = 0; k < LABELS; k++) {
             sum += s->probability[k];
-            assert_true(s->probability[k] <= s->probability[s->label]);
+            assert_true(s->probability[k] <= s->probability[s->found[0].label]);
         }
         assert_true(fabs(sum - 1) < 1e-9);
         assert_int_equal(s->frames, large ? 12 : 1);
-        assert_int_equal(s->n_evidence, large ? 8 : 1);
-        if (!large) assert_true(fabs(s->evidence[0].weight - 1) < 1e-12);
-        for (int k = 1; k < s->n_evidence; k++) {
-            assert_true(s->evidence[k].weight <= s->evidence[k - 1].weight && s->evidence[k].weight > 0);
-            assert_int_not_equal(s->evidence[k].frame, s->evidence[k - 1].frame);
+        assert_int_equal(s->n_found, 1);
+        const finding *one = s->found;
+        assert_int_equal(one->n_evidence, large ? 8 : 1);
+        if (!large) assert_true(fabs(one->evidence[0].weight - 1) < 1e-12);
+        for (int k = 1; k < one->n_evidence; k++) {
+            assert_true(one->evidence[k].weight <= one->evidence[k - 1].weight && one->evidence[k].weight > 0);
+            assert_int_not_equal(one->evidence[k].frame, one->evidence[k - 1].frame);
         }
     }
     findings_fini(&f);
@@ -128,6 +130,65 @@ static void test_predict(void **state)
     stop_clear();
     assert_int_equal(f.n_studies, 0);
     bundle_close(b);
+}
+
+/* The same head under another task: sigmoids of the same logits, of which a set is found. */
+static void test_sets(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    bundle *b;
+    findings classes, sets;
+    char path[FILE_PATH_MAX];
+    float weight[LABELS * DIM], bias[LABELS];
+    safetensors s;
+    param_set ps = {0};
+    bundle_info info = w->info;
+    info.task = TASK_MULTILABEL;
+    ASSERT_OK(safetensors_open(&s, w->path, &e));
+    ASSERT_OK(tensor_to_f32(safetensors_find(&s, "head.weight"), weight, &e));
+    ASSERT_OK(tensor_to_f32(safetensors_find(&s, "head.bias"), bias, &e));
+    safetensors_close(&s);
+    assert_non_null(param_add(&ps, "head.weight", LABELS, DIM));
+    assert_non_null(param_add(&ps, "head.bias", LABELS, 1));
+    ASSERT_OK(param_alloc(&w->d, &ps.p[0], weight, false, &e));
+    ASSERT_OK(param_alloc(&w->d, &ps.p[1], bias, false, &e));
+    ASSERT_OK(file_path(path, &e, "%s/sets.safetensors", w->s.work));
+    ASSERT_OK(bundle_write(path, &w->d, &ps, &info, &e));
+    param_set_free(&w->d, &ps);
+    ASSERT_OK(safetensors_open(&s, path, &e)); /* a program that knows classes alone must not open it */
+    assert_string_equal(safetensors_meta(&s, "bundle.format"), "radapt-bundle/2");
+    safetensors_close(&s);
+
+    ASSERT_OK(bundle_open(&b, &w->d, w->path, NULL, &e));
+    ASSERT_OK(bundle_predict(b, &w->c, &classes, &e));
+    bundle_close(b);
+    ASSERT_OK(bundle_open(&b, &w->d, path, NULL, &e));
+    assert_int_equal(bundle_get_info(b)->task, TASK_MULTILABEL);
+    ASSERT_OK(bundle_predict(b, &w->c, &sets, &e));
+    bundle_close(b);
+    assert_int_equal(sets.task, TASK_MULTILABEL);
+    int found = 0;
+    for (size_t i = 0; i < 3; i++) {
+        const study_finding *one = &sets.studies[i], *class = &classes.studies[i];
+        int there = 0;
+        found += one->n_found;
+        for (int k = 0; k < LABELS; k++) there += one->probability[k] >= 0.5;
+        assert_int_equal(one->n_found, there);
+        for (int k = 0; k < one->n_found; k++) {
+            assert_true(one->probability[one->found[k].label] >= 0.5);
+            assert_true(!k || one->probability[one->found[k].label] <= one->probability[one->found[k - 1].label]);
+            assert_int_equal(one->found[k].n_evidence, one->frames > 8 ? 8 : one->frames);
+        }
+        if (one->frames > 1) continue; /* of one frame: odds of the softmax are those of the logits */
+        double z[LABELS];
+        for (int k = 0; k < LABELS; k++) z[k] = log(one->probability[k] / (1 - one->probability[k]));
+        for (int k = 1; k < LABELS; k++)
+            assert_true(fabs(z[k] - z[0] - log(class->probability[k] / class->probability[0])) < 1e-6);
+    }
+    print_message("%d findings in 3 studies\n", found);
+    findings_fini(&classes);
+    findings_fini(&sets);
 }
 
 /* The bundle again with one metadata value or one tensor changed. */
@@ -182,6 +243,9 @@ static void test_damage(void **state)
     } table[] = {
         {"bundle.format", "radapt-bundle/9", NULL, NULL, ERR_FORMAT},
         {"bundle.format", NULL, NULL, NULL, ERR_FORMAT},
+        {"bundle.task", "guess", NULL, NULL, ERR_FORMAT},
+        {"bundle.task", "ordinal", NULL, NULL, ERR_SHAPE}, /* has a logit less */
+        {"bundle.task", NULL, NULL, NULL, ERR_OK},         /* as before there were others */
         {"bundle.backbone", "0000", NULL, NULL, ERR_CONFLICT},
         {"bundle.backbone_random", "dim=32,depth=2,heads=2,patch=8,grid=4 seed=6", NULL, NULL, ERR_CONFLICT},
         {"bundle.backbone_random", "", NULL, NULL, ERR_FORMAT},
@@ -219,6 +283,9 @@ static void test_damage(void **state)
             assert_int_not_equal(rc, ERR_OK);
         else
             assert_int_equal(rc, table[i].code);
+        if (!rc) assert_int_equal(bundle_get_info(b)->task, TASK_MULTICLASS);
+        if (!rc) bundle_close(b);
+        if (!rc) continue;
         assert_null(b);
         assert_null(strstr(e.msg, "nowhere"));
     }
@@ -230,6 +297,6 @@ static void test_damage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_predict),
-                                       cmocka_unit_test(test_damage)};
+                                       cmocka_unit_test(test_sets), cmocka_unit_test(test_damage)};
     return cmocka_run_group_tests(tests, make, unmake);
 }

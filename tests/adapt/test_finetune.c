@@ -100,14 +100,16 @@ static void check_bundle(world *w, const char *name)
         const study_finding *s = &f.studies[i];
         if (fabs(p - s->probability[1]) > 1e-4) fail_msg("%f in the run, %f from the bundle", p, s->probability[1]);
         assert_true(fabs(s->probability[0] + s->probability[1] - 1) < 1e-9);
-        assert_int_equal(s->label, s->probability[1] > s->probability[0]);
-        assert_int_equal(s->n_evidence, s->frames);
-        for (int k = 0; k < s->n_evidence; k++) {
-            weight += s->evidence[k].weight;
-            if (k) assert_true(s->evidence[k].weight <= s->evidence[k - 1].weight);
+        const finding *one = s->found;
+        assert_int_equal(s->n_found, 1);
+        assert_int_equal(one->label, s->probability[1] > s->probability[0]);
+        assert_int_equal(one->n_evidence, s->frames);
+        for (int k = 0; k < one->n_evidence; k++) {
+            weight += one->evidence[k].weight;
+            if (k) assert_true(one->evidence[k].weight <= one->evidence[k - 1].weight);
         }
         assert_true(fabs(weight - 1) < 1e-9);
-        assert_string_equal(csv_at(&t, row, csv_column(&t, "predicted")), f.labels[s->label].name);
+        assert_string_equal(csv_at(&t, row, csv_column(&t, "predicted")), f.labels[one->label].name);
     }
     csv_close(&t);
     findings_fini(&f);
@@ -171,16 +173,15 @@ static ssize_t on_log(void *unused, const char *text, size_t n)
     return (ssize_t)n;
 }
 
-static void check_joint(world *w, peft_method method, const char *whole, const char *parts)
+/* A run and one that is stopped in the middle end with the same bits. */
+static void check_resumed(world *w, peft_method method, const finetune_options *o, const cohort *c, const char *whole,
+                          const char *parts, finetune_result *r)
 {
     err e = {0};
     char dir[FILE_PATH_MAX], path[FILE_PATH_MAX], a[HASH_HEX], b[HASH_HEX];
-    finetune_result r, s;
-    finetune_options o = tiny(method);
-    ASSERT_OK(run(w, method, &o, &w->c, whole, &r, &e));
-    check_learnt(&r);
-    check_bundle(w, whole);
-    assert_int_equal(r.steps, 12); /* 18 training cases, 3 batches of 8 an epoch */
+    finetune_result s;
+    ASSERT_OK(run(w, method, o, c, whole, r, &e));
+    assert_int_equal(r->steps, 12); /* 18 training cases, 3 batches of 8 an epoch */
     world_path(w, whole, "", dir);
     ASSERT_OK(file_path(path, &e, "%s/checkpoint.safetensors", dir));
     assert_false(file_exists(path));
@@ -192,7 +193,7 @@ static void check_joint(world *w, peft_method method, const char *whole, const c
     setvbuf(log, NULL, _IOLBF, BUFSIZ);
     validations = 0;
     log_open(log, LOG_TEXT, LOG_INFO);
-    err_code rc = run(w, method, &o, &w->c, parts, &s, &e);
+    err_code rc = run(w, method, o, c, parts, &s, &e);
     log_open(stderr, LOG_TEXT, LOG_OFF);
     fclose(log);
     pthread_join(stopper, NULL);
@@ -202,10 +203,10 @@ static void check_joint(world *w, peft_method method, const char *whole, const c
     print_message("stopped after step %d\n", (int)s.steps);
     e = (err){0};
     stop_request(); /* once more, before anything was done */
-    assert_int_equal(run(w, method, &o, &w->c, parts, &s, &e), ERR_INTERRUPTED);
+    assert_int_equal(run(w, method, o, c, parts, &s, &e), ERR_INTERRUPTED);
     stop_clear();
     e = (err){0};
-    ASSERT_OK(run(w, method, &o, &w->c, parts, &s, &e));
+    ASSERT_OK(run(w, method, o, c, parts, &s, &e));
     assert_true(s.resumed);
     assert_int_equal(s.steps, 12);
     world_path(w, parts, "", dir);
@@ -219,6 +220,15 @@ static void check_joint(world *w, peft_method method, const char *whole, const c
     free(log_b);
 }
 
+static void check_joint(world *w, peft_method method, const char *whole, const char *parts)
+{
+    finetune_result r;
+    finetune_options o = tiny(method);
+    check_resumed(w, method, &o, &w->c, whole, parts, &r);
+    check_learnt(&r);
+    check_bundle(w, whole);
+}
+
 static void test_apla(void **state)
 {
     check_joint(*state, METHOD_APLA, "apla", "apla-parts");
@@ -230,7 +240,7 @@ static void test_full(void **state)
 }
 
 /* Number behind "name": in a line of metrics.jsonl. */
-static double logged(const char *line, const char *name)
+static double __attribute__((noinline)) logged(const char *line, const char *name)
 {
     char key[64];
     snprintf(key, sizeof key, "\"%s\":", name);
@@ -297,6 +307,110 @@ static void test_best_is_kept(void **state)
     check_bundle(w, "best");
 }
 
+/* A cohort of the same images with other labels. */
+static void other_labels(world *w, const char *name, const label_rules *rules, const char *header,
+                         const char *(*of)(int p, bool bright), cohort *c)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], text[4096];
+    snprintf(text, sizeof text, "study_uid,%s\n", header);
+    for (int p = 0; p < PATIENTS; p++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "1.2.%d.0,%s\n", p, of(p, p % 3 == 0));
+    synthetic_write(&w->s, name, text, path);
+    ASSERT_OK(cohort_open_by(c, w->s.catalogue, w->s.work, path, rules, &(split_options){0.2f, 0.2f, 1}, &e));
+}
+
+/* "bright" can be seen, "odd" cannot; of some nothing is known. */
+static const char *set_of(int p, bool bright)
+{
+    if (p % 5 == 4) return bright ? "1," : "0,";
+    return bright ? p % 2 ? "1,1" : "1,0" : p % 2 ? "0,1" : "0,0";
+}
+
+/* Every option that changes what a step does, in one run that is stopped and goes on. */
+static void test_sets(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    cohort c;
+    finetune_result r;
+    finetune_options o = tiny(METHOD_APLA);
+    o.mixup = 0.4f;
+    o.layer_decay = 0.7f;
+    o.label_smoothing = 0.05f;
+    other_labels(w, "sets.csv", &(label_rules){TASK_MULTILABEL, "bright,odd", NULL}, "bright,odd", set_of, &c);
+    check_resumed(w, METHOD_APLA, &o, &c, "sets", "sets-parts", &r);
+    assert_true(r.validation.n == 6 && isnan(r.validation.kappa_quadratic));
+    char path[FILE_PATH_MAX], *text = world_text(w, "sets", "predictions.csv");
+    assert_non_null(strstr(text, "case,part,label,predicted,p_bright,p_odd\n"));
+    assert_non_null(strstr(text, "?odd"));
+    free(text);
+    bundle *b;
+    findings f;
+    world_path(w, "sets", "model.safetensors", path);
+    ASSERT_OK(bundle_open(&b, &w->d, path, NULL, &e));
+    ASSERT_OK(bundle_predict(b, &c, &f, &e));
+    size_t right = 0;
+    for (size_t i = 0; i < c.n_cases; i++)
+        for (size_t k = 0; k < f.n_studies; k++) {
+            const study_finding *s = &f.studies[k];
+            if (strcmp(s->study_key, c.cases[i].key)) continue;
+            bool said = false;
+            for (int j = 0; j < s->n_found; j++) said |= !strcmp(f.labels[s->found[j].label].name, "bright");
+            right += said == (c.cases[i].marks[0] == 1);
+        }
+    assert_true(right >= 29);
+    findings_fini(&f);
+    bundle_close(b);
+    cohort_close(&c);
+}
+
+static const char *grade_of(int p, bool bright)
+{
+    return bright ? "3" : p % 2 ? "1" : "2";
+}
+
+/* Grades 1 and 2 look alike, 3 does not. */
+static void test_grades(void **state)
+{
+    world *w = *state;
+    cohort c;
+    finetune_result r, linear;
+    err e = {0};
+    finetune_options o = tiny(METHOD_APLA);
+    other_labels(w, "grades.csv", &(label_rules){.task = TASK_ORDINAL}, "label", grade_of, &c);
+    check_resumed(w, METHOD_APLA, &o, &c, "grades", "grades-parts", &r);
+    assert_true(r.validation.kappa_quadratic > 0.4 && r.validation.mae <= 0.7);
+    o.sampling = SAMPLING_BALANCED;
+    o.weights = WEIGHTS_BALANCED;
+    ASSERT_OK(run(w, METHOD_APLA, &o, &c, "grades-balanced", &linear, &e));
+    assert_int_equal(run(w, METHOD_APLA, &o, &c, "grades", &linear, &e), ERR_CONFLICT); /* another run */
+    char *text = world_text(w, "grades", "metrics.jsonl"), *other = world_text(w, "grades-balanced", "metrics.jsonl");
+    assert_string_not_equal(text, other);
+    free(text);
+    free(other);
+    cohort_close(&c);
+}
+
+/* From a classifier of zeros all classes are alike at first; from the probe they are not. */
+static void test_head_init(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    finetune_result r;
+    finetune_options o = tiny(METHOD_APLA);
+    double first[2];
+    for (int zero = 0; zero < 2; zero++) {
+        o.probe_first = !zero;
+        const char *name = zero ? "from-zero" : "from-probe";
+        ASSERT_OK(run(w, METHOD_APLA, &o, &w->c, name, &r, &e));
+        char *lines_of = world_text(w, name, "metrics.jsonl");
+        first[zero] = logged(lines_of, "validation_loss");
+        free(lines_of);
+    }
+    assert_true(fabs(first[1] - log(2)) < 1e-6 && first[0] < 0.5);
+}
+
 /* Two validations without a better one, and it stops. */
 static void test_patience(void **state)
 {
@@ -325,12 +439,15 @@ static void test_few(void **state)
     ASSERT_OK(run(w, METHOD_APLA, &o, &c, "few", &r, &e)); /* nobody to validate on: the last step */
     assert_int_equal(r.validation.n, 0);
     assert_false(r.has_test);
-    ASSERT_OK(run(
-        w, METHOD_LINEAR,
-        &(finetune_options){
-            .method = METHOD_LINEAR, .epochs = 1, .batch = 1, .crop_scale = {1, 1}, .view = {.size = 32, .share = 1}},
-        &c, "few-linear", &r, &e));
-    c.cases[1].label = c.cases[0].label;
+    ASSERT_OK(run(w, METHOD_LINEAR,
+                  &(finetune_options){.method = METHOD_LINEAR,
+                                      .epochs = 1,
+                                      .batch = 1,
+                                      .crop_scale = {1, 1},
+                                      .layer_decay = 1,
+                                      .view = {.size = 32, .share = 1}},
+                  &c, "few-linear", &r, &e));
+    c.cases[1].label = c.cases[1].stratum = c.cases[0].label;
     assert_int_equal(run(w, METHOD_APLA, &o, &c, "few-one", &r, &e), ERR_USAGE);
     cohort_close(&c);
 }
@@ -342,11 +459,13 @@ static void test_options(void **state)
         const char *name;
         int batch, warmup, size;
         double epochs;
-        float scale, smoothing;
-    } table[] = {{"batch", 0, 1, 32, 1, 1, 0},        {"epochs", 8, 1, 32, 0, 1, 0},
-                 {"NaN epochs", 8, 1, 32, NAN, 1, 0}, {"warm-up", 8, -1, 32, 1, 1, 0},
-                 {"size", 8, 1, 33, 1, 1, 0},         {"size 0", 8, 1, 0, 1, 1, 0},
-                 {"crop scale", 8, 1, 32, 1, 0, 0},   {"smoothing", 8, 1, 32, 1, 1, 1}};
+        float scale, smoothing, mixup, decay;
+    } table[] = {{"batch", 0, 1, 32, 1, 1, 0, 0, 1},        {"epochs", 8, 1, 32, 0, 1, 0, 0, 1},
+                 {"NaN epochs", 8, 1, 32, NAN, 1, 0, 0, 1}, {"warm-up", 8, -1, 32, 1, 1, 0, 0, 1},
+                 {"size", 8, 1, 33, 1, 1, 0, 0, 1},         {"size 0", 8, 1, 0, 1, 1, 0, 0, 1},
+                 {"crop scale", 8, 1, 32, 1, 0, 0, 0, 1},   {"smoothing", 8, 1, 32, 1, 1, 1, 0, 1},
+                 {"mixup", 8, 1, 32, 1, 1, 0, -1, 1},       {"layer decay", 8, 1, 32, 1, 1, 0, 0, 0},
+                 {"layer decay", 8, 1, 32, 1, 1, 0, 0, 2}};
     for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
         err e = {0};
         finetune_result r;
@@ -357,6 +476,8 @@ static void test_options(void **state)
         o.epochs = table[t].epochs;
         o.crop_scale[0] = table[t].scale;
         o.label_smoothing = table[t].smoothing;
+        o.mixup = table[t].mixup;
+        o.layer_decay = table[t].decay;
         assert_int_equal(run(w, METHOD_APLA, &o, &w->c, "options", &r, &e), ERR_USAGE);
         print_message("%s: %s\n", table[t].name, e.msg);
     }
@@ -364,9 +485,10 @@ static void test_options(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_linear),       cmocka_unit_test(test_apla),
-                                       cmocka_unit_test(test_full),         cmocka_unit_test(test_steps_learn),
-                                       cmocka_unit_test(test_best_is_kept), cmocka_unit_test(test_patience),
-                                       cmocka_unit_test(test_options),      cmocka_unit_test(test_few)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear),      cmocka_unit_test(test_apla),         cmocka_unit_test(test_full),
+        cmocka_unit_test(test_steps_learn), cmocka_unit_test(test_best_is_kept), cmocka_unit_test(test_patience),
+        cmocka_unit_test(test_sets),        cmocka_unit_test(test_grades),       cmocka_unit_test(test_head_init),
+        cmocka_unit_test(test_options),     cmocka_unit_test(test_few)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

@@ -237,10 +237,190 @@ static void test_unlabelled(void **state)
     synthetic_close(&s);
 }
 
+/* Sets and grades: what is read of them (one character a label: 1, 0, ? not known), and what is refused. */
+static void test_tasks(void **state)
+{
+    static const struct {
+        const char *name, *text;
+        label_rules rules;
+        const char *says; /* of the message; NULL: it is good */
+        size_t cases;
+        const char *labels, *marks[4];
+        int label[4], stratum[4];
+        size_t conflicting, empty;
+    } table[] = {
+        {"sets in a column",
+         "patient_id,label\nP0, mass ;effusion\nP1,\nP2,effusion\n",
+         {TASK_MULTILABEL, NULL, NULL},
+         NULL,
+         3,
+         "effusion|mass",
+         {"11", "00", "10"},
+         {-1, -1, -1},
+         {1, 2, 0},
+         0,
+         0},
+        {"columns of their own",
+         "patient_id,B,a,age\nP0,1,0,70\nP1,,1,\nP2,-1.0,,\nP2,,,\n",
+         {TASK_MULTILABEL, "a,b", ""},
+         NULL,
+         2,
+         "a|b",
+         {"01", "1?"},
+         {-1, -1},
+         {1, 0},
+         0,
+         2},
+        {"a label without a case goes",
+         "patient_id,a,b,c\nP0,1,0,0\nP1,0,0,1\n",
+         {TASK_MULTILABEL, "a,b,c", NULL},
+         NULL,
+         2,
+         "a|c",
+         {"10", "01"},
+         {-1, -1},
+         {0, 1},
+         0,
+         0},
+        {"one label alone",
+         "patient_id,a\nP0,1\nP1,0\n",
+         {TASK_MULTILABEL, "a", NULL},
+         NULL,
+         2,
+         "a",
+         {"1", "0"},
+         {-1, -1},
+         {0, 1},
+         0,
+         0},
+        {"the same set in another order, and another set",
+         "patient_id,label\nP0,a;b\nP0,b;a\nP1,a\nP1,a;b\nP2,b\n",
+         {TASK_MULTILABEL, NULL, NULL},
+         NULL,
+         2,
+         "a|b",
+         {"11", "01"},
+         {-1, -1},
+         {0, 1},
+         2,
+         0},
+        {"grades are numbers",
+         "patient_id,label\nP0,10\nP1,2\nP2,2\n",
+         {TASK_ORDINAL, NULL, NULL},
+         NULL,
+         3,
+         "2|10",
+         {NULL},
+         {1, 0, 0},
+         {1, 0, 0},
+         0,
+         0},
+        {"grades in their order",
+         "patient_id,label\nP0,severe\nP1,none\n",
+         {TASK_ORDINAL, NULL, "none,mild, severe"},
+         NULL,
+         2,
+         "none|mild|severe",
+         {NULL},
+         {2, 0},
+         {2, 0},
+         0,
+         0},
+        {.name = "no order",
+         .text = "patient_id,label\nP0,SECRET\nP1,1\n",
+         .rules = {TASK_ORDINAL, NULL, NULL},
+         .says = "row 2 is no whole number"},
+        {.name = "not in the order",
+         .text = "patient_id,label\nP0,1\nP1,SECRET\n",
+         .rules = {TASK_ORDINAL, NULL, "1,2"},
+         .says = "row 3 is not in --label-order"},
+        {.name = "twice in the order",
+         .text = "patient_id,label\nP0,1\nP1,2\n",
+         .rules = {TASK_ORDINAL, NULL, "1,2,1"},
+         .says = "--label-order: name 3"},
+        {.name = "one grade",
+         .text = "patient_id,label\nP0,1\nP1,1\n",
+         .rules = {TASK_ORDINAL, NULL, "1,2"},
+         .says = "the same label"},
+        {.name = "order of classes",
+         .text = "patient_id,label\nP0,1\nP1,2\n",
+         .rules = {TASK_MULTICLASS, NULL, "1,2"},
+         .says = "--label-order is for"},
+        {.name = "columns of classes",
+         .text = "patient_id,label\nP0,1\nP1,2\n",
+         .rules = {TASK_MULTICLASS, "label", NULL},
+         .says = "--label-columns is for"},
+        {.name = "no such column",
+         .text = "patient_id,a\nP0,1\nP1,0\n",
+         .rules = {TASK_MULTILABEL, "a,b", NULL},
+         .says = "no column 'b'"},
+        {.name = "an empty name",
+         .text = "patient_id,a\nP0,1\nP1,0\n",
+         .rules = {TASK_MULTILABEL, "a,", NULL},
+         .says = "--label-columns: name 2"},
+        {.name = "neither 1 nor 0",
+         .text = "patient_id,a\nP0,1\nP1,SECRET\n",
+         .rules = {TASK_MULTILABEL, "a", NULL},
+         .says = "row 3, column 'a': neither"},
+        {.name = "a column twice",
+         .text = "patient_id,a,A\nP0,1,1\nP1,0,0\n",
+         .rules = {TASK_MULTILABEL, "a", NULL},
+         .says = "two columns are called 'a'"},
+        {.name = "nobody has anything",
+         .text = "patient_id,a\nP0,0\nP1,0\n",
+         .rules = {TASK_MULTILABEL, "a", NULL},
+         .says = "no usable row has any label"},
+        {.name = "a name that is too long",
+         .text =
+             "patient_id,label\nP0,SECRETSECRETSECRETSECRETSECRETSECRETSECRETSECRETSECRETSECRETSECRETSECRET\nP1,a\n",
+         .rules = {TASK_MULTILABEL, NULL, NULL},
+         .says = "row 2 has a label of more than 64 bytes"},
+    };
+    synthetic *s = *state;
+    char hashes[8][HASH_HEX];
+    size_t good_ones = 0;
+    for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
+        char path[FILE_PATH_MAX], labels[256] = "";
+        cohort c;
+        err e = {0};
+        synthetic_write(s, "labels.csv", table[t].text, path);
+        err_code rc =
+            cohort_open_by(&c, s->catalogue, s->work, path, &table[t].rules, &(split_options){0.15f, 0.2f, 1}, &e);
+        print_message("%s: %s\n", table[t].name, e.msg);
+        assert_int_equal(rc, table[t].says ? ERR_USAGE : ERR_OK);
+        if (rc) {
+            assert_non_null(strstr(e.msg, table[t].says));
+            assert_null(strstr(e.msg, "SECRET"));
+            continue;
+        }
+        assert_int_equal(c.task, table[t].rules.task);
+        assert_int_equal(c.n_cases, table[t].cases);
+        assert_int_equal(c.n_strata, c.n_labels + (c.task == TASK_MULTILABEL));
+        for (int k = 0; k < c.n_labels; k++)
+            snprintf(labels + strlen(labels), sizeof labels - strlen(labels), "%s%s", k ? "|" : "", c.labels[k]);
+        assert_string_equal(labels, table[t].labels);
+        for (size_t i = 0; i < c.n_cases; i++) {
+            assert_int_equal(c.cases[i].label, table[t].label[i]);
+            assert_int_equal(c.cases[i].stratum, table[t].stratum[i]);
+            for (int k = 0; k < c.n_labels && c.cases[i].marks; k++)
+                assert_int_equal("?01"[c.cases[i].marks[k] + 1], table[t].marks[i][k]);
+            assert_int_equal(c.cases[i].marks != NULL, c.task == TASK_MULTILABEL);
+        }
+        assert_int_equal(c.rows_conflicting, table[t].conflicting);
+        assert_int_equal(c.rows_empty, table[t].empty);
+        memcpy(hashes[good_ones], c.data_hash, HASH_HEX);
+        for (size_t i = 0; i < good_ones; i++) assert_string_not_equal(hashes[i], c.data_hash);
+        good_ones++;
+        cohort_close(&c);
+    }
+    assert_int_equal(good_ones, 7);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(test_good, make, unmake),
                                        cmocka_unit_test_setup_teardown(test_bad, make, unmake),
+                                       cmocka_unit_test_setup_teardown(test_tasks, make, unmake),
                                        cmocka_unit_test(test_unlabelled)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,7 +76,7 @@ static void test_compute(void **state)
      * Recall (1/2 + 1 + 0) / 3. */
     static const double p[] = {0.7, 0.2, 0.1, 0.3, 0.5, 0.2, 0.1, 0.8, 0.1, 0.2, 0.6, 0.2, 0.5, 0.1, 0.4};
     static const int label[] = {0, 0, 1, 1, 2};
-    metrics_compute(&m, p, label, 5, 3);
+    metrics_compute(&m, TASK_MULTICLASS, p, label, 5, 3);
     assert_int_equal(m.n, 5);
     assert_near(m.accuracy, 0.6, 1e-12, "accuracy");
     assert_near(m.macro_recall, 0.5, 1e-12, "macro recall");
@@ -85,23 +85,113 @@ static void test_compute(void **state)
     assert_near(m.auc, (5.0 / 6 + 1 + 1) / 3, 1e-12, "auc");
     assert_near(m.loss, -(log(0.7) + log(0.3) + log(0.8) + log(0.6) + log(0.4)) / 5, 1e-12, "loss");
 
-    metrics_compute(&m, p, label, 4, 3); /* class 2 does not occur: left out of recall and AUC */
+    metrics_compute(&m, TASK_MULTICLASS, p, label, 4, 3); /* class 2 does not occur: left out of recall and AUC */
     assert_near(m.macro_recall, 0.75, 1e-12, "recall over occurring");
     assert_near(m.auc, (1.0 + 1) / 2, 1e-12, "auc over occurring");
 
     static const double binary[] = {0.9, 0.1, 0.4, 0.6, 0.6, 0.4, 0.2, 0.8};
     static const int binary_label[] = {0, 0, 1, 1};
-    metrics_compute(&m, binary, binary_label, 4, 2); /* scores of class 1: .1 .6 | .4 .8 */
+    metrics_compute(&m, TASK_MULTICLASS, binary, binary_label, 4, 2); /* scores of class 1: .1 .6 | .4 .8 */
     assert_near(m.auc, 0.75, 1e-12, "binary auc");
     assert_near(m.kappa_quadratic, 0, 1e-12, "binary kappa");
 
-    metrics_compute(&m, p, label, 0, 3);
+    metrics_compute(&m, TASK_MULTICLASS, p, label, 0, 3);
     assert_near(m.accuracy, NAN, 0, "nothing");
     static const int one[] = {0};
-    metrics_compute(&m, p, one, 1, 3);
+    metrics_compute(&m, TASK_MULTICLASS, p, one, 1, 3);
     assert_near(m.accuracy, 1, 0, "one");
     assert_near(m.auc, NAN, 0, "one auc");
     assert_near(m.kappa_quadratic, NAN, 0, "one kappa");
+}
+
+static void test_average_precision(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        double score[6];
+        unsigned char positive[6];
+        size_t n;
+        double want;
+    } table[] = {
+        {"perfect", {0.1, 0.2, 0.8, 0.9}, {0, 0, 1, 1}, 4, 1},
+        {"scikit-learn's own example", {0.1, 0.4, 0.35, 0.8}, {0, 0, 1, 1}, 4, (1 + 2.0 / 3) / 2},
+        {"all tied", {0.5, 0.5, 0.5, 0.5}, {1, 0, 0, 0}, 4, 0.25},
+        {"a tie at the top", {0.9, 0.9, 0.1}, {1, 0, 1}, 3, (0.5 + 2.0 / 3) / 2},
+        {"no positive", {0.1, 0.4}, {0, 0}, 2, NAN},
+        {"no negative", {0.1, 0.4}, {1, 1}, 2, 1},
+        {"nothing", {0}, {0}, 0, NAN},
+        {"NaN", {0.1, NAN}, {0, 1}, 2, NAN},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        assert_near(metrics_average_precision(table[i].score, table[i].positive, table[i].n), table[i].want, 1e-12,
+                    table[i].name);
+}
+
+static void test_ordinal(void **state)
+{
+    (void)state;
+    metrics m;
+    /* Truth 0 1 2 2; medians 0, 1 (not its most probable, 2), 2, 0. */
+    static const double p[] = {0.5, 0.3, 0.2, 0.4, 0.15, 0.45, 0.1, 0.3, 0.6, 0.6, 0.3, 0.1};
+    static const int label[] = {0, 1, 2, 2}, said[] = {0, 1, 2, 0};
+    for (size_t i = 0; i < 4; i++) assert_int_equal(metrics_decide(TASK_ORDINAL, p + 3 * i, 3), said[i]);
+    assert_int_equal(metrics_decide(TASK_MULTICLASS, p + 3, 3), 2);
+    metrics_compute(&m, TASK_ORDINAL, p, label, 4, 3);
+    assert_near(m.accuracy, 0.75, 1e-12, "accuracy");
+    assert_near(m.mae, 0.5, 1e-12, "mean error");
+    /* Observed (i-j)^2: 4. Truth 1 1 2, said 2 1 1: expected (1*(1*1 + 4*1) + 1*(1*2 + 1*1) + 2*(4*2 + 1*1)) / 4 */
+    assert_near(m.kappa_quadratic, 1 - 4 / (26.0 / 4), 1e-12, "kappa");
+    /* Above 0: .5 | .6 .9 .4: 2 of 3. Above 1: .2 .45 | .6 .1: 2 of 4. */
+    assert_near(m.auc, (2.0 / 3 + 0.5) / 2, 1e-12, "auc of the cuts");
+    assert_near(m.average_precision, NAN, 0, "no average precision");
+    assert_near(m.loss, -(log(0.5) + log(0.15) + log(0.6) + log(0.1)) / 4, 1e-12, "loss");
+    static const double last[] = {0.2, 0.2, 0.6};
+    assert_int_equal(metrics_decide(TASK_ORDINAL, last, 3), 2);
+}
+
+static void test_marks(void **state)
+{
+    (void)state;
+    metrics m;
+    /* Three labels of four cases; of label 2 nothing is true. */
+    static const double p[] = {0.9, 0.2, 0.1, 0.4, 0.6, 0.7, 0.8, 0.5, 0.2, 0.3, 0.1, 0.4};
+    static const signed char mark[] = {1, 0, 0, 1, 1, 0, 0, -1, 0, 0, 0, -1};
+    metrics_compute_marks(&m, p, mark, 4, 3);
+    assert_int_equal(m.n, 4);
+    /* label 0: .9 .4 | .8 .3: 3 of 4 pairs; label 1: .6 | .2 .1: all; right: 2 of 4, 3 of 3, 2 of 3 */
+    assert_near(m.auc, (0.75 + 1) / 2, 1e-12, "auc");
+    assert_near(m.average_precision, ((1 + 2.0 / 3) / 2 + 1) / 2, 1e-12, "average precision");
+    assert_near(m.accuracy, 7.0 / 10, 1e-12, "accuracy");
+    assert_near(m.macro_recall, (0.5 + 1) / 2, 1e-12, "macro recall");
+    assert_near(
+        m.loss,
+        -(log(0.9) + log(0.4) + log(0.2) + log(0.7) + log(0.8) + log(0.6) + log(0.9) + log(0.9) + log(0.3) + log(0.8)) /
+            10,
+        1e-12, "loss");
+    assert_near(m.kappa_quadratic, NAN, 0, "no kappa");
+    metrics_compute_marks(&m, p, mark, 0, 3);
+    assert_near(m.auc, NAN, 0, "nothing");
+    assert_near(m.loss, NAN, 0, "nothing: loss");
+}
+
+/* Which of two is better, by what each task is chosen by. */
+static void test_better(void **state)
+{
+    (void)state;
+    static const metrics none = {0}, a = {.n = 1, .auc = 0.8, .kappa_quadratic = 0.5, .loss = 2},
+                         b = {.n = 1, .auc = 0.9, .kappa_quadratic = 0.4, .loss = 1},
+                         undefined = {.n = 1, .auc = NAN, .kappa_quadratic = NAN, .loss = 0.1},
+                         level = {.n = 1, .auc = 0.8, .kappa_quadratic = 0.5, .loss = 1.5};
+    for (label_task t = TASK_MULTICLASS; t <= TASK_MULTILABEL; t++) {
+        bool kappa = t == TASK_ORDINAL;
+        assert_true(metrics_better(t, &undefined, &none));
+        assert_int_equal(metrics_better(t, &a, &b), kappa);
+        assert_int_equal(metrics_better(t, &b, &a), !kappa);
+        assert_true(metrics_better(t, &a, &undefined) && !metrics_better(t, &undefined, &a));
+        assert_true(metrics_better(t, &level, &a) && !metrics_better(t, &a, &level));
+        assert_false(metrics_better(t, &a, &a));
+    }
 }
 
 /* The same by sorting everything. */
@@ -200,7 +290,9 @@ static void test_rank(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_auc), cmocka_unit_test(test_compute),
-                                       cmocka_unit_test(test_knn), cmocka_unit_test(test_rank)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_auc),     cmocka_unit_test(test_compute), cmocka_unit_test(test_average_precision),
+        cmocka_unit_test(test_ordinal), cmocka_unit_test(test_marks),   cmocka_unit_test(test_better),
+        cmocka_unit_test(test_knn),     cmocka_unit_test(test_rank)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,9 +12,19 @@
 
 #include <cmocka.h>
 
+#include "adapt/task.h"
 #include "base/rng.h"
 
 enum { N = 200, C = 37, K = 3 };
+
+/* p (n, classes) of the softmax */
+static void predict(const probe *fit, const float *x, size_t n, double *p)
+{
+    double *z = malloc(n * (size_t)fit->outputs * sizeof *z);
+    probe_logits(fit->weight, fit->bias, x, n, C, fit->outputs, z);
+    task_probabilities(TASK_MULTICLASS, fit->outputs, z, n, p);
+    free(z);
+}
 
 typedef struct {
     float x[N * C], weight[N];
@@ -46,12 +56,12 @@ static void test_optimum(void **state)
     static const double l2[] = {1e-3, 1, 1e-1};
     probe fit[3];
     err e = {0};
-    probe_rows rows = {d.x, d.label, d.weight, N, C, K};
+    probe_rows rows = {.x = d.x, .label = d.label, .weight = d.weight, .n = N, .dim = C, .outputs = K};
     assert_int_equal(probe_fit(fit, &rows, l2, 3, &e), ERR_OK);
     double norm[3] = {0}, total = 0;
     for (int i = 0; i < N; i++) total += d.weight[i];
     for (int t = 0; t < 3; t++) {
-        probe_predict(fit[t].weight, fit[t].bias, d.x, N, C, K, p);
+        predict(&fit[t], d.x, N, p);
         for (int j = 0; j < C; j++) {
             double mean = 0, variance = 0;
             for (int i = 0; i < N; i++) mean += d.weight[i] * d.x[i * C + j] / total;
@@ -88,8 +98,11 @@ static void test_learns(void **state)
     make(&held_out, 3);
     probe fit;
     err e = {0};
-    assert_int_equal(probe_fit(&fit, &(probe_rows){d.x, d.label, d.weight, N, C, K}, (double[]){1e-1}, 1, &e), ERR_OK);
-    probe_predict(fit.weight, fit.bias, held_out.x, N, C, K, p);
+    assert_int_equal(
+        probe_fit(&fit, &(probe_rows){.x = d.x, .label = d.label, .weight = d.weight, .n = N, .dim = C, .outputs = K},
+                  (double[]){1e-1}, 1, &e),
+        ERR_OK);
+    predict(&fit, held_out.x, N, p);
     int right = 0;
     for (int i = 0; i < N; i++) {
         int best = 0;
@@ -105,6 +118,77 @@ static void test_learns(void **state)
     probe_fini(&fit);
 }
 
+/* Sigmoids: each output is a problem of its own, and what is not known does not count: leaving a row's target open is
+ * the same as leaving the row out. */
+static void test_sigmoids(void **state)
+{
+    (void)state;
+    static data d, less;
+    static float target[N * 2], known[N * 2], one_target[N], one_known[N], less_target[N], less_known[N];
+    make(&d, 5);
+    size_t kept = 0;
+    for (size_t i = 0; i < N; i++) {
+        bool open = i % 3 == 0;
+        target[2 * i] = d.label[i] == 0;
+        target[2 * i + 1] = one_target[i] = d.label[i] == 1;
+        known[2 * i] = 1;
+        known[2 * i + 1] = one_known[i] = open ? 0 : 0.5f + (float)(i % 2);
+        if (open) continue;
+        memcpy(less.x + kept * C, d.x + i * C, C * sizeof *d.x);
+        less.weight[kept] = d.weight[i];
+        less_known[kept] = one_known[i];
+        less_target[kept++] = one_target[i];
+    }
+    probe both, one;
+    err e = {0};
+    static const double l2[] = {0.03};
+    const probe_rows two = {
+        .x = d.x, .target = target, .known = known, .weight = d.weight, .n = N, .dim = C, .outputs = 2};
+    probe_rows alone = two;
+    alone.target = one_target, alone.known = one_known, alone.outputs = 1;
+    assert_int_equal(probe_fit(&both, &two, l2, 1, &e), ERR_OK);
+    assert_int_equal(probe_fit(&one, &alone, l2, 1, &e), ERR_OK);
+    double total = 0;
+    for (int i = 0; i < N; i++) total += d.weight[i];
+    for (int j = 0; j < C; j++) { /* the gradient at the optimum, in standardised space */
+        double mean = 0, variance = 0;
+        for (int i = 0; i < N; i++) mean += d.weight[i] * d.x[i * C + j] / total;
+        for (int i = 0; i < N; i++) variance += d.weight[i] * pow(d.x[i * C + j] - mean, 2) / total;
+        double sd = sqrt(variance), g = l2[0] * one.weight[j] * sd;
+        assert_true(fabs(one.weight[j] - both.weight[C + j]) * sd < 2e-3);
+        for (int i = 0; i < N && j != 9; i++) {
+            double z;
+            probe_logits(one.weight, one.bias, d.x + i * C, 1, C, 1, &z);
+            g +=
+                d.weight[i] / total * one_known[i] * (1 / (1 + exp(-z)) - one_target[i]) * (d.x[i * C + j] - mean) / sd;
+        }
+        if (!(fabs(g) < 2e-4)) fail_msg("feature %d: gradient %g", j, g);
+    }
+    /* With all the rows' weight on fewer rows the mean is another, so the penalty is scaled likewise; standardisation
+     * is over other rows, so only what is said is compared. */
+    double kept_weight = 0;
+    for (size_t i = 0; i < kept; i++) kept_weight += less.weight[i];
+    const probe_rows rest = {.x = less.x,
+                             .target = less_target,
+                             .known = less_known,
+                             .weight = less.weight,
+                             .n = kept,
+                             .dim = C,
+                             .outputs = 1};
+    probe fewer;
+    assert_int_equal(probe_fit(&fewer, &rest, (double[]){l2[0] * total / kept_weight}, 1, &e), ERR_OK);
+    double worst = 0;
+    for (int i = 0; i < N; i++) {
+        double a, b;
+        probe_logits(one.weight, one.bias, d.x + i * C, 1, C, 1, &a);
+        probe_logits(fewer.weight, fewer.bias, d.x + i * C, 1, C, 1, &b);
+        worst = fmax(worst, fabs(1 / (1 + exp(-a)) - 1 / (1 + exp(-b))));
+    }
+    print_message("largest difference of probabilities: %g\n", worst);
+    assert_true(worst < 0.1);
+    probe_fini(&both), probe_fini(&one), probe_fini(&fewer);
+}
+
 static void test_hostile(void **state)
 {
     (void)state;
@@ -113,8 +197,10 @@ static void test_hostile(void **state)
     probe fit;
     err e = {0};
     d.x[5] = NAN;
-    assert_int_equal(probe_fit(&fit, &(probe_rows){d.x, d.label, d.weight, N, C, K}, (double[]){1e-1}, 1, &e),
-                     ERR_NUMERIC);
+    assert_int_equal(
+        probe_fit(&fit, &(probe_rows){.x = d.x, .label = d.label, .weight = d.weight, .n = N, .dim = C, .outputs = K},
+                  (double[]){1e-1}, 1, &e),
+        ERR_NUMERIC);
     probe_fini(&fit);
     for (int i = 0; i < N * C; i++) d.x[i] = 7; /* nothing to tell the classes by: their shares */
     for (int i = 0; i < N; i++) {
@@ -122,19 +208,24 @@ static void test_hostile(void **state)
         d.weight[i] = 1;
     }
     e = (err){0};
-    assert_int_equal(probe_fit(&fit, &(probe_rows){d.x, d.label, d.weight, N, C, 2}, (double[]){1e-1}, 1, &e), ERR_OK);
+    assert_int_equal(
+        probe_fit(&fit, &(probe_rows){.x = d.x, .label = d.label, .weight = d.weight, .n = N, .dim = C, .outputs = 2},
+                  (double[]){1e-1}, 1, &e),
+        ERR_OK);
     double p[2];
-    probe_predict(fit.weight, fit.bias, d.x, 1, C, 2, p);
+    predict(&fit, d.x, 1, p);
     assert_true(fabs(p[1] - 0.25) < 1e-3);
     probe_fini(&fit);
     e = (err){0};
-    assert_int_equal(probe_fit(&fit, &(probe_rows){d.x, d.label, d.weight, 0, C, 2}, (double[]){1e-1}, 1, &e),
-                     ERR_INTERNAL);
+    assert_int_equal(
+        probe_fit(&fit, &(probe_rows){.x = d.x, .label = d.label, .weight = d.weight, .n = 0, .dim = C, .outputs = 2},
+                  (double[]){1e-1}, 1, &e),
+        ERR_INTERNAL);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_optimum), cmocka_unit_test(test_learns),
-                                       cmocka_unit_test(test_hostile)};
+                                       cmocka_unit_test(test_sigmoids), cmocka_unit_test(test_hostile)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

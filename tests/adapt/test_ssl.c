@@ -268,7 +268,7 @@ static void test_evaluation_is_spread(void **state)
     uint32_t frames[CASES];
     for (int i = 0; i < CASES; i++) {
         frames[i] = (uint32_t)i;
-        cases[i] = (labelled_case){.label = i / 100, .part = i % 3 ? SPLIT_TRAIN : SPLIT_VALIDATION, .n_frames = 1};
+        cases[i] = (labelled_case){.stratum = i / 100, .part = i % 3 ? SPLIT_TRAIN : SPLIT_VALIDATION, .n_frames = 1};
         cases[i].frames = &frames[i];
     }
     c.cases = cases;

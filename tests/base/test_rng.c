@@ -147,10 +147,32 @@ static void shuffle(void **state)
     rng_shuffle(&r, NULL, 0);
 }
 
+/* Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)), symmetric. */
+static void beta(void **state)
+{
+    (void)state;
+    static const float shapes[] = {0.02f, 0.2f, 0.5f, 1, 3, 40};
+    enum { N = 20000 };
+    for (uint32_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        double sum = 0, square = 0, cube = 0, a = shapes[i], want = 0.25 / (2 * a + 1);
+        for (uint32_t k = 0; k < N; k++) {
+            rng r = rng_at(3, RNG_TEST, k, i);
+            double x = rng_beta(&r, shapes[i]) - 0.5;
+            if (!(x >= -0.5 && x <= 0.5)) fail_msg("shape %g: %g", a, x + 0.5);
+            sum += x / N;
+            square += x * x / N;
+            cube += x * x * x / N;
+        }
+        if (fabs(sum) > 0.015 || fabs(square - want) > 0.03 * want + 1e-4 || fabs(cube) > 0.01)
+            fail_msg("shape %g: mean %g, variance %g, not %g, skew %g", a, sum + 0.5, square, want, cube);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(known_answers), cmocka_unit_test(addresses),
                                        cmocka_unit_test(uniform),       cmocka_unit_test(below),
-                                       cmocka_unit_test(normal),        cmocka_unit_test(shuffle)};
+                                       cmocka_unit_test(normal),        cmocka_unit_test(shuffle),
+                                       cmocka_unit_test(beta)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -111,6 +111,47 @@ expect 0 "evaluate" "$radapt" evaluate -w work --labels export.labels.csv -c tin
 expect 3 "prepare" "$radapt" prepare -w work -c tiny.yaml
 says "^nothing to do" out
 
+echo "== sets of labels and grades"
+/usr/bin/python3 - <<'PY'
+import csv
+rows = list(csv.DictReader(open("export.labels.csv")))
+keys = [k for k in rows[0] if k != "label"]
+def write(name, columns, values):
+    out = csv.writer(open(name, "w"))
+    out.writerow(keys + columns)
+    for i, r in enumerate(rows): out.writerow([r[k] for k in keys] + values(i))
+write("sets.csv", ["label"], lambda i: [["", "mass", "effusion;mass", "effusion"][i % 4]])
+write("columns.own.csv", ["mass", "effusion"], lambda i: [i % 2, ["", 0, 1][i % 3]])
+write("grades.csv", ["label"], lambda i: [["none", "mild", "severe"][i % 3]])
+PY
+cp -a work tasks
+task() { # task LABELS OPTIONS...: the road behind adapt, with all that fine-tuning may do
+    local labels=$1
+    shift
+    expect 0 "finetune $*" "$radapt" finetune -w tasks -c tiny.yaml --labels "$labels" --mixup 0.3 --layer-decay 0.8 \
+        --class-weights balanced --sampling natural "$@"
+    expect 0 "evaluate" "$radapt" evaluate -w tasks -c tiny.yaml --labels "$labels" --json
+    expect 0 "predict" "$radapt" predict -w tasks -c tiny.yaml
+    expect 0 "report" "$radapt" report -w tasks -c tiny.yaml
+    for r in tasks/reports/*.dcm; do
+        ! dciodvfy "$r" 2>&1 | grep -a '^Error' || fail "dciodvfy: $r"
+    done
+}
+task sets.csv --task multilabel
+task grades.csv --task ordinal --label-order none,mild,severe
+expect 0 "columns of their own" "$radapt" finetune -w tasks -c tiny.yaml --labels columns.own.csv --task multilabel \
+    --label-columns mass,effusion --head-init zero
+expect 0 "evaluate" "$radapt" evaluate -w tasks -c tiny.yaml --labels columns.own.csv --label-columns mass,effusion
+says "sensitivity" out
+expect 64 "grades without an order" "$radapt" finetune -w tasks -c tiny.yaml --labels grades.csv --task ordinal
+one_line
+expect 64 "columns of classes" "$radapt" finetune -w tasks -c tiny.yaml --labels columns.own.csv --label-columns mass,effusion
+one_line
+mv tasks/frames tasks/frames.away
+expect 1 "no frames" "$radapt" finetune -w tasks -c tiny.yaml --labels sets.csv --task multilabel
+one_line
+! grep -q -- "--labels" log || fail "the labels are blamed for what is missing elsewhere: $(cat log)"
+
 echo "== kill -9 in every stage"
 cp -a base killed
 for stage in prepare adapt finetune predict report; do

@@ -17,6 +17,14 @@
 #define FILE_NAME "test_findings.tmp"
 #define KEY_A "00112233445566778899aabbccddeeff"
 #define KEY_B "ffeeddccbbaa99887766554433221100"
+#define MODEL_OF(task)                                                                                                 \
+    "{\"format\":\"radapt-findings/2\",\"task\":\"" task                                                               \
+    "\",\"model\":{\"algorithm\":\"a\",\"version\":\"1\",\"hash\":\"h\",\"parameters\":\"\"},"                         \
+    "\"labels\":[{\"name\":\"x\",\"value\":\"X\",\"scheme\":\"S\",\"meaning\":\"X\"},"                                 \
+    "{\"name\":\"y\",\"value\":\"Y\",\"scheme\":\"S\",\"meaning\":\"Y\"}]}\n"
+#define FOUND(found) "{\"study\":\"" KEY_A "\",\"found\":" found ",\"probability\":{\"x\":1,\"y\":0},\"frames\":1}\n"
+#define ONE(label) "{\"label\":\"" label "\",\"evidence\":[{\"instance\":\"" KEY_B "\",\"frame\":1,\"weight\":1}]}"
+/* The format before: one finding, without a list. */
 #define MODEL                                                                                                          \
     "{\"format\":\"radapt-findings/"                                                                                   \
     "1\",\"model\":{\"algorithm\":\"a\",\"version\":\"1\",\"hash\":\"h\",\"parameters\":\"\"},"                        \
@@ -25,6 +33,40 @@
 #define STUDY(key, label, probability, evidence)                                                                       \
     "{\"study\":\"" key "\",\"label\":\"" label "\",\"probability\":" probability                                      \
     ",\"frames\":1,\"evidence\":" evidence "}\n"
+
+static void check_round_trip(const findings *f)
+{
+    findings g;
+    err e = {0};
+    assert_int_equal(findings_write(FILE_NAME, f, &e), ERR_OK);
+    if (findings_read(FILE_NAME, &g, &e)) fail_msg("%s", e.msg);
+    assert_true(g.task == f->task && g.n_labels == 3 && g.n_studies == f->n_studies);
+    assert_string_equal(g.parameters, f->parameters);
+    assert_string_equal(g.model_hash, "abc");
+    for (int i = 0; i < 3; i++) {
+        assert_string_equal(g.labels[i].name, f->labels[i].name);
+        assert_string_equal(g.labels[i].value, f->labels[i].value);
+        assert_string_equal(g.labels[i].scheme, f->labels[i].scheme);
+        assert_string_equal(g.labels[i].meaning, f->labels[i].meaning);
+    }
+    for (size_t s = 0; s < f->n_studies; s++) {
+        const study_finding *want = &f->studies[s], *got = &g.studies[s];
+        assert_string_equal(got->study_key, want->study_key);
+        assert_int_equal(got->frames, want->frames);
+        assert_int_equal(got->n_found, want->n_found);
+        for (int k = 0; k < 3; k++) assert_true(got->probability[k] == want->probability[k]);
+        for (int i = 0; i < want->n_found; i++) {
+            assert_int_equal(got->found[i].label, want->found[i].label);
+            assert_int_equal(got->found[i].n_evidence, want->found[i].n_evidence);
+            for (int k = 0; k < want->found[i].n_evidence; k++) {
+                const finding_evidence *x = &got->found[i].evidence[k], *y = &want->found[i].evidence[k];
+                assert_string_equal(x->instance_key, y->instance_key);
+                assert_true(x->frame == y->frame && x->weight == y->weight);
+            }
+        }
+    }
+    findings_fini(&g);
+}
 
 static void round_trip(void **state)
 {
@@ -39,9 +81,11 @@ static void round_trip(void **state)
         ev[i].frame = i + 1;
         ev[i].weight = 1.0 / (i + 3);
     }
-    study_finding studies[2] = {
-        {.study_key = KEY_A, .label = 1, .probability = p[0], .frames = 24, .evidence = ev, .n_evidence = 8},
-        {.study_key = KEY_B, .label = 0, .probability = p[1], .frames = 1}};
+    finding one = {.label = 1, .evidence = ev, .n_evidence = 8};
+    finding two[2] = {{.label = 2, .evidence = ev + 4, .n_evidence = 3}, {.label = 0}};
+    study_finding studies[3] = {{.study_key = KEY_A, .probability = p[0], .frames = 24, .found = &one, .n_found = 1},
+                                {.study_key = KEY_B, .probability = p[1], .frames = 1, .found = two, .n_found = 1},
+                                {.study_key = KEY_B, .probability = p[1], .frames = 1}};
     findings f = {.algorithm = "radapt",
                   .version = "0.1",
                   .model_hash = "abc",
@@ -50,32 +94,15 @@ static void round_trip(void **state)
                   .n_labels = 3,
                   .studies = studies,
                   .n_studies = 2};
+    for (label_task task = TASK_MULTICLASS; task <= TASK_MULTILABEL; task++) { /* of a set of labels: two, or none */
+        f.task = task;
+        studies[1].n_found = task == TASK_MULTILABEL ? 2 : 1;
+        f.n_studies = task == TASK_MULTILABEL ? 3 : 2;
+        check_round_trip(&f);
+    }
     err e = {0};
-    assert_int_equal(findings_write(FILE_NAME, &f, &e), ERR_OK);
     findings g;
-    if (findings_read(FILE_NAME, &g, &e)) fail_msg("%s", e.msg);
-    assert_true(g.n_labels == 3 && g.n_studies == 2);
-    assert_string_equal(g.parameters, f.parameters);
-    assert_string_equal(g.model_hash, "abc");
-    for (int i = 0; i < 3; i++) {
-        assert_string_equal(g.labels[i].name, labels[i].name);
-        assert_string_equal(g.labels[i].value, labels[i].value);
-        assert_string_equal(g.labels[i].scheme, labels[i].scheme);
-        assert_string_equal(g.labels[i].meaning, labels[i].meaning);
-    }
-    for (size_t s = 0; s < 2; s++) {
-        assert_string_equal(g.studies[s].study_key, studies[s].study_key);
-        assert_int_equal(g.studies[s].label, studies[s].label);
-        assert_int_equal(g.studies[s].frames, studies[s].frames);
-        assert_int_equal(g.studies[s].n_evidence, studies[s].n_evidence);
-        for (int k = 0; k < 3; k++) assert_true(g.studies[s].probability[k] == p[s][k]);
-        for (int k = 0; k < g.studies[s].n_evidence; k++) {
-            assert_string_equal(g.studies[s].evidence[k].instance_key, ev[k].instance_key);
-            assert_true(g.studies[s].evidence[k].frame == ev[k].frame &&
-                        g.studies[s].evidence[k].weight == ev[k].weight);
-        }
-    }
-    findings_fini(&g);
+    assert_int_equal(findings_write(FILE_NAME, &f, &e), ERR_OK);
     /* what JSON cannot say is not written, and the file stays */
     p[1][0] = NAN;
     assert_int_equal(findings_write(FILE_NAME, &f, NULL), ERR_INTERNAL);
@@ -106,7 +133,19 @@ static void malformed(void **state)
         {"{}\n", ERR_FORMAT, 1},
         {"[]\n", ERR_FORMAT, 1},
         {"not json\n", ERR_FORMAT, 1},
+        {"{\"format\":\"radapt-findings/3\"}\n", ERR_FORMAT, 1},
         {"{\"format\":\"radapt-findings/2\"}\n", ERR_FORMAT, 1},
+        {MODEL_OF("multiclass") FOUND("[" ONE("x") "]"), ERR_OK, 0},
+        {MODEL_OF("guess") FOUND("[" ONE("x") "]"), ERR_FORMAT, 1},
+        {MODEL_OF("multiclass") FOUND("[" ONE("x") "," ONE("y") "]"), ERR_FORMAT, 2}, /* of classes there is one */
+        {MODEL_OF("ordinal") FOUND("[]"), ERR_FORMAT, 2},
+        {MODEL_OF("ordinal") FOUND("[" ONE("y") "]"), ERR_OK, 0},
+        {MODEL_OF("multilabel") FOUND("[]"), ERR_OK, 0},
+        {MODEL_OF("multilabel") FOUND("[" ONE("y") "," ONE("x") "]"), ERR_OK, 0},
+        {MODEL_OF("multilabel") FOUND("[" ONE("y") "," ONE("y") "]"), ERR_FORMAT, 2},
+        {MODEL_OF("multilabel") FOUND("[" ONE("z") "]"), ERR_FORMAT, 2},
+        {MODEL_OF("multilabel") FOUND("{}"), ERR_FORMAT, 2},
+        {MODEL_OF("multilabel") "{\"study\":\"" KEY_A "\",\"probability\":{\"x\":1,\"y\":0}}\n", ERR_FORMAT, 2},
         {MODEL "{\"study\":\"" KEY_A, ERR_FORMAT, 2}, /* cut off */
         {MODEL "{}\n", ERR_FORMAT, 2},
         {MODEL STUDY(KEY_A, "z", "{\"x\":1,\"y\":0}", "[]"), ERR_FORMAT, 2},

@@ -392,65 +392,84 @@ static void koleo_at_its_edges(void **state)
     device_close(&d);
 }
 
-/* --- hard labels */
+/* --- the classifier's losses */
 
 typedef struct {
     size_t N, K;
-    const int32_t *label;
-    const double *class_weight;
-    double smoothing, w;
+    const double *target, *weight; /* weight NULL: softmax */
+    double w;
 } classes;
 
-/* As torch's CrossEntropyLoss(weight, label_smoothing), mean reduction. */
-static double label_loss(const double *x, const void *ctx)
+static double softmax_loss(const double *z, const void *ctx)
 {
     const classes *s = ctx;
-    double total = 0, norm = 0;
+    double total = 0;
     for (size_t i = 0; i < s->N; i++) {
-        const double *z = x + i * s->K;
-        double sum = 0, smooth = 0;
-        for (size_t k = 0; k < s->K; k++) sum += exp(z[k]);
-        for (size_t k = 0; k < s->K; k++)
-            smooth += (s->class_weight ? s->class_weight[k] : 1) * (log(sum) - z[k]) / (double)s->K;
-        double weight = s->class_weight ? s->class_weight[s->label[i]] : 1;
-        norm += weight;
-        total += (1 - s->smoothing) * weight * (log(sum) - z[s->label[i]]) + s->smoothing * smooth;
+        double sum = 0;
+        for (size_t k = 0; k < s->K; k++) sum += exp(z[i * s->K + k]);
+        for (size_t k = 0; k < s->K; k++) total -= s->target[i * s->K + k] * log(exp(z[i * s->K + k]) / sum);
     }
-    return s->w * total / norm;
+    return s->w * total;
 }
 
-static void softmax_ce(void **state)
+static double sigmoid_loss(const double *z, const void *ctx)
+{
+    const classes *s = ctx;
+    double total = 0;
+    for (size_t i = 0; i < s->N * s->K; i++) {
+        double p = 1 / (1 + exp(-z[i]));
+        total -= s->weight[i] * (s->target[i] * log(p) + (1 - s->target[i]) * log(1 - p));
+    }
+    return s->w * total;
+}
+
+/* Targets hard or soft, some of weight 0; loss and gradient against the definitions and their finite differences. */
+static void label_ce(void **state)
 {
     (void)state;
     static const struct {
+        const char *name;
         size_t N, K;
-        bool weighted;
-        double smoothing, w;
-    } rows[] = {{1, 2, false, 0, 1}, {7, 3, true, 0.1, 1}, {33, 5, true, 0, 0.5}, {4, 8, false, 0.2, 2}};
+        bool soft;
+        double w;
+        double (*loss)(const double *, const void *);
+    } rows[] = {{"softmax of one", 1, 2, false, 1, softmax_loss}, {"softmax", 33, 5, false, 0.5, softmax_loss},
+                {"soft targets", 7, 3, true, 2, softmax_loss},    {"sigmoid of one", 1, 1, false, 1, sigmoid_loss},
+                {"sigmoid", 33, 5, false, 0.5, sigmoid_loss},     {"sigmoid, soft", 7, 3, true, 2, sigmoid_loss}};
     device d = open_device(COMPUTE_AUTO);
     for (size_t s = 0; s < sizeof rows / sizeof *rows; s++) {
-        err e = {0};
         size_t N = rows[s].N, K = rows[s].K;
+        bool sigmoid = rows[s].loss == sigmoid_loss;
         values x = make(&d, N * K, 1, 2, true), g = make(&d, N * K, 2, 1, true), loss = make(&d, 1, 3, 0, true);
-        values weight = make(&d, K, 4, 1, true);
-        int32_t label[33];
-        dv *dlabel;
-        rng r = rng_at(6, RNG_TEST, s, 0);
-        for (size_t i = 0; i < N; i++) label[i] = (int32_t)rng_below(&r, (uint32_t)K);
-        for (size_t k = 0; k < K; k++) weight.v[k] = ((float *)weight.p)[k] = fabsf(((float *)weight.p)[k]) + 0.1f;
-        ASSERT_OK(d.op->alloc(&d, sizeof label, &dlabel, &e));
-        d.op->upload(&d, dlabel, label, sizeof label);
-        classes ctx = {N, K, label, rows[s].weighted ? weight.v : NULL, (float)rows[s].smoothing, rows[s].w};
-        double *want = room(N * K), expected = label_loss(x.v, &ctx);
-        differences(label_loss, &ctx, x.v, N * K, 1e-5, want);
-        d.op->softmax_ce(&d, loss.p, g.p, x.p, dlabel, rows[s].weighted ? weight.p : NULL, (float)rows[s].smoothing,
-                         (float)rows[s].w, N, K);
-        near("loss", at(&d, &loss, 0), expected, 1e-5);
-        close_to(&d, "dlogits", s, &g, want, 1e-5);
+        values target = make(&d, N * K, 4, 1, true), weight = make(&d, N * K, 5, 1, true);
+        for (size_t i = 0; i < N * K; i++) {
+            float t = fabsf(((float *)target.p)[i]), c = fabsf(((float *)weight.p)[i]);
+            t = rows[s].soft ? fminf(t, 1) : t > 0.7f;
+            target.v[i] = ((float *)target.p)[i] = t;
+            weight.v[i] = ((float *)weight.p)[i] = c < 0.3f ? 0 : c;
+        }
+        classes ctx = {N, K, target.v, weight.v, rows[s].w};
+        double *want = room(N * K), expected = rows[s].loss(x.v, &ctx);
+        differences(rows[s].loss, &ctx, x.v, N * K, 1e-5, want);
+        if (sigmoid)
+            d.op->sigmoid_ce(&d, loss.p, g.p, x.p, target.p, weight.p, (float)rows[s].w, N, K);
+        else
+            d.op->softmax_ce(&d, loss.p, g.p, x.p, target.p, (float)rows[s].w, N, K);
+        near(rows[s].name, at(&d, &loss, 0), expected, 1e-5);
+        close_to(&d, rows[s].name, s, &g, want, 1e-5);
         free(want);
-        d.op->free(&d, dlabel);
-        drop(&d, &x), drop(&d, &g), drop(&d, &loss), drop(&d, &weight);
+        drop(&d, &x), drop(&d, &g), drop(&d, &loss), drop(&d, &target), drop(&d, &weight);
     }
+    /* Logits at which exp overflows: the loss is the distance, the gradient one or nothing. */
+    values x = make(&d, 2, 1, 0, true), g = make(&d, 2, 2, 1, true), loss = make(&d, 1, 3, 0, true);
+    values target = make(&d, 2, 4, 0, true), weight = make(&d, 2, 5, 0, true);
+    ((float *)x.p)[0] = 1000, ((float *)x.p)[1] = -1000;
+    ((float *)weight.p)[0] = ((float *)weight.p)[1] = 1;
+    d.op->sigmoid_ce(&d, loss.p, g.p, x.p, target.p, weight.p, 1, 1, 2);
+    near("far out", at(&d, &loss, 0), 1000, 1e-6);
+    near("far out: gradient", at(&d, &g, 0), 1, 1e-6);
+    near("far out: gradient", at(&d, &g, 1), 0, 1e-6);
+    drop(&d, &x), drop(&d, &g), drop(&d, &loss), drop(&d, &target), drop(&d, &weight);
     device_close(&d);
 }
 
@@ -495,7 +514,7 @@ int main(void)
         cmocka_unit_test(soft_ce),
         cmocka_unit_test(teacher_softmax),
         cmocka_unit_test(teacher_without_rows),
-        cmocka_unit_test(softmax_ce),
+        cmocka_unit_test(label_ce),
         cmocka_unit_test(koleo),
         cmocka_unit_test(koleo_at_its_edges),
         cmocka_unit_test(threads_do_not_matter),

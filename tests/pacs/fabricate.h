@@ -89,30 +89,46 @@ static inline void fabricate(const fabricated *c, study_identity *t, findings *f
     f->n_studies = 1;
     f->studies = calloc(1, sizeof *f->studies);
     study_finding *s = f->studies;
-    s->label = 1;
+    s->found = calloc(3, sizeof *s->found);
+    s->n_found = 1;
+    finding *one = s->found;
+    one->label = 1;
     s->probability = calloc(3, sizeof *s->probability);
     s->probability[0] = 0.125, s->probability[1] = 0.84375, s->probability[2] = 0.03125;
     s->frames = (int)t->n_instances * c->frames;
-    s->n_evidence = s->frames < 3 ? s->frames : 3;
-    s->evidence = calloc((size_t)s->n_evidence, sizeof *s->evidence);
-    for (int i = 0; i < s->n_evidence; i++) {
+    one->n_evidence = s->frames < 3 ? s->frames : 3;
+    one->evidence = calloc((size_t)one->n_evidence, sizeof *one->evidence);
+    for (int i = 0; i < one->n_evidence; i++) {
         const int frame = s->frames - 1 - i * (s->frames / 3);
         const size_t at = (size_t)(frame / c->frames);
-        memcpy(s->evidence[i].instance_key, t->instances[at].instance_key, KEY_HEX);
-        s->evidence[i].frame = frame % c->frames + 1;
-        s->evidence[i].weight = 0.5 / (i + 1);
+        memcpy(one->evidence[i].instance_key, t->instances[at].instance_key, KEY_HEX);
+        one->evidence[i].frame = frame % c->frames + 1;
+        one->evidence[i].weight = 0.5 / (i + 1);
     }
+}
+
+/* The study's labels as a set: probabilities p (3); each of 0.5 and more has the evidence of the first finding. */
+static inline void fabricate_set(findings *f, const double p[3])
+{
+    study_finding *s = f->studies;
+    finding first = s->found[0];
+    f->task = TASK_MULTILABEL;
+    s->n_found = 0;
+    for (int k = 0; k < 3; k++) {
+        s->probability[k] = p[k];
+        if (p[k] < 0.5) continue;
+        finding *one = &s->found[s->n_found++];
+        *one = (finding){.label = k, .n_evidence = first.n_evidence};
+        one->evidence = calloc((size_t)first.n_evidence, sizeof *one->evidence);
+        memcpy(one->evidence, first.evidence, (size_t)first.n_evidence * sizeof *one->evidence);
+    }
+    free(first.evidence);
 }
 
 static inline void fabricate_fini(study_identity *t, findings *f)
 {
     free(t->instances);
-    for (size_t i = 0; i < f->n_studies; i++) {
-        free(f->studies[i].probability);
-        free(f->studies[i].evidence);
-    }
-    free(f->studies);
-    free(f->labels);
+    findings_fini(f);
 }
 
 #endif

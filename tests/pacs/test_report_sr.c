@@ -97,20 +97,28 @@ static bool judge(const char *tool, const char *name)
     return true;
 }
 
-static bool pydicom_reads(const fabricated *c, const study_identity *t, const study_finding *s)
+static bool pydicom_reads(const fabricated *c, const study_identity *t, const findings *f)
 {
     static int missing = -1;
+    const study_finding *s = f->studies;
+    char command[2048], meanings[256] = "", numbers[64] = "";
     if (missing < 0) missing = run("/usr/bin/python3 -c 'import pydicom' 2>/dev/null");
     if (missing) return false;
-    char command[2048];
     int n = snprintf(command, sizeof command, "/usr/bin/python3 '%s/pacs/read_report.py' '%s' '%s' '", TESTS_DIR, path,
                      c->patient_name);
-    for (int i = 0; i < s->n_evidence; i++)
+    const finding *first = s->found;
+    for (int i = 0; s->n_found && i < first->n_evidence; i++)
         for (size_t k = 0; k < t->n_instances; k++)
-            if (!strcmp(t->instances[k].instance_key, s->evidence[i].instance_key))
+            if (!strcmp(t->instances[k].instance_key, first->evidence[i].instance_key))
                 n += snprintf(command + n, sizeof command - (size_t)n, "%s%s:%d", i ? "," : "", t->instances[k].sop_uid,
-                              c->frames > 1 ? s->evidence[i].frame : 0);
-    snprintf(command + n, sizeof command - (size_t)n, "' '%s'", c->label_meaning);
+                              c->frames > 1 ? first->evidence[i].frame : 0);
+    if (!s->n_found) strcpy(meanings, "All algorithms succeeded; without findings");
+    for (int i = 0; i < s->n_found; i++) {
+        size_t m = strlen(meanings), k = strlen(numbers);
+        snprintf(meanings + m, sizeof meanings - m, "%s%s", i ? "|" : "", f->labels[s->found[i].label].meaning);
+        snprintf(numbers + k, sizeof numbers - k, "%s%.4f", i ? "|" : "", s->probability[s->found[i].label]);
+    }
+    snprintf(command + n, sizeof command - (size_t)n, "' '%s' '%s'", meanings, numbers);
     assert_int_equal(run(command), 0);
     return true;
 }
@@ -137,7 +145,7 @@ static void test_judges(void **state)
             }
             assert_true(uid_valid(uid));
             for (int k = 0; k < 2; k++) skipped[k] |= !judge(tools[k], cases[i].name);
-            if (class == SR_COMPREHENSIVE_3D) no_pydicom |= !pydicom_reads(&cases[i], &t, f.studies);
+            if (class == SR_COMPREHENSIVE_3D) no_pydicom |= !pydicom_reads(&cases[i], &t, &f);
             fabricate_fini(&t, &f);
         }
     for (int k = 0; k < 2; k++)
@@ -204,7 +212,7 @@ static void change_probability(study_identity *t, findings *f)
 static void change_frame(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].evidence[0].frame = 1;
+    f->studies[0].found[0].evidence[0].frame = 1;
 }
 static void change_study(study_identity *t, findings *f)
 {
@@ -498,27 +506,27 @@ static void bad_instances(study_identity *t, findings *f)
 static void bad_evidence_instance(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].evidence[0].instance_key[0] = 'f';
+    f->studies[0].found[0].evidence[0].instance_key[0] = 'f';
 }
 static void bad_frame(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].evidence[0].frame = 31;
+    f->studies[0].found[0].evidence[0].frame = 31;
 }
 static void frame_zero(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].evidence[0].frame = 0;
+    f->studies[0].found[0].evidence[0].frame = 0;
 }
 static void no_evidence(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].n_evidence = 0;
+    f->studies[0].found[0].n_evidence = 0;
 }
 static void bad_label(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].label = 3;
+    f->studies[0].found[0].label = 3;
 }
 static void nan_probability(study_identity *t, findings *f)
 {
@@ -528,7 +536,7 @@ static void nan_probability(study_identity *t, findings *f)
 static void not_the_most_probable(study_identity *t, findings *f)
 {
     (void)t;
-    f->studies[0].label = 2;
+    f->studies[0].found[0].label = 2;
 }
 static void no_code(study_identity *t, findings *f)
 {
@@ -539,6 +547,38 @@ static void no_model(study_identity *t, findings *f)
 {
     (void)t;
     f->model_hash[0] = 0;
+}
+
+static void not_the_median(study_identity *t, findings *f)
+{
+    (void)t;
+    f->task = TASK_ORDINAL;
+    f->studies[0].found[0].label = 2;
+}
+static void two_of_one(study_identity *t, findings *f)
+{
+    (void)t;
+    f->task = TASK_MULTILABEL;
+    f->studies[0].found[1] = f->studies[0].found[0];
+    f->studies[0].found[1].evidence = calloc(1, sizeof *f->studies[0].found[1].evidence);
+    f->studies[0].n_found = 2;
+}
+static void two_classes(study_identity *t, findings *f)
+{
+    two_of_one(t, f);
+    f->task = TASK_MULTICLASS;
+}
+static void below_a_half(study_identity *t, findings *f)
+{
+    (void)t;
+    f->task = TASK_MULTILABEL;
+    f->studies[0].probability[1] = 0.49;
+}
+static void not_named(study_identity *t, findings *f)
+{
+    (void)t;
+    f->task = TASK_MULTILABEL;
+    f->studies[0].probability[2] = 0.5;
 }
 
 static void test_refusals(void **state)
@@ -562,6 +602,11 @@ static void test_refusals(void **state)
         {nan_probability, ERR_NUMERIC, "not in [0,1]"},
         {not_the_most_probable, ERR_CONFLICT, "more probable"},
         {no_code, ERR_FORMAT, "no code"},
+        {not_the_median, ERR_CONFLICT, "not the median"},
+        {two_of_one, ERR_CONFLICT, "there twice"},
+        {two_classes, ERR_FORMAT, "2 of them"},
+        {below_a_half, ERR_CONFLICT, "below 0.5"},
+        {not_named, ERR_CONFLICT, "not named"},
         {no_model, ERR_FORMAT, "no name, version or hash"},
     };
     (void)state;
@@ -628,6 +673,56 @@ static void test_hostile_text(void **state)
     fabricate_fini(&t, &f);
 }
 
+/* Sets of labels: none, one, several of them, of public and private codes; grades. */
+static void test_tasks(void **state)
+{
+    static const struct {
+        const char *name;
+        label_task task;
+        double p[3];
+        bool slow; /* also PixelMed */
+        const char *says;
+    } cases[] = {
+        {"none", TASK_MULTILABEL, {0.1, 0.2, 0.3}, true, "Each of 3 labels"},
+        {"one", TASK_MULTILABEL, {0.1, 0.5, 0.3}, false, "Each of 3 labels"},
+        {"all", TASK_MULTILABEL, {0.9, 1, 0.75}, false, "Nodule 1.0000; No finding 0.9000; Effusion 0.7500"},
+        {"a median that is not the most probable grade",
+         TASK_ORDINAL,
+         {0.4, 0.11, 0.49},
+         false,
+         "the median of 3 grades"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        study_identity t;
+        findings f;
+        err e = {0};
+        char uid[65];
+        const fabricated *c = a_case(1);
+        fabricate(c, &t, &f);
+        strcpy(f.labels[0].scheme, "SCT");
+        strcpy(f.labels[0].value, "17621005");
+        if (cases[i].task == TASK_MULTILABEL)
+            fabricate_set(&f, cases[i].p);
+        else
+            memcpy(f.studies[0].probability, cases[i].p, sizeof cases[i].p);
+        f.task = cases[i].task;
+        if (report_sr_write(path, &t, &f, f.studies, &at_a_time, uid, &e) || report_sr_lint(path, &e))
+            fail_msg("%s: %s", cases[i].name, e.msg);
+        judge("dciodvfy", cases[i].name);
+        judge("dsrdump", cases[i].name);
+        if (cases[i].slow) judge("pixelmed", cases[i].name);
+        pydicom_reads(c, &t, &f);
+        attributes *d, *parent;
+        size_t at;
+        assert_int_equal(sr_tree_read(path, &d, &e), ERR_OK);
+        const char *text = attributes_text(follow(d, "126010/125007/121106", &parent, &at), TAG_TextValue);
+        if (!strstr(text, cases[i].says)) fail_msg("%s: %s", cases[i].name, text);
+        attributes_free(d);
+        fabricate_fini(&t, &f);
+    }
+}
+
 /* A thousand classes: the comment lists the first ones, the tree holds one. */
 static void test_many_classes(void **state)
 {
@@ -641,7 +736,7 @@ static void test_many_classes(void **state)
     f.labels = realloc(f.labels, N * sizeof *f.labels);
     f.studies[0].probability = realloc(f.studies[0].probability, N * sizeof(double));
     f.n_labels = N;
-    f.studies[0].label = 500;
+    f.studies[0].found[0].label = 500;
     for (int i = 0; i < N; i++) {
         f.labels[i] = (label_code){.scheme = "99RADAPT"};
         snprintf(f.labels[i].value, sizeof f.labels[i].value, "C%d", i);
@@ -718,12 +813,12 @@ static void test_failed_write(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_judges),        cmocka_unit_test(test_pixelmed),
-        cmocka_unit_test(test_deterministic), cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_lint),          cmocka_unit_test(test_lint_references),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_hostile_text),
-        cmocka_unit_test(test_many_classes),  cmocka_unit_test(test_procedure_code),
-        cmocka_unit_test(test_failed_write),
+        cmocka_unit_test(test_judges),          cmocka_unit_test(test_pixelmed),
+        cmocka_unit_test(test_tasks),           cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_changes),         cmocka_unit_test(test_lint),
+        cmocka_unit_test(test_lint_references), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_hostile_text),    cmocka_unit_test(test_many_classes),
+        cmocka_unit_test(test_procedure_code),  cmocka_unit_test(test_failed_write),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
