@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapt/checkpoint.h"
+#include "adapt/adapter.h"
 #include "adapt/metrics.h"
 #include "adapt/probe.h"
 #include "adapt/task.h"
@@ -16,23 +16,37 @@
 #define FORMAT_TASK "radapt-bundle/2"
 enum { LABELS_MAX = 1000, EVIDENCE_MAX = 8, CHUNK_FRAMES = 4096 };
 
-static const char *const methods[] = {"linear", "apla", "full"};
-
 struct bundle {
     bundle_info info;
     char hash[HASH_HEX];
     device *d;
     vit *m;
-    param_set backbone;
     float *weight, *bias; /* (outputs, dim), (outputs): task.h */
     view_options view;
 };
 
 /* --- metadata */
 
+static void rename_base(param *p)
+{
+    char name[sizeof p->name];
+    memcpy(name, p->name, sizeof name);
+    snprintf(p->name, sizeof p->name, "base.%.80s", name);
+}
+
+err_code bundle_params(const bundle_info *info, const param_set *ps, param_set *both, err *e)
+{
+    size_t base = info->base_params ? info->base_params->n : 0, n = base + ps->n;
+    *both = (param_set){.p = calloc(n + 1, sizeof *both->p), .n = n, .capacity = n};
+    if (!both->p) FAIL(e, NOMEM, "model bundle: no memory for a list of %zu tensors", n);
+    for (size_t i = 0; i < n; i++) both->p[i] = i < base ? info->base_params->p[i] : ps->p[i - base];
+    for (size_t i = 0; i < base; i++) rename_base(&both->p[i]);
+    return ERR_OK;
+}
+
 err_code bundle_write(const char *path, device *d, const param_set *ps, const bundle_info *info, err *e)
 {
-    char heads[16], rows[16], seed[32], size[16], share[32];
+    char heads[16], size[16], share[32];
     json_t *labels = json_array();
     int bad = !labels;
     for (int i = 0; i < info->n_labels; i++) {
@@ -44,11 +58,9 @@ err_code bundle_write(const char *path, device *d, const param_set *ps, const bu
     json_decref(labels);
     if (!text) FAIL(e, INTERNAL, "model bundle: a label is not UTF-8");
     snprintf(heads, sizeof heads, "%d", info->heads);
-    snprintf(rows, sizeof rows, "%d", info->peft.rows);
-    snprintf(seed, sizeof seed, "%llu", (unsigned long long)info->peft.seed);
     snprintf(size, sizeof size, "%d", info->size);
     snprintf(share, sizeof share, "%.9g", (double)info->share);
-    const checkpoint_meta meta[] = {
+    const checkpoint_meta own[] = {
         {"bundle.format", info->task == TASK_MULTICLASS ? FORMAT_NAME : FORMAT_TASK},
         {"bundle.task", findings_task_name(info->task)},
         {"bundle.backbone", info->backbone},
@@ -56,9 +68,6 @@ err_code bundle_write(const char *path, device *d, const param_set *ps, const bu
         {"bundle.backbone_random", info->backbone_random},
         {"bundle.normalisation", info->normalisation},
         {"bundle.heads", heads},
-        {"bundle.method", methods[info->peft.method]},
-        {"bundle.rows", rows},
-        {"bundle.rows_seed", seed},
         {"bundle.window", info->window},
         {"bundle.size", size},
         {"bundle.share", share},
@@ -67,7 +76,19 @@ err_code bundle_write(const char *path, device *d, const param_set *ps, const bu
         {"bundle.metrics", info->metrics_json},
         {"bundle.labels", text},
     };
-    err_code rc = checkpoint_write(path, d, ps, false, false, NULL, 0, meta, sizeof meta / sizeof *meta, e);
+    enum { OWN = sizeof own / sizeof *own };
+    adapter_text methods[2];
+    checkpoint_meta meta[OWN + 2 * ADAPTER_KEYS];
+    size_t n = OWN;
+    memcpy(meta, own, sizeof own);
+    adapter_describe(&info->peft, "bundle.", &methods[0]);
+    adapter_describe(&info->base, "bundle.base.", &methods[1]);
+    for (int i = 0; i < (info->base.method == METHOD_LINEAR ? 1 : 2); i++)
+        for (size_t k = 0; k < methods[i].n; k++) meta[n++] = methods[i].meta[k];
+    param_set all;
+    err_code rc = bundle_params(info, ps, &all, e);
+    if (!rc) rc = checkpoint_write(path, d, &all, false, false, NULL, 0, meta, n, e);
+    free(all.p);
     free(text);
     return rc;
 }
@@ -119,8 +140,7 @@ static bool parse_labels(const safetensors *s, bundle_info *out)
 
 static err_code parse_info(const safetensors *s, bundle_info *out, err *e)
 {
-    char method[16], seed[32], *end;
-    double heads, rows, size, share;
+    double heads, size, share;
     const char *format = safetensors_meta(s, "bundle.format");
     *out = (bundle_info){0};
     if (!format) FAIL(e, FORMAT, "not a model bundle of this program");
@@ -132,24 +152,19 @@ static err_code parse_info(const safetensors *s, bundle_info *out, err *e)
                 meta_text(s, "backbone_path", out->backbone_path, sizeof out->backbone_path) &&
                 meta_text(s, "backbone_random", out->backbone_random, sizeof out->backbone_random) &&
                 meta_text(s, "normalisation", out->normalisation, sizeof out->normalisation) &&
-                meta_text(s, "method", method, sizeof method) && meta_text(s, "rows_seed", seed, sizeof seed) &&
+                adapter_spec(s, "bundle.", &out->peft) &&
+                (!safetensors_meta(s, "bundle.base.method") || adapter_spec(s, "bundle.base.", &out->base)) &&
                 meta_text(s, "window", out->window, sizeof out->window) &&
                 meta_text(s, "split", out->split_hash, sizeof out->split_hash) &&
                 meta_text(s, "version", out->version, sizeof out->version) &&
                 meta_text(s, "metrics", out->metrics_json, sizeof out->metrics_json) &&
-                meta_number(s, "heads", 1, 1024, &heads) && meta_number(s, "rows", 0, 65536, &rows) &&
-                meta_number(s, "size", 1, 4096, &size) && meta_number(s, "share", 1e-3, 4, &share) &&
-                parse_labels(s, out);
-    size_t k = 0;
-    while (good && k < 3 && strcmp(method, methods[k])) k++;
-    if (!good || k == 3) {
+                meta_number(s, "heads", 1, 1024, &heads) && meta_number(s, "size", 1, 4096, &size) &&
+                meta_number(s, "share", 1e-3, 4, &share) && parse_labels(s, out);
+    if (!good) {
         bundle_info_fini(out);
         FAIL(e, FORMAT, "model bundle: its metadata is damaged");
     }
     out->heads = (int)heads;
-    out->peft.method = (peft_method)k;
-    out->peft.rows = (int)rows;
-    out->peft.seed = strtoull(seed, &end, 10);
     out->size = (int)size;
     out->share = (float)share;
     return ERR_OK;
@@ -209,6 +224,19 @@ static err_code read_tensor(const safetensors *s, const char *name, size_t rows,
     return ERR_OK;
 }
 
+/* What was trained, into the backbone: a pass then costs what the backbone's does. */
+static err_code apply(bundle *b, const safetensors *s, const peft_spec *spec, bool base, err *e)
+{
+    param_set ps = {0};
+    if (spec->method == METHOD_LINEAR) return ERR_OK;
+    err_code rc = vit_train(b->m, spec, &ps, e);
+    for (size_t i = 0; base && i < ps.n; i++) rename_base(&ps.p[i]);
+    if (!rc) rc = checkpoint_load(s, b->d, &ps, false, NULL, 0, e);
+    if (!rc) rc = vit_merge(b->m, base && b->info.peft.method != METHOD_LINEAR, e);
+    param_set_free(b->d, &ps);
+    return rc;
+}
+
 static err_code load(bundle *b, const safetensors *s, const char *backbone_path, err *e)
 {
     TRY(parse_info(s, &b->info, e));
@@ -217,10 +245,8 @@ static err_code load(bundle *b, const safetensors *s, const char *backbone_path,
     b->view.share = b->info.share;
     TRY(open_backbone(b, backbone_path, e));
     size_t C = (size_t)vit_get_config(b->m)->dim, O = (size_t)task_outputs(b->info.task, b->info.n_labels);
-    if (b->info.peft.method != METHOD_LINEAR) {
-        TRY(vit_train(b->m, &b->info.peft, &b->backbone, e));
-        TRY(checkpoint_load(s, b->d, &b->backbone, false, NULL, 0, e));
-    }
+    TRY(apply(b, s, &b->info.base, true, e));
+    TRY(apply(b, s, &b->info.peft, false, e));
     b->weight = malloc(O * C * sizeof *b->weight);
     b->bias = malloc(O * sizeof *b->bias);
     if (!b->weight || !b->bias) FAIL(e, NOMEM, "model bundle: no memory");
@@ -252,7 +278,6 @@ void bundle_close(bundle *b)
 {
     if (!b) return;
     vit_close(b->m);
-    param_set_free(b->d, &b->backbone);
     bundle_info_fini(&b->info);
     free(b->weight);
     free(b->bias);
@@ -388,7 +413,7 @@ static err_code describe(const bundle *b, findings *out, err *e)
     snprintf(out->version, sizeof out->version, "%s", i->version);
     memcpy(out->model_hash, b->hash, HASH_HEX);
     snprintf(out->parameters, sizeof out->parameters, "method=%s backbone=%.12s size=%d window=%s",
-             methods[i->peft.method], i->backbone, i->size, *i->window ? i->window : "auto");
+             peft_name(i->peft.method), i->backbone, i->size, *i->window ? i->window : "auto");
     out->task = i->task;
     out->labels = malloc((size_t)i->n_labels * sizeof *out->labels);
     if (!out->labels) FAIL(e, NOMEM, "no memory for %d labels", i->n_labels);

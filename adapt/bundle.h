@@ -14,8 +14,10 @@ typedef struct bundle_info {
     char backbone_random[128];         /* "vit-ti/16 seed=7" when it was a random init */
     char normalisation[16];            /* vit_source.normalisation; "": auto */
     int heads;                         /* of the backbone */
-    peft_spec peft;  /* what vit_train was called with: its tensors are in the bundle. METHOD_LINEAR: none */
-    char window[64]; /* window_parse text; "": auto */
+    peft_spec peft; /* what vit_train was called with: its tensors are in the bundle. METHOD_LINEAR: none */
+    peft_spec base; /* an adapter of another method that was merged before that; METHOD_LINEAR: none */
+    const param_set *base_params; /* its tensors, for bundle_write; not read back */
+    char window[64];              /* window_parse text; "": auto */
     int size;
     float share;
     char split_hash[HASH_HEX], version[65];
@@ -25,7 +27,9 @@ typedef struct bundle_info {
     int n_labels;
 } bundle_info;
 
-/* Writes the masters of ps (backbone's trained tensors, head.weight, head.bias). Atomic. */
+/* Every tensor of a bundle: base_params' behind "base.", then ps's. Shallow: free both->p alone. */
+err_code bundle_params(const bundle_info *info, const param_set *ps, param_set *both, err *e);
+/* Writes the masters of ps (backbone's trained tensors, head.weight, head.bias) and of base_params. Atomic. */
 err_code bundle_write(const char *path, device *d, const param_set *ps, const bundle_info *info, err *e);
 /* The metadata alone; free with bundle_info_fini. */
 err_code bundle_read_info(const char *path, bundle_info *info, err *e);

@@ -290,12 +290,11 @@ static err_code result_path(const finetune_job *j, char out[FILE_PATH_MAX], err 
 
 static err_code write_result(const finetune_job *j, err *e)
 {
-    static const char *const methods[] = {"linear", "apla", "full"};
     char path[FILE_PATH_MAX];
     const finetune_result *r = j->out;
     TRY(result_path(j, path, e));
     json_t *root = json_pack("{s:s,s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:o,s:o}", "format", FORMAT_NAME, "identity",
-                             j->identity, "method", methods[j->o->method], "task", findings_task_name(j->c->task),
+                             j->identity, "method", peft_name(j->o->method), "task", findings_task_name(j->c->task),
                              "steps", (json_int_t)r->steps, "best_step", (json_int_t)j->best_step, "seconds",
                              real(r->seconds), "images_per_s", real(r->images_per_s), "validation",
                              metrics_pack(&r->validation), "test", r->has_test ? metrics_pack(&r->test) : json_null());
@@ -360,6 +359,7 @@ static err_code train(finetune_job *j, finetune_seen *all, err *e)
         TRY(rc);
     }
     TRY(finetune_train(j, e));
+    TRY(vit_merge(j->m, false, e)); /* as the bundle will be */
     return finetune_fit_look(j, all, every, 0, "evaluate", e);
 }
 
@@ -389,10 +389,13 @@ err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetun
     bool done = false;
     head h = {0};
     finetune_seen all = {0};
-    err_code rc;
     *out = (finetune_result){0};
     TRY(check(m, adapter, c, o, info, e));
-    TRY(finetune_identity(m, adapter, c, o, identity, e));
+    param_set trained;
+    TRY(bundle_params(info, adapter, &trained, e));
+    err_code rc = finetune_identity(m, &trained, c, o, identity, e);
+    free(trained.p);
+    TRY(rc);
     TRY(file_mkdirs(run_dir, e));
     finetune_job j = {.m = m,
                       .d = vit_device(m),

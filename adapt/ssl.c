@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "adapt/checkpoint.h"
+#include "adapt/adapter.h"
 #include "adapt/ssl_data.h"
 #include "adapt/ssl_eval.h"
 #include "adapt/ssl_mask.h"
@@ -168,7 +168,12 @@ static void config_hash(run *r)
                         o.view.size,
                         o.view.share,
                         (double)o.view.window.mode,
-                        (double)vit_device(r->m)->ct};
+                        (double)vit_device(r->m)->ct,
+                        o.peft.rank,
+                        (double)o.peft.alpha,
+                        o.peft.targets,
+                        o.peft.prompts,
+                        o.peft.deep};
     hash_add(h, v, sizeof v);
     for (int i = 0; i < 3; i++) {
         const voi_window *w = &o.view.window.fixed[i];
@@ -291,17 +296,10 @@ static err_code restore_best(run *r, err *e)
 /* The stage's product: the teacher's trainable backbone weights. */
 static err_code save_adapter(run *r, err *e)
 {
-    char path[FILE_PATH_MAX], rows[32], seed[32];
+    char path[FILE_PATH_MAX];
     TRY(in_dir(r, "adapter.safetensors", path, e));
-    snprintf(rows, sizeof rows, "%d", r->o->peft.rows);
-    snprintf(seed, sizeof seed, "%" PRIu64, r->o->peft.seed);
-    const checkpoint_meta meta[] = {{"format", "radapt-adapter/1"},
-                                    {"backbone", vit_hash(r->m)},
-                                    {"method", r->o->peft.method == METHOD_FULL ? "full" : "apla"},
-                                    {"rows", rows},
-                                    {"peft_seed", seed}};
     param_set backbone = {.p = r->ps.p, .n = r->n_backbone};
-    return checkpoint_write(path, r->step.d, &backbone, false, true, NULL, 0, meta, sizeof meta / sizeof *meta, e);
+    return adapter_write(path, r->m, &backbone, &r->o->peft, e);
 }
 
 /* The end: the best teacher's adapter, then result.json, which says that it is all there; what only a run under way

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "cli/binding.h"
 #include "cli/cmd.h"
+#include "cli/method.h"
 #include "cli/stage.h"
 
 #define AT(field) offsetof(ssl_options, field)
@@ -63,7 +64,8 @@ enum { FIELDS = sizeof fields / sizeof *fields };
 
 static err_code recipe(const options *o, ssl_options *out, err *e)
 {
-    peft_method method = strcmp(options_text(o, "adapt.method"), "full") ? METHOD_APLA : METHOD_FULL;
+    peft_method method = METHOD_APLA;
+    peft_find(options_text(o, "adapt.method"), &method);
     return ssl_recipe(options_text(o, "adapt.recipe"), method, out, e);
 }
 
@@ -91,7 +93,8 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     TRY(stage_backbone(s, e));
     TRY(recipe(o, &so, e));
     binding_take(o, fields, FIELDS, &so);
-    so.seed = so.peft.seed = (uint64_t)options_int(o, "seed");
+    TRY(method_spec(o, "adapt", &so.peft, e));
+    so.seed = so.peft.seed;
     TRY(stage_view(s, &so.view, e));
     out->frames = count_training(&s->cohort);
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;

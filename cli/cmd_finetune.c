@@ -6,10 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "adapt/checkpoint.h"
+#include "adapt/adapter.h"
 #include "base/log.h"
 #include "cli/binding.h"
 #include "cli/cmd.h"
+#include "cli/method.h"
 #include "cli/stage.h"
 
 #define AT(field) offsetof(finetune_options, field)
@@ -32,11 +33,6 @@ static const binding fields[] = {
 };
 #undef AT
 enum { FIELDS = sizeof fields / sizeof *fields };
-
-static peft_method method_of(const char *name)
-{
-    return !strcmp(name, "linear") ? METHOD_LINEAR : !strcmp(name, "full") ? METHOD_FULL : METHOD_APLA;
-}
 
 err_code cmd_finetune_defaults(options *o, err *e)
 {
@@ -97,28 +93,40 @@ static bool is_for_backbone(const char *path, const void *backbone_hash)
     return same;
 }
 
-/* Makes the adapter's weights trainable and loads them. */
-static err_code load_adapter(stage *s, const safetensors *f, peft_spec *spec, err *e)
+/* What fine-tuning starts from: the adapter's own tensors go on where the method is the same (and its numbers, or none
+ * were given); else they become part of the backbone, and the wanted method's come on top. */
+static err_code load_adapter(stage *s, const safetensors *f, const peft_spec *wanted, peft_spec *spec, peft_spec *base,
+                             err *e)
 {
-    const char *backbone = safetensors_meta(f, "backbone"), *method = safetensors_meta(f, "method"),
-               *rows = safetensors_meta(f, "rows"), *seed = safetensors_meta(f, "peft_seed");
-    if (!backbone || !method || !rows || !seed) FAIL(e, FORMAT, "this is no adapter of radapt's");
-    if (strcmp(backbone, vit_hash(s->vit))) FAIL(e, CONFLICT, "the adapter was made on another backbone");
-    *spec = (peft_spec){.method = method_of(method), .rows = atoi(rows), .seed = strtoull(seed, NULL, 10)};
-    TRY(vit_train(s->vit, spec, &s->params, e));
-    return checkpoint_load(f, &s->device, &s->params, false, NULL, 0, e);
+    peft_spec found;
+    TRY(adapter_load(f, s->vit, false, &s->params, &found, e));
+    if (wanted->method == METHOD_LINEAR) {
+        *spec = found;
+        return vit_merge(s->vit, false, e);
+    }
+    if (wanted->method == found.method && (!method_given(s->o, "finetune") || peft_same(wanted, &found))) {
+        *spec = found;
+        return ERR_OK;
+    }
+    TRY(vit_merge(s->vit, true, e));
+    s->base = s->params;
+    s->params = (param_set){0};
+    *base = found;
+    *spec = *wanted;
+    return vit_train(s->vit, wanted, &s->params, e);
 }
 
 /* Chooses and loads what fine-tuning starts from. from: hash of the adapter's file, or "none". */
-static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, char from[HASH_HEX], bool *adapted,
-                               err *e)
+static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, peft_spec *base, char from[HASH_HEX],
+                               bool *adapted, err *e)
 {
     const options *o = s->o;
     char found[FILE_PATH_MAX];
     err why = {0};
-    *spec = (peft_spec){0};
+    peft_spec wanted;
+    *spec = *base = (peft_spec){0};
+    TRY(method_spec(o, "finetune", &wanted, e));
     if (!adapter) adapter = options_text(o, "finetune.adapter");
-    peft_method wanted = method_of(options_text(o, "finetune.method"));
     *adapted = strcmp(adapter, "none");
     if (!strcmp(adapter, "auto")) {
         *adapted = !stage_newest(s, "adapt", "adapter.safetensors", is_for_backbone, vit_hash(s->vit), found, NULL);
@@ -129,28 +137,22 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, c
     }
     snprintf(from, HASH_HEX, "none");
     if (!*adapted) {
-        *spec = (peft_spec){.method = wanted,
-                            .rows = (int)options_int(o, "finetune.rows"),
-                            .seed = (uint64_t)options_int(o, "seed")};
-        return wanted == METHOD_LINEAR ? ERR_OK : vit_train(s->vit, spec, &s->params, e);
+        *spec = wanted;
+        return wanted.method == METHOD_LINEAR ? ERR_OK : vit_train(s->vit, spec, &s->params, e);
     }
     safetensors f;
     if (hash_file(adapter, from, &why)) return stage_blame("--adapter", adapter, &why, e);
     if (safetensors_open(&f, adapter, &why)) return stage_blame("--adapter", adapter, &why, e);
-    err_code rc = load_adapter(s, &f, spec, &why);
+    err_code rc = load_adapter(s, &f, &wanted, spec, base, &why);
     safetensors_close(&f);
     if (rc) return stage_blame("--adapter", adapter, &why, e);
-    if (wanted != METHOD_LINEAR && wanted != spec->method)
-        FAIL(e, USAGE,
-             "--method %s cannot start from an adapter of the other method: --adapter none, or --method linear",
-             options_text(o, "finetune.method"));
     return ERR_OK;
 }
 
 /* --- the stage
  * ------------------------------------------------------------------------------------------------------------- */
 
-static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, err *e)
+static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, const peft_spec *base, err *e)
 {
     const options *o = s->o;
     const cohort *c = &s->cohort;
@@ -161,6 +163,8 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, err
     snprintf(info->normalisation, sizeof info->normalisation, "%s", options_text(o, "normalisation"));
     info->heads = (int)options_int(o, "backbone-heads");
     info->peft = *spec;
+    info->base = *base;
+    info->base_params = &s->base;
     if (strlen(window) >= sizeof info->window) FAIL(e, USAGE, "--window is too long");
     snprintf(info->window, sizeof info->window, "%s", window);
     info->size = (int)options_int(o, "size");
@@ -181,16 +185,16 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, err
 static err_code finetune(stage *s, const char *adapter, bundle_info *info, finetune_outcome *out, err *e)
 {
     const options *o = s->o;
-    peft_spec spec;
+    peft_spec spec, base;
     finetune_options fo;
     char from[HASH_HEX], codes[HASH_HEX], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
-    TRY(prepare_params(s, adapter, &spec, from, &out->adapted, e));
-    TRY(describe(s, info, &spec, e));
+    TRY(prepare_params(s, adapter, &spec, &base, from, &out->adapted, e));
+    TRY(describe(s, info, &spec, &base, e));
     hash_buffer(info->labels, (size_t)info->n_labels * sizeof *info->labels, codes);
     finetune_defaults(&fo);
     binding_take(o, fields, FIELDS, &fo);
     take_choices(o, &fo);
-    fo.method = method_of(options_text(o, "finetune.method"));
+    peft_find(options_text(o, "finetune.method"), &fo.method);
     fo.seed = (uint64_t)options_int(o, "seed");
     TRY(stage_view(s, &fo.view, e));
     const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;

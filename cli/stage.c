@@ -164,9 +164,10 @@ err_code stage_device(stage *s, err *e)
 void stage_backbone_close(stage *s)
 {
     if (s->has_device) param_set_free(&s->device, &s->params);
+    if (s->has_device) param_set_free(&s->device, &s->base);
     if (s->vit) vit_close(s->vit);
     s->vit = NULL;
-    s->params = (param_set){0};
+    s->params = s->base = (param_set){0};
 }
 
 err_code stage_backbone(stage *s, err *e)

@@ -29,7 +29,7 @@ typedef struct stage {
     device device;
     bool has_device;
     vit *vit;
-    param_set params;
+    param_set params, base;            /* what trains; an adapter's that was merged before */
     char backbone_path[FILE_PATH_MAX]; /* absolute; empty: random */
     char backbone_random[128];
 } stage;

@@ -257,7 +257,9 @@ static void test_damage(void **state)
         {"bundle.size", "-32", NULL, NULL, ERR_FORMAT},
         {"bundle.size", "1e9", NULL, NULL, ERR_FORMAT},
         {"bundle.share", "nan", NULL, NULL, ERR_FORMAT},
-        {"bundle.rows", NULL, NULL, NULL, ERR_FORMAT},
+        {"bundle.peft_seed", NULL, NULL, NULL, ERR_FORMAT},
+        {"bundle.method", "lora", NULL, NULL, ERR_FORMAT}, /* of what rank? */
+        {"bundle.method", "bitfit", NULL, NULL, ERR_COUNT},
         {"bundle.window", "wide open", NULL, NULL, ERR_USAGE},
         {"bundle.labels", "[]", NULL, NULL, ERR_FORMAT},
         {"bundle.labels", "{", NULL, NULL, ERR_FORMAT},

@@ -19,7 +19,14 @@ typedef struct {
 static void model_open(world *w, model *k, peft_method method, const cohort *c)
 {
     err e = {0};
-    *k = (model){.info = {.peft = {.method = method, .rows = method == METHOD_APLA ? 16 : 0, .seed = 9}}};
+    *k = (model){.info = {.peft = {.method = method,
+                                   .rows = method == METHOD_APLA ? 16 : 0,
+                                   .seed = 9,
+                                   .rank = 4,
+                                   .alpha = 8,
+                                   .targets = PEFT_Q | PEFT_V | PEFT_FC1,
+                                   .prompts = 3,
+                                   .deep = true}}};
     snprintf(k->info.backbone_random, sizeof k->info.backbone_random, "%s seed=5", WORLD_BACKBONE);
     k->m = world_vit(w);
     if (method != METHOD_LINEAR) ASSERT_OK(vit_train(k->m, &k->info.peft, &k->adapter, &e));
@@ -237,6 +244,68 @@ static void test_apla(void **state)
 static void test_full(void **state)
 {
     check_joint(*state, METHOD_FULL, "full", "full-parts");
+}
+
+static void test_lora(void **state)
+{
+    check_joint(*state, METHOD_LORA, "lora", "lora-parts");
+}
+
+static void test_bitfit(void **state)
+{
+    check_joint(*state, METHOD_BITFIT, "bitfit", "bitfit-parts");
+}
+
+static void test_vpt(void **state)
+{
+    check_joint(*state, METHOD_VPT, "vpt", "vpt-parts");
+}
+
+/* An adapter of one method becomes part of the backbone, and another method trains on top: the bundle holds both. */
+static void test_on_top(void **state)
+{
+    world *w = *state;
+    static const peft_method rows[][2] = {
+        {METHOD_LORA, METHOD_APLA}, {METHOD_VPT, METHOD_LORA}, {METHOD_APLA, METHOD_BITFIT}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        err e = {0};
+        model k;
+        param_set base;
+        finetune_result r;
+        finetune_options o = tiny(rows[i][1]);
+        bundle_info got;
+        char dir[FILE_PATH_MAX], path[FILE_PATH_MAX], name[16];
+        o.epochs = 1;
+        model_open(w, &k, rows[i][0], &w->c);
+        for (size_t p = 0; p < k.adapter.n; p++) { /* as if it had been trained */
+            size_t n = k.adapter.p[p].rows * k.adapter.p[p].cols;
+            float *v = malloc(n * sizeof *v);
+            assert_non_null(v);
+            w->d.op->download(&w->d, v, k.adapter.p[p].master, n * sizeof *v);
+            rng g = rng_at(7, RNG_TEST, i, (uint32_t)p);
+            for (size_t c = 0; c < n; c++) v[c] += 0.1f * rng_normal(&g);
+            w->d.op->upload(&w->d, k.adapter.p[p].master, v, n * sizeof *v);
+            free(v);
+        }
+        w->d.op->refresh(&w->d, k.adapter.p, k.adapter.n);
+        ASSERT_OK(vit_merge(k.m, true, &e));
+        base = k.adapter;
+        k.adapter = (param_set){0};
+        k.info.base = k.info.peft;
+        k.info.base_params = &base;
+        k.info.peft.method = rows[i][1];
+        ASSERT_OK(vit_train(k.m, &k.info.peft, &k.adapter, &e));
+        snprintf(name, sizeof name, "top-%zu", i);
+        world_path(w, name, "", dir);
+        ASSERT_OK(finetune_run(k.m, &k.adapter, &w->c, &o, &k.info, dir, &r, &e));
+        check_bundle(w, name);
+        ASSERT_OK(file_path(path, &e, "%s/model.safetensors", dir));
+        ASSERT_OK(bundle_read_info(path, &got, &e));
+        assert_true(peft_same(&got.base, &k.info.base) && peft_same(&got.peft, &k.info.peft));
+        bundle_info_fini(&got);
+        model_close(w, &k);
+        param_set_free(&w->d, &base);
+    }
 }
 
 /* Number behind "name": in a line of metrics.jsonl. */
@@ -486,9 +555,10 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),      cmocka_unit_test(test_apla),         cmocka_unit_test(test_full),
-        cmocka_unit_test(test_steps_learn), cmocka_unit_test(test_best_is_kept), cmocka_unit_test(test_patience),
-        cmocka_unit_test(test_sets),        cmocka_unit_test(test_grades),       cmocka_unit_test(test_head_init),
-        cmocka_unit_test(test_options),     cmocka_unit_test(test_few)};
+        cmocka_unit_test(test_linear),    cmocka_unit_test(test_apla),        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_lora),      cmocka_unit_test(test_bitfit),      cmocka_unit_test(test_vpt),
+        cmocka_unit_test(test_on_top),    cmocka_unit_test(test_steps_learn), cmocka_unit_test(test_best_is_kept),
+        cmocka_unit_test(test_patience),  cmocka_unit_test(test_sets),        cmocka_unit_test(test_grades),
+        cmocka_unit_test(test_head_init), cmocka_unit_test(test_options),     cmocka_unit_test(test_few)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

@@ -1,5 +1,6 @@
 /* Self-supervised adaptation of a tiny random model: a run that was stopped anywhere ends with the bits of one that was
  * not, a collapse rolls back to the best state, and what comes out is that state. */
+#include "adapt/adapter.h"
 #include "adapt/ssl.h"
 #include "adapt/ssl_eval.h"
 #include "base/hash.h"
@@ -26,7 +27,13 @@ static ssl_options tiny(peft_method method)
     o.prototypes = 64;
     o.view = (view_options){.size = 32, .share = 1};
     o.checkpoint_minutes = 0; /* after every step */
-    o.peft.rows = method == METHOD_APLA ? 16 : 0;
+    o.peft = (peft_spec){.method = method,
+                         .rows = method == METHOD_APLA ? 16 : 0,
+                         .rank = 4,
+                         .alpha = 8,
+                         .targets = PEFT_Q | PEFT_V,
+                         .prompts = 3,
+                         .deep = true};
     return o;
 }
 
@@ -168,6 +175,54 @@ static void test_full(void **state)
     check_joint(*state, METHOD_FULL, "ssl-full", "ssl-full-parts");
 }
 
+/* The other methods: a run that was stopped gives the bits of one that was not, and the adapter holds the trained
+ * tensors alone, with the method's numbers; it can be loaded onto its backbone. */
+static void test_methods(void **state)
+{
+    world *w = *state;
+    static const struct {
+        peft_method method;
+        size_t trainable; /* of dim 32, depth 2, patches of 8 */
+    } rows[] = {{METHOD_LORA, 2 * 2 * 2 * 4 * 32},
+                {METHOD_BITFIT, 2 * (3 + 1 + 4 + 1 + 2) * 32 + 2 * 32},
+                {METHOD_VPT, 2 * 3 * 32},
+                {METHOD_LINEAR, 0}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        err e = {0};
+        ssl_result r, s;
+        ssl_options o = tiny(rows[i].method);
+        o.epochs = 1;
+        char whole[32], parts[48], a[HASH_HEX], b[HASH_HEX], path[FILE_PATH_MAX];
+        snprintf(whole, sizeof whole, "ssl-%s", peft_name(rows[i].method));
+        snprintf(parts, sizeof parts, "%s-parts", whole);
+        ASSERT_OK(adapt(w, &o, whole, &r, &e));
+        assert_int_equal(r.trainable, rows[i].trainable);
+        assert_int_equal(adapt_until(w, &o, parts, 2, 0, &s), ERR_INTERRUPTED);
+        ASSERT_OK(adapt(w, &o, parts, &s, &e));
+        assert_true(s.resumed && s.loss_last == r.loss_last);
+        hash_of(w, whole, "adapter.safetensors", a);
+        hash_of(w, parts, "adapter.safetensors", b);
+        assert_string_equal(a, b);
+
+        safetensors f;
+        param_set ps = {0};
+        peft_spec spec;
+        size_t values = 0;
+        vit *m = world_vit(w);
+        world_path(w, whole, "adapter.safetensors", path);
+        ASSERT_OK(safetensors_open(&f, path, &e));
+        for (size_t k = 0; k < f.n; k++) values += f.tensors[k].count;
+        assert_int_equal(values, rows[i].trainable);
+        assert_string_equal(safetensors_meta(&f, "method"), peft_name(rows[i].method));
+        ASSERT_OK(adapter_load(&f, m, false, &ps, &spec, &e));
+        assert_true(peft_same(&spec, &o.peft));
+        ASSERT_OK(vit_merge(m, false, &e));
+        safetensors_close(&f);
+        param_set_free(&w->d, &ps);
+        vit_close(m);
+    }
+}
+
 /* A rate that destroys the features: rolled back, twice at most, and what comes out is finite and the best. */
 static void test_collapse(void **state)
 {
@@ -287,8 +342,12 @@ static void test_evaluation_is_spread(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),     cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_collapse), cmocka_unit_test(test_conflict),
-                                       cmocka_unit_test(test_options),  cmocka_unit_test(test_evaluation_is_spread)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),
+                                       cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_methods),
+                                       cmocka_unit_test(test_collapse),
+                                       cmocka_unit_test(test_conflict),
+                                       cmocka_unit_test(test_options),
+                                       cmocka_unit_test(test_evaluation_is_spread)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

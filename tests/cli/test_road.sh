@@ -275,6 +275,10 @@ expect 64 "no UID root" "$radapt" report -w work -c tiny.yaml --uid-root 1.2.3.
 one_line
 expect 64 "a size that is not of whole patches" "$radapt" adapt -w work -c tiny.yaml --size 17
 one_line
+for wrong in "lora --lora-targets q,x" "lora --lora-targets qkv,v" "apla --lora-rank 4" "lora --prompts 5" "vpt --prompts 0"; do
+    expect 64 "numbers of no method: $wrong" "$radapt" adapt -w work -c tiny.yaml --method $wrong
+    one_line
+done
 expect 64 "ratios in the wrong order" "$radapt" adapt -w work -c tiny.yaml --mask-ratio 0.9,0.1
 one_line
 expect 1 "no room for the version" bash -c '"$0" --version >/dev/full' "$radapt"
