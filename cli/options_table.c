@@ -125,8 +125,8 @@ const option_def options_table[] = {
      .commands = TRAIN,
      .outside = true,
      .group = MODELS,
-     .help =
-         "pretrained weights (safetensors: timm, DINOv2, Hugging Face); or vit-ti/16, vit-s/14, ... for random ones"},
+     .help = "pretrained weights (safetensors or torch.save: timm, DINOv2, Hugging Face); or vit-ti/16, vit-s/14, ... "
+             "for random ones"},
     {.section = "",
      .name = "backbone-seed",
      .kind = OPTION_INT,

@@ -14,24 +14,16 @@ enum { HEADER_MAX = 100 * 1000 * 1000, TENSORS_MAX = 1000 * 1000 };
 static const struct {
     const char *name;
     tensor_type type;
-    size_t bytes;
-} types[] = {
-    {"F32", TENSOR_F32, 4}, {"F16", TENSOR_F16, 2}, {"BF16", TENSOR_BF16, 2}, {"F64", TENSOR_F64, 8},
-    {"U8", TENSOR_U8, 1},   {"I8", TENSOR_I8, 1},   {"I16", TENSOR_I16, 2},   {"U16", TENSOR_U16, 2},
-    {"I32", TENSOR_I32, 4}, {"I64", TENSOR_I64, 8}, {"BOOL", TENSOR_BOOL, 1},
-};
+} types[] = {{"F32", TENSOR_F32}, {"F16", TENSOR_F16}, {"BF16", TENSOR_BF16}, {"F64", TENSOR_F64},
+             {"U8", TENSOR_U8},   {"I8", TENSOR_I8},   {"I16", TENSOR_I16},   {"U16", TENSOR_U16},
+             {"I32", TENSOR_I32}, {"I64", TENSOR_I64}, {"BOOL", TENSOR_BOOL}};
 enum { N_TYPES = sizeof types / sizeof *types };
 
-static int type_index(tensor_type t)
+static const char *type_name(tensor_type t)
 {
     for (int i = 0; i < N_TYPES; i++)
-        if (types[i].type == t) return i;
-    return 0;
-}
-
-size_t tensor_type_bytes(tensor_type t)
-{
-    return types[type_index(t)].bytes;
+        if (types[i].type == t) return types[i].name;
+    return "";
 }
 
 static int by_name(const void *a, const void *b)
@@ -73,7 +65,8 @@ static err_code parse_tensor(tensor *t, const char *name, const json_t *j, const
     size_t bytes;
     const json_t *b = json_array_get(offsets, 0), *f = json_array_get(offsets, 1);
     if (!json_is_integer(b) || !json_is_integer(f) || json_integer_value(b) < 0 ||
-        json_integer_value(f) < json_integer_value(b) || !size_mul(t->count, types[k].bytes, &bytes) ||
+        json_integer_value(f) < json_integer_value(b) ||
+        !size_mul(t->count, tensor_type_bytes(types[k].type), &bytes) ||
         bytes != (size_t)(json_integer_value(f) - json_integer_value(b)))
         FAIL(e, FORMAT, "safetensors: '%.60s' has offsets that disagree with its shape", name);
     if ((size_t)json_integer_value(f) > data_bytes)
@@ -187,63 +180,6 @@ const char *safetensors_meta(const safetensors *s, const char *key)
     return NULL;
 }
 
-static float half_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
-    float f;
-    if (exponent == 0) { /* zero or subnormal: fraction * 2^-24 */
-        f = (float)fraction * 0x1p-24f;
-        return sign ? -f : f;
-    }
-    uint32_t bits =
-        exponent == 31 ? sign | 0x7f800000u | fraction << 13 : sign | (exponent + 112) << 23 | fraction << 13;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-err_code tensor_to_f32(const tensor *t, float *out, err *e)
-{
-    const unsigned char *p = t->data;
-#define EACH(ctype, expression)                                                                                        \
-    for (size_t i = 0; i < t->count; i++) {                                                                            \
-        ctype v;                                                                                                       \
-        memcpy(&v, p + i * sizeof v, sizeof v);                                                                        \
-        out[i] = (expression);                                                                                         \
-    }                                                                                                                  \
-    return ERR_OK
-    switch (t->type) {
-    case TENSOR_F32:
-        if (t->count) memcpy(out, p, t->count * sizeof *out);
-        return ERR_OK;
-    case TENSOR_F16:
-        EACH(uint16_t, half_to_f32(v));
-    case TENSOR_BF16:
-        for (size_t i = 0; i < t->count; i++) {
-            uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
-            memcpy(&out[i], &bits, sizeof bits);
-        }
-        return ERR_OK;
-    case TENSOR_F64:
-        EACH(double, (float)v);
-    case TENSOR_U8:
-        EACH(uint8_t, v);
-    case TENSOR_I8:
-        EACH(int8_t, v);
-    case TENSOR_I16:
-        EACH(int16_t, v);
-    case TENSOR_U16:
-        EACH(uint16_t, v);
-    case TENSOR_I32:
-        EACH(int32_t, (float)v);
-    case TENSOR_I64:
-        EACH(int64_t, (float)v);
-    case TENSOR_BOOL:
-        break;
-    }
-#undef EACH
-    FAIL(e, UNSUPPORTED, "safetensors: '%.60s' is boolean", t->name);
-}
-
 static size_t round64(size_t n)
 {
     return (n + 63) & ~(size_t)63;
@@ -275,7 +211,7 @@ err_code safetensors_write(const char *path, const tensor *tensors, size_t n, co
             json_array_append_new(shape, json_integer((json_int_t)t->shape[k]));
         }
         if (json_object_set_new(root, t->name,
-                                json_pack("{s:s,s:o,s:[I,I]}", "dtype", types[type_index(t->type)].name, "shape", shape,
+                                json_pack("{s:s,s:o,s:[I,I]}", "dtype", type_name(t->type), "shape", shape,
                                           "data_offsets", (json_int_t)offset, (json_int_t)(offset + bytes))))
             FAIL_DONE(rc, e, INTERNAL, "safetensors: cannot describe tensor %zu", i);
         offset += bytes;

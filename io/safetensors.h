@@ -13,30 +13,7 @@
 #include <stdint.h>
 
 #include "base/file.h"
-
-typedef enum {
-    TENSOR_F32,
-    TENSOR_F16,
-    TENSOR_BF16,
-    TENSOR_F64,
-    TENSOR_U8,
-    TENSOR_I8,
-    TENSOR_I16,
-    TENSOR_U16,
-    TENSOR_I32,
-    TENSOR_I64,
-    TENSOR_BOOL
-} tensor_type;
-enum { TENSOR_DIMS = 8 };
-
-typedef struct {
-    const char *name;
-    tensor_type type;
-    int dims;
-    size_t shape[TENSOR_DIMS];
-    size_t count;     /* elements */
-    const void *data; /* may be unaligned when read from a file: use tensor_to_f32 or memcpy */
-} tensor;
+#include "io/tensor.h"
 
 typedef struct {
     file_map map;
@@ -50,9 +27,6 @@ err_code safetensors_open(safetensors *s, const char *path, err *e);
 void safetensors_close(safetensors *s);
 const tensor *safetensors_find(const safetensors *s, const char *name);
 const char *safetensors_meta(const safetensors *s, const char *key); /* NULL: not there */
-/* out[count] = t as fp32. ERR_UNSUPPORTED for bool. */
-err_code tensor_to_f32(const tensor *t, float *out, err *e);
-size_t tensor_type_bytes(tensor_type t);
 
 /* Atomic. tensors: name, type, dims, shape, data set (count ignored). The data starts at a multiple of 64 bytes;
  * tensors follow each other in the order given, without holes. */

@@ -35,9 +35,9 @@ typedef struct vit_config {
 
 typedef struct vit vit;
 
-/* path: a safetensors state dict; the shape is read from the tensors; heads = dim/64 unless set. NULL: seeded random
- * init of `random`. normalisation: "auto" (0.5 for timm AugReg weights without LayerScale, else ImageNet), "imagenet",
- * "half". */
+/* path: a state dict (io/weights.h: safetensors, its index, or torch.save's); the shape is read from the tensors; heads
+ * = dim/64 unless set. NULL: seeded random init of `random`. normalisation: "auto" (0.5 for timm AugReg weights without
+ * LayerScale, else ImageNet), "imagenet", "half". */
 typedef struct vit_source {
     const char *path;
     vit_config random;

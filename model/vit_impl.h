@@ -1,7 +1,7 @@
 /* vit_impl.h: what vit.c, vit_grad.c and vit_load.c share: weights of student and teacher, and a pass's activations. */
 #ifndef RADAPT_VIT_IMPL_H
 #define RADAPT_VIT_IMPL_H
-#include "io/safetensors.h"
+#include "io/weights.h"
 #include "model/vit.h"
 
 enum { VIT_FROZEN = -1, VIT_UPDATES = 3 /* low-rank updates of a layer at most */ };
@@ -67,8 +67,8 @@ struct vit {
     vit_block *block; /* (depth) */
     vit_tensor *tensors;
     size_t n_tensors;
-    safetensors file; /* open as long as the model: masters are read from it */
-    bool random;      /* no file: drawn from seed */
+    weights_file file; /* open as long as the model: masters are read from it */
+    bool random;       /* no file: drawn from seed */
     uint64_t seed;
     param_set *ps; /* after vit_train */
     bool trained;

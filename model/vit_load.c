@@ -1,6 +1,7 @@
-/* vit_load.c: a Vision Transformer's shape and tensors from a safetensors file. Three dialects of names are understood,
+/* vit_load.c: a Vision Transformer's shape and tensors from a file of weights. Three dialects of names are understood,
  * behind any prefix ("backbone.", "teacher.", "vit.", ...):
- *   DINOv2 and timm           patch_embed.proj.weight       blocks.N.attn.qkv.weight
+ *   DINOv2 and timm           patch_embed.proj.weight       blocks.N.attn.qkv.weight (in DINOv2's training checkpoints
+ *                             blocks.CHUNK.N.attn.qkv.weight)
  *   Hugging Face Dinov2Model  embeddings.patch_embeddings.projection.weight
  *                             encoder.layer.N.attention.attention.{query,key,value}.weight
  *   Hugging Face ViTModel     the same with layernorm_before, intermediate.dense, output.dense
@@ -9,6 +10,7 @@
  * that we do not compute: refused. Others (classifiers, poolers) are left out. */
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +26,8 @@ typedef struct {
     vit *m;
     dialect names;
     char prefix[NAME_BYTES];
+    bool chunked; /* blocks.CHUNK.N. */
+    int chunk[DEPTH_MAX];
     bool *used;                          /* (file.n) */
     size_t pos_rows, pos_first, pos_reg; /* rows of the file's table; row of the first patch; registers' rows */
     err *e;
@@ -60,7 +64,7 @@ static const tensor *find(loading *l, const char *name)
 {
     char full[2 * NAME_BYTES];
     snprintf(full, sizeof full, "%s%s", l->prefix, name);
-    const tensor *t = safetensors_find(&l->m->file, full);
+    const tensor *t = weights_find(&l->m->file, full);
     if (t) l->used[t - l->m->file.tensors] = true;
     return t;
 }
@@ -71,6 +75,10 @@ static const tensor *find_dinov2(loading *l, const char *name)
     char here[NAME_BYTES];
     int block, at = 0;
     if (sscanf(name, "blocks.%d.%n", &block, &at) == 1 && at) {
+        if (l->names == DIALECT_DINOV2 && l->chunked && block >= 0 && block < DEPTH_MAX) {
+            snprintf(here, sizeof here, "blocks.%d.%d.%s", l->chunk[block], block, name + at);
+            return find(l, here);
+        }
         if (l->names == DIALECT_DINOV2) return find(l, name);
         for (size_t i = 0; i < sizeof block_names / sizeof *block_names; i++) {
             size_t n = strlen(block_names[i][0]);
@@ -96,12 +104,24 @@ static const tensor *find_block(loading *l, int block, const char *rest)
     return find_dinov2(l, name);
 }
 
+/* DINOv2 trains its blocks in chunks, each wrapped for itself; a block keeps its own number behind the chunk's. */
+static void find_chunks(loading *l)
+{
+    char name[NAME_BYTES];
+    l->chunked = find(l, "blocks.0.0.norm1.weight") != NULL;
+    for (int i = 0, chunk = 0; l->chunked && i < DEPTH_MAX; i++) {
+        snprintf(name, sizeof name, "blocks.%d.%d.norm1.weight", chunk, i);
+        if (!find(l, name)) chunk++;
+        l->chunk[i] = chunk;
+    }
+}
+
 /* Dialect and prefix from the patch weight's name. Where several models are in one file (DINOv2's training checkpoints)
  * the teacher is taken. */
 static err_code find_dialect(loading *l)
 {
     static const char *const ends[] = {"patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"};
-    const safetensors *f = &l->m->file;
+    const weights_file *f = &l->m->file;
     int found = 0;
     for (size_t i = 0; i < f->n; i++)
         for (int k = 0; k < 2; k++) {
@@ -118,6 +138,7 @@ static err_code find_dialect(loading *l)
     if (found > 1 && !strstr(l->prefix, "teacher"))
         FAIL(l->e, CONFLICT, "%d models in the file, and none of them is called teacher", found);
     if (l->names && find(l, "encoder.layer.0.layernorm_before.weight")) l->names = DIALECT_HF_VIT;
+    if (!l->names) find_chunks(l);
     return ERR_OK;
 }
 
@@ -168,6 +189,8 @@ static err_code read_shape(loading *l, int heads)
     c->dim = (int)patch->shape[0];
     c->patch = (int)patch->shape[2];
     if (!pos) FAIL(l->e, UNSUPPORTED, "the model has no positional table (rotary positions are not supported)");
+    if (find(l, "dist_token") || find(l, "embeddings.distillation_token"))
+        FAIL(l->e, UNSUPPORTED, "a distilled DeiT: its distillation token is not supported (the plain DeiT is)");
     c->class_token = find_dinov2(l, "cls_token") != NULL;
     if ((reg = find_dinov2(l, "register_tokens"))) {
         if (reg->count % patch->shape[0] || reg->count / patch->shape[0] > 64)
@@ -358,7 +381,7 @@ static err_code place(loading *l, vit_tensor *t)
 /* What the file holds besides: a tensor of a block must not be overlooked. */
 static err_code look_at_rest(loading *l)
 {
-    const safetensors *f = &l->m->file;
+    const weights_file *f = &l->m->file;
     const char *blocks = l->names == DIALECT_DINOV2 ? "blocks." : "encoder.layer.";
     static const char *const refused[] = {"norm_pre.", "fc_norm.", "patch_embed.norm."};
     size_t prefix = strlen(l->prefix), ignored = 0;
@@ -427,7 +450,7 @@ err_code vit_load(vit *m, const vit_source *s, err *e)
         return read_normalisation(&m->c, s->normalisation, false, e);
     }
     loading l = {.m = m, .e = e};
-    TRY(safetensors_open(&m->file, s->path, e));
+    TRY(weights_open(&m->file, s->path, e));
     err_code rc = load_file(&l, s);
     free(l.used);
     TRY(rc);

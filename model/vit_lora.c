@@ -2,6 +2,7 @@
  * (Hu et al. 2022). The update is never made as a matrix but when it is merged. Of the packed QKV layer a third can be
  * updated alone: B's other rows are zeros, and only those of the third are trained. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

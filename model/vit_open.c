@@ -1,6 +1,7 @@
 /* vit_open.c: a model on the device: its weights in the compute type, vectors in fp32, and the hash that names the
  * backbone. Shapes of random models by name. */
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,7 +109,7 @@ void vit_close(vit *m)
     vit_prompt_close(m);
     free(m->tensors);
     free(m->block);
-    safetensors_close(&m->file);
+    weights_close(&m->file);
     free(m);
 }
 

@@ -2,6 +2,7 @@
  * Shallow: they enter before block 0 and go through. Deep: each block has prompts of its own, which take the place of
  * what the block before made of the last ones. The model's own weights are frozen. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/rng.h"

@@ -37,6 +37,7 @@ typedef struct {
     const char *spoil;    /* whose last value becomes NaN */
     const char *extra[3]; /* vectors of 7 that are put beside */
     tensor_type type;     /* TENSOR_F32, TENSOR_BF16 (values cut) */
+    bool chunked;         /* DINOv2's training checkpoints, a block in each chunk */
 } dict_spec;
 
 enum { DICT_MAX = 256 };
@@ -121,7 +122,8 @@ static inline void dict_add(dict *d, const dict_spec *s, const char *name, const
     if (sscanf(name, "blocks.%d.%n", &block, &at) != 1) at = 0;
     if (s->names == NAMES_TIMM || s->names == NAMES_DINOV2) {
         bool reg = s->names == NAMES_TIMM && !strcmp(name, "register_tokens");
-        dict_put(d, s, reg ? "reg_token" : name, v, count, dims, shape);
+        snprintf(file, sizeof file, "blocks.%d.%d.%s", block, block, name + at);
+        dict_put(d, s, reg ? "reg_token" : s->chunked && at ? file : name, v, count, dims, shape);
     } else if (strstr(name, "attn.qkv.")) {
         static const char *const thirds[] = {"query", "key", "value"};
         size_t third[5] = {shape[0] / 3, dims > 1 ? shape[1] : 0};

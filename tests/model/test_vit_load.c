@@ -36,16 +36,17 @@ static void same_hash_by_any_name(void **state)
         dict_names names;
         const char *prefix;
         bool layer_scale, mask_token; /* ViTModel has neither */
-        tensor_type type;
-    } rows[] = {{NAMES_DINOV2, NULL, true, true, TENSOR_F32},
-                {NAMES_DINOV2, "backbone.", true, true, TENSOR_F32},
-                {NAMES_DINOV2, "teacher.backbone.", true, true, TENSOR_F32},
-                {NAMES_DINOV2, "module.model.", true, true, TENSOR_F32},
-                {NAMES_HF_DINOV2, NULL, true, true, TENSOR_F32},
-                {NAMES_HF_DINOV2, "dinov2.", true, true, TENSOR_F32},
-                {NAMES_TIMM, NULL, false, false, TENSOR_F32},
-                {NAMES_HF_VIT, "vit.", false, false, TENSOR_F32},
-                {NAMES_HF_VIT, NULL, false, false, TENSOR_F32}};
+        bool chunked;
+    } rows[] = {{NAMES_DINOV2, NULL, true, true, false},
+                {NAMES_DINOV2, "teacher.backbone.", true, true, true},
+                {NAMES_DINOV2, "backbone.", true, true, false},
+                {NAMES_DINOV2, "teacher.backbone.", true, true, false},
+                {NAMES_DINOV2, "module.model.", true, true, false},
+                {NAMES_HF_DINOV2, NULL, true, true, false},
+                {NAMES_HF_DINOV2, "dinov2.", true, true, false},
+                {NAMES_TIMM, NULL, false, false, false},
+                {NAMES_HF_VIT, "vit.", false, false, false},
+                {NAMES_HF_VIT, NULL, false, false, false}};
     char first[2][HASH_HEX] = {"", ""};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         dict_spec s = whole;
@@ -53,6 +54,7 @@ static void same_hash_by_any_name(void **state)
         err e = {0};
         s.names = rows[i].names;
         s.prefix = rows[i].prefix;
+        s.chunked = rows[i].chunked;
         s.layer_scale = rows[i].layer_scale;
         s.mask_token = rows[i].mask_token;
         ASSERT_OK(open_spec(&m, &s, 3, &e));
@@ -189,6 +191,7 @@ static void refused(void **state)
         {.spoil = "blocks.1.mlp.fc1.bias", .code = ERR_NUMERIC, .message = "blocks.1.mlp.fc1.bias"},
         {.spoil = "pos_embed", .code = ERR_NUMERIC, .message = "pos_embed"},
         {.extra = "blocks.0.mlp.w12.weight", .code = ERR_UNSUPPORTED, .message = "SwiGLU"},
+        {.extra = "dist_token", .code = ERR_UNSUPPORTED, .message = "distilled DeiT"},
         {.extra = "blocks.0.attn.q_norm.weight", .code = ERR_UNSUPPORTED, .message = "blocks.0.attn.q_norm.weight"},
         {.extra = "norm_pre.weight", .code = ERR_UNSUPPORTED, .message = "norm_pre.weight"},
         {.extra = "register_tokens", .code = ERR_SHAPE, .message = "register_tokens is 7"},
