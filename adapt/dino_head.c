@@ -74,9 +74,12 @@ static err_code add(dino_head *h, const char *name, size_t rows, size_t cols, fl
     return rc;
 }
 
-err_code dino_head_open(dino_head *h, device *d, param_set *ps, const dino_head_config *k, uint64_t seed, err *e)
+static const char *const prefix[] = {[DINO_HEAD] = "dino_head", [DINO_HEAD_IBOT] = "ibot_head"};
+
+err_code dino_head_open(dino_head *h, device *d, param_set *ps, dino_head_which which, const dino_head_config *k,
+                        uint64_t seed, err *e)
 {
-    *h = (dino_head){.d = d, .config = *k, .ps = ps, .first = ps->n};
+    *h = (dino_head){.d = d, .which = which, .config = *k, .ps = ps, .first = ps->n};
     if (!k->in || !k->hidden || !k->bottleneck || k->prototypes < 2) FAIL(e, USAGE, "the head needs sizes above zero");
     if (k->bottleneck > DINO_HEAD_BOTTLENECK)
         FAIL(e, LIMIT, "a bottleneck of %zu; at most %d", k->bottleneck, DINO_HEAD_BOTTLENECK);
@@ -88,23 +91,24 @@ err_code dino_head_open(dino_head *h, device *d, param_set *ps, const dino_head_
     plan_live(h, &real, k, d->ct_bytes);
     layer_shape s[DINO_HEAD_LAYERS];
     shapes(k, s);
-    rng r = rng_at(seed, RNG_HEAD, 0, 0);
+    rng r = rng_at(seed, RNG_HEAD, 0, (uint32_t)which);
     param *p;
+    char name[48];
     for (int i = 0; i < DINO_HEAD_LAYERS; i++) {
-        char name[48];
-        snprintf(name, sizeof name, "dino_head.mlp.%d.weight", 2 * i);
+        snprintf(name, sizeof name, "%s.mlp.%d.weight", prefix[which], 2 * i);
         TRY(add(h, name, s[i].out, s[i].in, 0.02f, &r, &p, e));
         p->live = h->layer[0][i].w;
         p->live_teacher = h->layer[1][i].w;
         p->live_ct = true;
         p->linear = &h->layer[0][i];
         p->linear_teacher = &h->layer[1][i];
-        snprintf(name, sizeof name, "dino_head.mlp.%d.bias", 2 * i);
+        snprintf(name, sizeof name, "%s.mlp.%d.bias", prefix[which], 2 * i);
         TRY(add(h, name, s[i].out, 1, 0, &r, &p, e));
         p->live = h->layer[0][i].bias;
         p->live_teacher = h->layer[1][i].bias;
     }
-    TRY(add(h, "dino_head.last_layer.weight_v", k->prototypes, k->bottleneck, 0.02f, &r, &p, e));
+    snprintf(name, sizeof name, "%s.last_layer.weight_v", prefix[which]);
+    TRY(add(h, name, k->prototypes, k->bottleneck, 0.02f, &r, &p, e));
     p->prototypes = true;
     d->op->refresh(d, ps->p + h->first, DINO_HEAD_PARAMS);
     dino_head_refresh(h);
@@ -147,28 +151,37 @@ void dino_head_plan(dino_head_acts *a, arena *m, const dino_head_config *k, size
     a->dact = arena_take(m, N * k->hidden, ct_bytes);
 }
 
-void dino_head_fwd(dino_head *h, vit_who who, dino_head_acts *a, const dv *x, dv *logits, size_t n)
+void dino_head_embed(dino_head *h, vit_who who, dino_head_acts *a, dv *unit, const dv *x, size_t n)
 {
     const op_table *op = h->d->op;
     linear_w *w = h->layer[who];
     op->linear_gelu_fwd(h->d, a->act[0], a->pre[0], x, &w[0], n);
     op->linear_gelu_fwd(h->d, a->act[1], a->pre[1], a->act[0], &w[1], n);
     op->linear_fwd(h->d, a->z, a->act[1], &w[2], n);
-    op->l2_fwd(h->d, a->unit, a->norm, a->z, n, h->config.bottleneck);
-    op->linear_fwd(h->d, logits, a->unit, &h->last[who], n);
+    op->l2_fwd(h->d, unit, a->norm, a->z, n, h->config.bottleneck);
 }
 
-void dino_head_bwd(dino_head *h, dino_head_acts *a, dv *dx, const dv *x, const dv *dlogits, size_t n)
+void dino_head_logits(dino_head *h, vit_who who, const dv *unit, dv *logits, size_t n)
+{
+    h->d->op->linear_fwd(h->d, logits, unit, &h->last[who], n);
+}
+
+void dino_head_logits_bwd(dino_head *h, dino_head_acts *a, size_t first, const dv *dlogits, size_t n)
+{
+    const op_table *op = h->d->op;
+    size_t K = h->config.prototypes, Z = h->config.bottleneck, at = first * Z * h->d->ct_bytes;
+    dv *grad = h->ps->p[h->first + DINO_HEAD_PARAMS - 1].grad;
+    op->linear_dw(h->d, grad, NULL, dlogits, dv_at(a->unit, at), NULL, K, n, K, Z);
+    op->linear_dx(h->d, dv_at(a->dunit, at), dlogits, &h->last[VIT_STUDENT], n);
+}
+
+void dino_head_embed_bwd(dino_head *h, dino_head_acts *a, dv *dx, const dv *x, size_t n)
 {
     const op_table *op = h->d->op;
     device *d = h->d;
     param *p = h->ps->p + h->first;
     linear_w *w = h->layer[VIT_STUDENT];
-    size_t hidden = h->config.hidden, K = h->config.prototypes, Z = h->config.bottleneck;
-    param *v = &p[DINO_HEAD_PARAMS - 1];
-    op->linear_dw(d, v->grad, NULL, dlogits, a->unit, NULL, K, n, K, Z);
-    op->weight_norm_bwd(d, v->grad, v->grad, v->master, K, Z);
-    op->linear_dx(d, a->dunit, dlogits, &h->last[VIT_STUDENT], n);
+    size_t hidden = h->config.hidden, Z = h->config.bottleneck;
     op->l2_bwd(d, a->dz, a->dunit, a->unit, a->norm, n, Z);
     op->linear_dw(d, p[4].grad, p[5].grad, a->dz, a->act[1], NULL, Z, n, Z, hidden);
     op->linear_dx(d, a->dact, a->dz, &w[2], n);
@@ -178,6 +191,12 @@ void dino_head_bwd(dino_head *h, dino_head_acts *a, dv *dx, const dv *x, const d
     op->gelu_bwd(d, a->act[1], a->act[1], a->pre[0], n * hidden);
     op->linear_dw(d, p[0].grad, p[1].grad, a->act[1], x, NULL, hidden, n, hidden, h->config.in);
     op->linear_dx(d, dx, a->act[1], &w[0], n);
+}
+
+void dino_head_bwd_end(dino_head *h)
+{
+    const param *v = &h->ps->p[h->first + DINO_HEAD_PARAMS - 1];
+    h->d->op->weight_norm_bwd(h->d, v->grad, v->grad, v->master, h->config.prototypes, h->config.bottleneck);
 }
 
 /* Uploads a layer's weight and bias as master and teacher. */
@@ -216,7 +235,7 @@ err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uin
     if (h->config.hidden > widest) widest = h->config.hidden;
     if (Z > widest) widest = Z;
     if (n < 2) FAIL(e, EMPTY, "the head cannot be initialised on %zu tokens", n);
-    rng r = rng_at(seed, RNG_HEAD, 1, 0);
+    rng r = rng_at(seed, RNG_HEAD, 1, (uint32_t)h->which);
     float *in = malloc(n * widest * sizeof *in), *out = malloc(n * widest * sizeof *out);
     float *w = calloc(widest * widest, sizeof *w), *b = calloc(widest, sizeof *b), *v = malloc(K * Z * sizeof *v);
     err_code rc = ERR_OK;

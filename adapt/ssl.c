@@ -123,7 +123,7 @@ static void config_hash(run *r)
 {
     hash *h = hash_new();
     ssl_options o = *r->o;
-    hash_str(h, "radapt-ssl/1");
+    hash_str(h, "radapt-ssl/2");
     hash_str(h, vit_hash(r->m));
     hash_str(h, r->c->data_hash);
     hash_str(h, r->c->split_hash);
@@ -135,6 +135,13 @@ static void config_hash(run *r)
                         o.warmup_epochs,
                         o.head_warmup_epochs,
                         o.batch,
+                        o.accumulate,
+                        o.layer_decay,
+                        o.patch_lr,
+                        o.separate_heads,
+                        o.sinkhorn,
+                        o.knn,
+                        o.knn_temp,
                         o.global_size,
                         o.local_size,
                         o.locals,
@@ -190,7 +197,7 @@ static void centers(const run *r, checkpoint_extra out[CENTERS])
 {
     static const char *const names[CENTERS] = {"center.class", "center.patch"};
     for (int i = 0; i < CENTERS; i++)
-        out[i] = (checkpoint_extra){names[i], r->step.center[i], r->step.config.head.prototypes};
+        out[i] = (checkpoint_extra){names[i], r->step.group[i].center, r->step.config.head.prototypes};
 }
 
 /* The whole state: weights, teacher, Adam's moments, centres, and the loop's numbers in one text, exact in both
@@ -343,19 +350,20 @@ static err_code collapsed(run *r, bool *over, err *e)
 static err_code evaluate(run *r, bool *over, err *e)
 {
     ssl_score s;
-    TRY(ssl_eval_run(&r->eval, r->m, VIT_TEACHER, r->c, &r->o->view, &s, e));
+    TRY(ssl_eval_run(&r->eval, r->m, VIT_TEACHER, r->c, r->o, &s, e));
     if (r->at == 0) {
         if (!(s.rank > 0)) FAIL(e, NUMERIC, "adapt: the backbone's features are not finite");
         r->out->rank_start = s.rank;
         r->out->knn_start = s.knn_auc;
     }
     TRY(write_line(r,
-                   json_pack("{s:I,s:f,s:o,s:o,s:o}", "step", (json_int_t)r->at, "epoch",
+                   json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)r->at, "epoch",
                              (double)r->at / (double)r->data.steps_per_epoch, "knn_auc", real_or_null(s.knn_auc),
-                             "knn_accuracy", real_or_null(s.knn_accuracy), "rank", real_or_null(s.rank)),
+                             "knn_accuracy", real_or_null(s.knn_accuracy), "linear_auc", real_or_null(s.linear_auc),
+                             "linear_accuracy", real_or_null(s.linear_accuracy), "rank", real_or_null(s.rank)),
                    e));
-    log_event(LOG_INFO, "adapt.evaluate", "step", LOG_INT(r->at), "knn_auc", LOG_REAL(s.knn_auc), "rank",
-              LOG_REAL(s.rank), NULL);
+    log_event(LOG_INFO, "adapt.evaluate", "step", LOG_INT(r->at), "knn_auc", LOG_REAL(s.knn_auc), "linear_auc",
+              LOG_REAL(s.linear_auc), "rank", LOG_REAL(s.rank), NULL);
     r->evaluated = r->at;
     if (s.rank < r->o->collapse_rank * r->out->rank_start) return collapsed(r, over, e);
     if (!is_better(r, &s)) return ERR_OK;
@@ -387,12 +395,19 @@ static err_code init_head(run *r, err *e)
                 memcpy(x + n++ * C, tokens + (i * T + t) * C, C * sizeof *x);
             }
     }
-    rc = dino_head_init(&r->step.head, x, n, 0.1f, r->o->seed, e);
+    for (int i = 0; i < 1 + r->step.config.separate_heads && !rc; i++)
+        rc = dino_head_init(&r->step.head[i], x, n, 0.1f, r->o->seed, e);
 done:
     free(pixels);
     free(tokens);
     free(x);
     return rc;
+}
+
+/* Frames that n updates take. */
+static uint64_t images_of(const run *r, uint64_t n)
+{
+    return n * r->data.accumulate * r->data.batch;
 }
 
 static uint64_t steps_of(const run *r, double epochs)
@@ -461,17 +476,25 @@ static err_code bad_step(run *r, err *why, err *e)
     return restore_best(r, e);
 }
 
-static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
+/* One micro-batch: its crops and masks are a function of its number, its gradients add to the update's. */
+static err_code micro_step(run *r, loader *l, uint64_t micro, ssl_step_in *in, ssl_step_out *s, err *e)
 {
     const float *batch;
     size_t S = r->data.global_size;
-    rng g = rng_at(r->o->seed, RNG_MASK, r->at, 0);
-    TRY(loader_take(l, r->at, &batch, e));
+    rng g = rng_at(r->o->seed, RNG_MASK, micro, 0);
+    TRY(loader_take(l, micro, &batch, e));
     size_t masked = r->o->ibot > 0 ? ssl_mask_draw(&r->mask, &g, r->mask_bits) : 0;
-    ssl_step_in in = {
-        .globals = batch, .locals = batch + 2 * r->data.batch * 3 * S * S, .mask = masked ? r->mask_bits : NULL};
+    in->globals = batch;
+    in->locals = batch + 2 * r->data.batch * 3 * S * S;
+    in->mask = masked ? r->mask_bits : NULL;
+    return ssl_step_gradients(&r->step, in, s, e);
+}
+
+static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
+{
+    ssl_step_in in = {0};
     schedule(r, total, u, &in);
-    TRY(ssl_step_gradients(&r->step, &in, s, e));
+    for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, s, e));
     err why = {0};
     err_code rc = ssl_step_update(&r->step, u, s, &why);
     if (rc == ERR_NUMERIC) return bad_step(r, &why, e);
@@ -493,10 +516,10 @@ static err_code advance(run *r, loader *l, uint64_t total, progress *bar, double
     r->out->loss_last = s.loss;
     r->at++;
     progress_note(bar, "loss %.3f", (double)s.loss);
-    progress_add(bar, r->data.batch);
+    progress_add(bar, images_of(r, 1));
     if (r->at % LOG_STEPS == 0 || r->at == total) {
         double took = r->out->seconds;
-        TRY(log_step(r, &s, &u, took > 0 ? (double)(r->at * r->data.batch) / took : NAN, e));
+        TRY(log_step(r, &s, &u, took > 0 ? (double)images_of(r, r->at) / took : NAN, e));
     }
     double now = progress_clock();
     if ((now - *saved) / 60 < r->o->checkpoint_minutes) return ERR_OK;
@@ -515,15 +538,16 @@ static err_code loop(run *r, uint64_t total, err *e)
     err_code rc = ERR_OK;
     double clock = progress_clock(), saved = clock;
     if (!every) every = 1;
-    progress_start(&bar, "adapt", "images", total * r->data.batch);
-    progress_skip(&bar, r->at * r->data.batch);
+    progress_start(&bar, "adapt", "images", images_of(r, total));
+    progress_skip(&bar, images_of(r, r->at));
     while (!rc && !over) {
         bool due = r->at % every == 0 || r->at == total;
         if (due && r->evaluated != r->at)
             rc = evaluate(r, &over, e);
         else if (r->at == total)
             break;
-        else if (!l && (rc = loader_open(&l, ssl_data_fill, &r->data, ssl_data_floats(&r->data), r->at, total - 1, e)))
+        else if (!l && (rc = loader_open(&l, ssl_data_fill, &r->data, ssl_data_floats(&r->data),
+                                         r->at * r->data.accumulate, total * r->data.accumulate - 1, e)))
             break;
         else
             rc = advance(r, l, total, &bar, &saved, e);
@@ -536,7 +560,7 @@ static err_code loop(run *r, uint64_t total, err *e)
         err second = {0};
         if (save_checkpoint(r, &second)) log_event(LOG_WARN, "adapt.not_saved", "reason", LOG_STR(second.msg), NULL);
     }
-    r->out->images_per_s = r->out->seconds > 0 ? (double)(r->at * r->data.batch) / r->out->seconds : 0;
+    r->out->images_per_s = r->out->seconds > 0 ? (double)images_of(r, r->at) / r->out->seconds : 0;
     progress_end(&bar);
     loader_close(l);
     return rc;
@@ -569,6 +593,14 @@ static err_code fits(const run *r, const ssl_step_config *k, err *e)
     return ERR_OK;
 }
 
+/* Of the backbone's params: the heads are not there yet. */
+static void layer_rates(run *r)
+{
+    optim_layer_decay(&r->ps, vit_get_config(r->m)->depth, r->o->layer_decay);
+    for (size_t i = 0; i < r->ps.n; i++)
+        if (!strncmp(r->ps.p[i].name, "patch_embed.", 12)) r->ps.p[i].lr_scale *= r->o->patch_lr;
+}
+
 static err_code open_all(run *r, err *e)
 {
     const ssl_options *o = r->o;
@@ -588,8 +620,11 @@ static err_code open_all(run *r, err *e)
                          .global_size = r->data.global_size,
                          .local_size = r->data.local_size,
                          .masked_most = o->ibot > 0 ? ssl_mask_most(&r->mask) : 0,
+                         .accumulate = r->data.accumulate,
                          .head = {(size_t)vit_get_config(r->m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
                                   (size_t)(o->prototypes ? o->prototypes : prototypes_for(r->data.n))},
+                         .separate_heads = o->separate_heads,
+                         .centering = o->sinkhorn ? SSL_SINKHORN : SSL_SOFTMAX,
                          .dino = o->dino,
                          .ibot = o->ibot,
                          .koleo = o->koleo,
@@ -601,13 +636,14 @@ static err_code open_all(run *r, err *e)
     peft.teacher = true;
     TRY(vit_train(r->m, &peft, &r->ps, e));
     r->n_backbone = r->ps.n;
+    layer_rates(r);
     for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
     TRY(fits(r, &k, e));
     TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
     r->out->peak_bytes = (double)r->step.bytes;
-    log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "prototypes",
-              LOG_INT(k.head.prototypes), "trainable", LOG_INT(r->out->trainable), "planned_mib",
-              LOG_INT(r->step.bytes >> 20), NULL);
+    log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "accumulate",
+              LOG_INT(r->data.accumulate), "prototypes", LOG_INT(k.head.prototypes), "trainable",
+              LOG_INT(r->out->trainable), "planned_mib", LOG_INT(r->step.bytes >> 20), NULL);
     return ERR_OK;
 }
 
@@ -630,7 +666,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     uint64_t total = steps_of(&r, o->epochs + o->head_warmup_epochs);
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
-    out->images = r.at * r.data.batch;
+    out->images = images_of(&r, r.at);
     rc = finish(&r, e);
 done:
     ssl_step_close(&r.step);

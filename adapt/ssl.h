@@ -9,19 +9,24 @@
 typedef struct ssl_options {
     peft_spec peft;
     double epochs, warmup_epochs, head_warmup_epochs; /* head_warmup: backbone frozen */
-    int batch;
-    int global_size, local_size, locals; /* 0: local_size nearest multiple of the patch to 98 */
+    int batch, accumulate;                            /* frames a micro-batch; micro-batches an update (ssl_step.h) */
+    int global_size, local_size, locals;              /* 0: local_size nearest multiple of the patch to 98 */
     float lr, head_lr, lr_last, weight_decay, weight_decay_last, clip;
+    float layer_decay; /* of the learning rate, from block to block downwards; 1: none */
+    float patch_lr;    /* the patch embedding's learning rate times this */
     float momentum, momentum_last;
     float teacher_temp, teacher_temp_last, teacher_temp_epochs, student_temp, center_momentum;
     float dino, ibot, koleo; /* weights */
     float mask_probability, mask_ratio[2];
     int hidden, bottleneck, prototypes; /* prototypes 0: scaled to the cohort */
-    bool data_init;                     /* head initialised on the frozen features */
+    bool separate_heads, sinkhorn;      /* iBOT's own head; Sinkhorn-Knopp instead of softmax centring */
+    bool data_init;                     /* heads initialised on the frozen features */
     double freeze_prototypes_epochs;
     augment_options augment;
     view_options view;
     double evaluate_epochs; /* kNN and effective rank every so often; 0.5 */
+    int knn;                /* neighbours; 20 */
+    float knn_temp;         /* weight of one: exp(cosine / temp); 0.07 */
     double checkpoint_minutes;
     double collapse_rank; /* roll back when the effective rank falls below this share of the start's; 0.25 */
     uint64_t seed;

@@ -16,6 +16,7 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
 {
     const vit_config *k = vit_get_config(m);
     *s = (ssl_data){.c = c, .o = o, .order_epoch = UINT64_MAX};
+    if (o->accumulate < 1) FAIL(e, USAGE, "adapt: %d micro-batches an update", o->accumulate);
     if (o->batch < 1 || o->locals < 0 || o->global_size < k->patch)
         FAIL(e, USAGE, "adapt: batch %d, %d local crops, %d pixels", o->batch, o->locals, o->global_size);
     if (o->mask_ratio[0] > o->mask_ratio[1])
@@ -31,7 +32,8 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     s->locals = (size_t)o->locals;
     s->global_size = to_patches(o->global_size, k->patch);
     s->local_size = to_patches(o->local_size ? o->local_size : 98, k->patch);
-    s->steps_per_epoch = s->n / s->batch;
+    s->accumulate = (size_t)o->accumulate < s->n / s->batch ? (size_t)o->accumulate : s->n / s->batch;
+    s->steps_per_epoch = s->n / (s->batch * s->accumulate);
     s->norm.window = o->view.window;
     memcpy(s->norm.mean, k->mean, sizeof s->norm.mean);
     memcpy(s->norm.std, k->std, sizeof s->norm.std);
@@ -59,11 +61,11 @@ size_t ssl_data_floats(const ssl_data *s)
     return s->batch * 3 * (2 * s->global_size * s->global_size + s->locals * s->local_size * s->local_size);
 }
 
-err_code ssl_data_fill(void *ssl_data_, uint64_t step, float *out, err *e)
+err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
 {
     ssl_data *s = ssl_data_;
-    uint64_t epoch = step / s->steps_per_epoch;
-    size_t first = (size_t)(step % s->steps_per_epoch) * s->batch, global = 3 * s->global_size * s->global_size;
+    uint64_t an_epoch = s->steps_per_epoch * s->accumulate, epoch = micro / an_epoch;
+    size_t first = (size_t)(micro % an_epoch) * s->batch, global = 3 * s->global_size * s->global_size;
     size_t local = 3 * s->local_size * s->local_size, n = 0;
     if (epoch != s->order_epoch) { /* an epoch is a permutation; what does not fill a batch waits for another */
         rng r = rng_at(s->o->seed, RNG_ORDER, epoch, 0);
@@ -75,7 +77,7 @@ err_code ssl_data_fill(void *ssl_data_, uint64_t step, float *out, err *e)
         size_t index = s->order[first + b];
         const frame_info *f = &s->c->frames[index];
         for (size_t k = 0; k < 2 + s->locals; k++) {
-            rng r = rng_at(s->o->seed, RNG_AUGMENT, step, (uint32_t)(b * (2 + s->locals) + k));
+            rng r = rng_at(s->o->seed, RNG_AUGMENT, micro, (uint32_t)(b * (2 + s->locals) + k));
             crop_role role = k == 0 ? CROP_GLOBAL1 : k == 1 ? CROP_GLOBAL2 : CROP_LOCAL;
             float *to = k < 2 ? out + (k * s->batch + b) * global
                               : out + 2 * s->batch * global + ((k - 2) * s->batch + b) * local;

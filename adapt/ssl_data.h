@@ -1,4 +1,4 @@
-/* ssl_data.h: the frames that self-supervision sees, and a step's crops as a function of the step alone. */
+/* ssl_data.h: the frames that self-supervision sees, and a micro-batch's crops as a function of its number alone. */
 #ifndef RADAPT_SSL_DATA_H
 #define RADAPT_SSL_DATA_H
 #include "adapt/ssl.h"
@@ -9,7 +9,8 @@ typedef struct {
     uint32_t *frames; /* (n) of training patients, and of patients without a part */
     size_t n;
     size_t batch, locals, global_size, local_size;
-    uint64_t steps_per_epoch;
+    size_t accumulate;        /* micro-batches of `batch` frames an update */
+    uint64_t steps_per_epoch; /* updates */
     sampler_norm norm;
     pool *threads;   /* NULL: the loader's own thread */
     uint32_t *order; /* (n) permutation of epoch order_epoch */
@@ -17,11 +18,12 @@ typedef struct {
     sample_job *jobs; /* (batch * (2 + locals)) */
 } ssl_data;
 
-/* ERR_EMPTY with fewer than two frames; the batch shrinks to what there is. */
+/* ERR_EMPTY with fewer than two frames; batch, and micro-batches an update, shrink to what there is. */
 err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_options *o, err *e);
 void ssl_data_close(ssl_data *s);
-/* Floats of a step: globals (2B,3,S,S), then locals (L*B,3,s,s). */
+/* Floats of a micro-batch: globals (2B,3,S,S), then locals (L*B,3,s,s). */
 size_t ssl_data_floats(const ssl_data *s);
-err_code ssl_data_fill(void *ssl_data_, uint64_t step, float *out, err *e); /* loader_fill */
+/* loader_fill; micro: the number of a micro-batch, from 0 over all updates. */
+err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e);
 
 #endif

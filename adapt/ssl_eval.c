@@ -1,4 +1,4 @@
-/* ssl_eval.c: see ssl_eval.h. k = 20, T = 0.07 as DINO evaluates small sets. */
+/* ssl_eval.c: see ssl_eval.h. */
 #include "adapt/ssl_eval.h"
 
 #include <math.h>
@@ -6,8 +6,9 @@
 #include <string.h>
 
 #include "adapt/metrics.h"
+#include "adapt/probe.h"
 
-enum { NEIGHBOURS = 20, RANK_FRAMES = 512 };
+enum { RANK_FRAMES = 512 };
 
 /* Whether the i-th of n is among `most` of them, evenly spread. */
 static bool among(size_t i, size_t n, size_t most)
@@ -89,13 +90,35 @@ void ssl_eval_close(ssl_eval *s)
     *s = (ssl_eval){0};
 }
 
-err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const view_options *v, ssl_score *out, err *e)
+/* Of the validation rows, from a classifier that was fitted on the training rows; p (n_validation, classes) is room. */
+static err_code linear_score(const ssl_eval *s, size_t C, int classes, double *p, ssl_score *out, err *e)
+{
+    const double l2 = 0.01;
+    probe fit = {0};
+    metrics r;
+    float *weight = malloc(s->n_train * sizeof *weight);
+    if (!weight) FAIL(e, NOMEM, "adapt: no memory for evaluation");
+    for (size_t i = 0; i < s->n_train; i++) weight[i] = 1;
+    const probe_rows rows = {s->features, s->train_label, weight, s->n_train, C, classes};
+    err_code rc = probe_fit(&fit, &rows, &l2, 1, e);
+    if (!rc) {
+        probe_predict(fit.weight, fit.bias, s->features + s->n_train * C, s->n_validation, C, classes, p);
+        metrics_compute(&r, TASK_MULTICLASS, p, s->validation_label, s->n_validation, classes);
+        out->linear_auc = r.auc;
+        out->linear_accuracy = r.accuracy;
+    }
+    probe_fini(&fit);
+    free(weight);
+    return rc;
+}
+
+err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const ssl_options *o, ssl_score *out, err *e)
 {
     size_t C = (size_t)vit_get_config(m)->dim;
     float *query = s->features + s->n_train * C;
-    *out = (ssl_score){NAN, NAN, NAN};
-    TRY(features_extract(m, who, c, s->train, s->n_train, v, s->features, e));
-    if (s->n_validation) TRY(features_extract(m, who, c, s->validation, s->n_validation, v, query, e));
+    *out = (ssl_score){NAN, NAN, NAN, NAN, NAN};
+    TRY(features_extract(m, who, c, s->train, s->n_train, &o->view, s->features, e));
+    if (s->n_validation) TRY(features_extract(m, who, c, s->validation, s->n_validation, &o->view, query, e));
     for (size_t i = 0; i < (s->n_train + s->n_validation) * C; i++)
         if (!isfinite(s->features[i])) {
             out->rank = 0;
@@ -106,10 +129,12 @@ err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const v
     double *p = malloc(s->n_validation * (size_t)c->n_strata * sizeof *p);
     if (!p) FAIL(e, NOMEM, "adapt: no memory for evaluation");
     metrics r;
-    knn_predict(p, s->features, s->train_label, s->n_train, query, s->n_validation, C, c->n_strata, NEIGHBOURS, 0.07);
+    knn_predict(p, s->features, s->train_label, s->n_train, query, s->n_validation, C, c->n_strata, o->knn,
+                o->knn_temp);
     metrics_compute(&r, TASK_MULTICLASS, p, s->validation_label, s->n_validation, c->n_strata);
     out->knn_auc = r.auc;
     out->knn_accuracy = r.accuracy;
+    err_code rc = linear_score(s, C, c->n_strata, p, out, e);
     free(p);
-    return ERR_OK;
+    return rc;
 }

@@ -1,5 +1,5 @@
-/* ssl_eval.h: is the teacher getting better? kNN of validation frames among training frames, and the effective rank of
- * the features. */
+/* ssl_eval.h: is the teacher getting better? kNN of validation frames among training frames, a linear classifier
+ * fitted on the training frames, and the effective rank of the features. */
 #ifndef RADAPT_SSL_EVAL_H
 #define RADAPT_SSL_EVAL_H
 #include "adapt/ssl.h"
@@ -12,13 +12,14 @@ typedef struct {
 } ssl_eval;
 
 typedef struct {
-    double knn_auc, knn_accuracy; /* NaN without labelled validation frames */
-    double rank;                  /* 0: a feature is not finite */
+    double knn_auc, knn_accuracy;       /* NaN without labelled validation frames */
+    double linear_auc, linear_accuracy; /* of logistic regression (probe.h), L2 0.01; NaN likewise */
+    double rank;                        /* 0: a feature is not finite */
 } ssl_score;
 
 /* At most `most` frames a part, spread evenly over the cases (over the frames where there are no labels). */
 err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e);
 void ssl_eval_close(ssl_eval *s);
-err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const view_options *v, ssl_score *out, err *e);
+err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const ssl_options *o, ssl_score *out, err *e);
 
 #endif

@@ -12,6 +12,9 @@ void ssl_defaults(ssl_options *o)
         .warmup_epochs = 1,
         .head_warmup_epochs = 1,
         .batch = 16,
+        .accumulate = 1,
+        .layer_decay = 1,
+        .patch_lr = 1,
         .global_size = 224,
         .locals = 4,
         .lr = 5e-4f,
@@ -39,6 +42,8 @@ void ssl_defaults(ssl_options *o)
         .freeze_prototypes_epochs = 0,
         .view = {.size = 224, .share = 0.875f},
         .evaluate_epochs = 1,
+        .knn = 20,
+        .knn_temp = 0.07f,
         .checkpoint_minutes = 5,
         .collapse_rank = 0.25,
         .seed = 1,
@@ -62,18 +67,22 @@ static void essa(ssl_options *o)
     o->data_init = false;
     o->freeze_prototypes_epochs = 1;
     o->evaluate_epochs = 0.5;
+    o->knn = 200;
+    o->knn_temp = 0.1f;
     augment_essa(&o->augment);
 }
 
 err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e)
 {
     ssl_defaults(o);
-    if (!strcmp(name, "essa"))
+    bool reference = !strcmp(name, "essa");
+    if (reference)
         essa(o);
     else if (strcmp(name, "default") != 0)
         FAIL(e, USAGE, "no such recipe (there are: default, essa)");
     o->peft.method = method;
     /* Everything at the rate of a few projections destroys the features (facts: continued training). */
     if (method == METHOD_FULL) o->lr *= 0.1f;
+    if (reference) o->head_lr = o->lr; /* it has one rate for all */
     return ERR_OK;
 }

@@ -5,47 +5,91 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DINO, IBOT, KOLEO, STATS_CLASS, STATS_PATCH = STATS_CLASS + 2, SCALARS = STATS_PATCH + 2 };
+enum { DINO, IBOT, KOLEO, ENTROPY, MARGINAL = ENTROPY + 2, SCALARS = MARGINAL + 2 };
+enum { CLASSES, PATCHES, GROUPS };
+enum { SINKHORN_ITERATIONS = 3, PIECE_BYTES = 32 << 20, PIECE_LEAST = 64 };
 
 static dv *scalar(const ssl_step *s, int i)
 {
     return dv_at(s->scalars, (size_t)i * sizeof(float));
 }
 
+/* Element offset of row r in a ct matrix of C columns. */
+static dv *row(const ssl_step *s, const dv *x, size_t r, size_t C)
+{
+    return dv_at(x, r * C * s->d->ct_bytes);
+}
+
+static size_t micro_batches(const ssl_step_config *k)
+{
+    return k->accumulate ? k->accumulate : 1;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static void plan_group(ssl_group *g, const ssl_step *s, arena *m)
+{
+    const dino_head_config *k = &s->config.head;
+    size_t ct = s->d->ct_bytes;
+    dino_head_plan(&g->acts, m, k, ct, g->most);
+    g->x = arena_take(m, g->most * k->in, ct);
+    g->dx = arena_take(m, g->most * k->in, ct);
+    g->unit = arena_take(m, g->teacher_most * k->bottleneck, ct);
+    g->center = arena_take(m, k->prototypes, sizeof(float));
+    g->sum = arena_take(m, k->prototypes, sizeof(float));
+    g->mean = arena_take(m, k->prototypes, sizeof(float));
+    g->row_scale = arena_take(m, g->teacher_most, sizeof(float));
+    g->pair = arena_take(m, g->most * g->P, sizeof(int32_t));
+    g->weight = arena_take(m, g->most * g->P, sizeof(float));
+}
+
+/* How many rows of logits are made at once. The class tokens' targets are all held: each serves several rows. */
+static void choose_pieces(ssl_step *s)
+{
+    const ssl_step_config *k = &s->config;
+    size_t most = larger(s->group[CLASSES].most, s->group[PATCHES].most);
+    size_t fit = larger(PIECE_BYTES / (k->head.prototypes * s->d->ct_bytes), PIECE_LEAST);
+    s->piece = smaller(most, k->rows_at_once ? k->rows_at_once : fit);
+    s->q_rows = larger(2 * k->batch, smaller(s->piece, k->masked_most));
+}
+
 /* Everything whose size depends on the batch, from one block. */
 static err_code plan(ssl_step *s, arena *m, err *e)
 {
     const ssl_step_config *k = &s->config;
-    size_t B = k->batch, L = k->locals, C = k->head.in, K = k->head.prototypes, ct = s->d->ct_bytes;
-    size_t S = k->global_size, z = k->local_size, classes = 2 * B + L * B, M = k->masked_most;
+    size_t B = k->batch, L = k->locals, K = k->head.prototypes, ct = s->d->ct_bytes, M = k->masked_most;
+    size_t S = k->global_size, z = k->local_size;
     TRY(vit_pass_plan(&s->student, m, s->m, 2 * B, S, S, VIT_GRAD, e));
     TRY(vit_pass_plan(&s->teacher, m, s->m, 2 * B, S, S, VIT_INFER, e));
     if (L) TRY(vit_pass_plan(&s->local, m, s->m, L * B, z, z, VIT_GRAD, e));
     s->P = s->student.P;
     s->T = s->student.T;
     s->local_T = s->local.T;
-    s->rows_most = classes + M;
-    dino_head_plan(&s->acts, m, &k->head, ct, s->rows_most);
+    s->group[CLASSES].most = s->group[CLASSES].n = 2 * B + L * B;
+    s->group[CLASSES].teacher_most = s->group[CLASSES].teacher_n = 2 * B;
+    s->group[CLASSES].P = 2;
+    s->group[PATCHES].most = s->group[PATCHES].teacher_most = M;
+    s->group[PATCHES].P = 1;
+    for (int g = 0; g < GROUPS; g++) plan_group(&s->group[g], s, m);
+    choose_pieces(s);
     s->globals = arena_take(m, 2 * B * 3 * S * S, sizeof(float));
     s->locals = arena_take(m, L * B * 3 * z * z, sizeof(float));
     s->mask = arena_take(m, 2 * B * s->P, 1);
-    s->x = arena_take(m, s->rows_most * C, ct);
-    s->dx = arena_take(m, s->rows_most * C, ct);
-    s->logits = arena_take(m, s->rows_most * K, ct);
-    s->q = arena_take(m, (2 * B + M) * K, ct);
-    s->koleo_dx = arena_take(m, 2 * B * C, ct);
-    for (int i = 0; i < 2; i++) {
-        s->center[i] = arena_take(m, K, sizeof(float));
-        s->sum[i] = arena_take(m, K, sizeof(float));
-    }
+    s->logits = arena_take(m, s->piece * K, ct);
+    s->q = arena_take(m, s->q_rows * K, ct);
+    s->koleo_dx = arena_take(m, 2 * B * k->head.in, ct);
     s->scalars = arena_take(m, SCALARS, sizeof(float));
     s->rows_global = arena_take(m, 2 * B, sizeof(int32_t));
     s->rows_local = arena_take(m, L * B, sizeof(int32_t));
     s->rows_patch = arena_take(m, M, sizeof(int32_t));
-    s->pair = arena_take(m, classes * 2, sizeof(int32_t));
-    s->weight = arena_take(m, classes * 2, sizeof(float));
-    s->pair_patch = arena_take(m, M, sizeof(int32_t));
-    s->weight_patch = arena_take(m, M, sizeof(float));
     if (arena_failed(m)) FAIL(e, NOMEM, "the step does not fit the memory planned for it");
     return ERR_OK;
 }
@@ -66,13 +110,18 @@ static size_t work_bytes(const ssl_step *s)
     return a > b ? a : b;
 }
 
+static size_t heads(const ssl_step_config *k)
+{
+    return k->separate_heads ? 2 : 1;
+}
+
 err_code ssl_step_bytes(vit *m, const ssl_step_config *k, size_t *bytes, err *e)
 {
     ssl_step s = {.m = m, .d = vit_device(m), .config = *k};
     arena dry = {0};
     err_code rc = plan(&s, &dry, e);
     fini_passes(&s);
-    if (!rc) *bytes = dry.used + dino_head_bytes(&k->head, s.d->ct_bytes) + work_bytes(&s);
+    if (!rc) *bytes = dry.used + heads(k) * dino_head_bytes(&k->head, s.d->ct_bytes) + work_bytes(&s);
     return rc;
 }
 
@@ -83,7 +132,7 @@ static void fill_pairs(ssl_step *s)
 {
     size_t B = s->config.batch, L = s->config.locals, rows = 2 * B + L * B;
     int32_t *pair = s->host_pair;
-    float *weight = s->host_weight, w = s->config.dino / (float)(B * (2 * L + 2));
+    float *weight = s->host_weight, w = s->config.dino / (float)(B * (2 * L + 2) * micro_batches(&s->config));
     int32_t b = 0, other = (int32_t)B;
     for (size_t i = 0; i < rows; i++, b = b + 1 == other ? 0 : b + 1) {
         bool global = i < 2 * B;
@@ -92,8 +141,10 @@ static void fill_pairs(ssl_step *s)
         weight[2 * i] = w;
         weight[2 * i + 1] = global ? 0 : w;
     }
-    s->d->op->upload(s->d, s->pair, pair, 2 * rows * sizeof *pair);
-    s->d->op->upload(s->d, s->weight, weight, 2 * rows * sizeof *weight);
+    s->d->op->upload(s->d, s->group[CLASSES].pair, pair, 2 * rows * sizeof *pair);
+    s->d->op->upload(s->d, s->group[CLASSES].weight, weight, 2 * rows * sizeof *weight);
+    for (size_t i = 0; i < s->config.masked_most; i++) pair[i] = (int32_t)i; /* a patch's target is its own */
+    s->d->op->upload(s->d, s->group[PATCHES].pair, pair, s->config.masked_most * sizeof *pair);
     for (size_t i = 0; i < 2 * B; i++) s->host_rows[i] = (int32_t)(i * s->T);
     s->d->op->upload(s->d, s->rows_global, s->host_rows, 2 * B * sizeof(int32_t));
     for (size_t i = 0; i < L * B; i++) s->host_rows[i] = (int32_t)(i * s->local_T);
@@ -107,19 +158,21 @@ err_code ssl_step_open(ssl_step *s, vit *m, param_set *ps, const ssl_step_config
     size_t most = k->masked_most;
     if (k->batch < 1 || most > 2 * k->batch * 65536) FAIL(e, USAGE, "a step needs at least one image");
     TRY(plan(s, &dry, e));
-    TRY(dino_head_open(&s->head, s->d, ps, &k->head, k->seed, e));
+    for (size_t i = 0; i < heads(k); i++)
+        TRY(dino_head_open(&s->head[i], s->d, ps, (dino_head_which)i, &k->head, k->seed, e));
     TRY(s->d->op->alloc(s->d, dry.used, &s->block, e));
     arena_init(&real, s->block, dry.used);
     TRY(plan(s, &real, e));
     TRY(device_reserve(s->d, work_bytes(s), e));
     TRY(optim_init(&s->optim, s->d, ps, k->clip, e));
-    size_t rows = 2 * s->rows_most + 2;
+    for (int g = 0; g < GROUPS; g++) s->group[g].head = &s->head[g == PATCHES && k->separate_heads];
+    size_t rows = 2 * s->group[CLASSES].most + s->group[PATCHES].most + 2;
     s->host_rows = malloc(rows * sizeof *s->host_rows);
     s->host_pair = malloc(rows * sizeof *s->host_pair);
     s->host_weight = malloc(rows * sizeof *s->host_weight);
     if (!s->host_rows || !s->host_pair || !s->host_weight) FAIL(e, NOMEM, "no memory for a step");
     s->patch_trained = param_find(ps, "patch_embed.proj.weight") || param_find(ps, "patch_embed.proj.bias");
-    s->bytes = dry.used + dino_head_bytes(&k->head, s->d->ct_bytes) + s->d->work_bytes;
+    s->bytes = dry.used + heads(k) * dino_head_bytes(&k->head, s->d->ct_bytes) + s->d->work_bytes;
     fill_pairs(s);
     return device_sync(s->d, e);
 }
@@ -127,7 +180,7 @@ err_code ssl_step_open(ssl_step *s, vit *m, param_set *ps, const ssl_step_config
 void ssl_step_close(ssl_step *s)
 {
     if (!s->d) return;
-    dino_head_close(&s->head);
+    for (size_t i = 0; i < heads(&s->config); i++) dino_head_close(&s->head[i]);
     optim_fini(&s->optim);
     fini_passes(s);
     if (s->block) s->d->op->free(s->d, s->block);
@@ -137,10 +190,15 @@ void ssl_step_close(ssl_step *s)
     *s = (ssl_step){0};
 }
 
+static void refresh_heads(ssl_step *s)
+{
+    for (size_t i = 0; i < heads(&s->config); i++) dino_head_refresh(&s->head[i]);
+}
+
 void ssl_step_refresh(ssl_step *s)
 {
     s->d->op->refresh(s->d, s->ps->p, s->ps->n);
-    dino_head_refresh(&s->head);
+    refresh_heads(s);
 }
 
 /* Rows and targets of the masked patches: 1/(2B) sum over crops of 1/|M_i| sum over masked (facts: iBOT). */
@@ -154,82 +212,181 @@ static err_code fill_masked(ssl_step *s, const uint8_t *mask, err *e)
             if (!mask[i * s->P + p]) continue;
             if (n == s->config.masked_most) FAIL(e, INTERNAL, "more than %zu masked patches", n);
             s->host_rows[n] = (int32_t)(i * s->T + lead + p);
-            s->host_pair[n] = (int32_t)n; /* the same row of the patch targets */
-            s->host_weight[n] = s->config.ibot / (float)(crops * count);
+            s->host_weight[n] = s->config.ibot / (float)(crops * count * micro_batches(&s->config));
             n++;
         }
     }
-    s->masked = n;
+    s->group[PATCHES].n = s->group[PATCHES].teacher_n = n;
     s->d->op->upload(s->d, s->rows_patch, s->host_rows, n * sizeof *s->host_rows);
-    s->d->op->upload(s->d, s->pair_patch, s->host_pair, n * sizeof *s->host_pair);
-    s->d->op->upload(s->d, s->weight_patch, s->host_weight, n * sizeof *s->host_weight);
+    s->d->op->upload(s->d, s->group[PATCHES].weight, s->host_weight, n * sizeof *s->host_weight);
     return ERR_OK;
 }
 
-/* Element offset of row r in a ct matrix of C columns. */
-static dv *row(const ssl_step *s, const dv *x, size_t r, size_t C)
-{
-    return dv_at(x, r * C * s->d->ct_bytes);
-}
+/* --- the teacher: embeddings, centres, targets */
 
-static void teacher_targets(ssl_step *s, float tau)
+static void teacher_forward(ssl_step *s)
 {
     const op_table *op = s->d->op;
-    size_t n = 2 * s->config.batch, C = s->config.head.in, K = s->config.head.prototypes;
+    ssl_group *c = &s->group[CLASSES], *p = &s->group[PATCHES];
+    size_t C = s->config.head.in;
     if (s->patch_trained) vit_patches(s->m, VIT_TEACHER, &s->teacher, s->globals);
     vit_fwd(s->m, VIT_TEACHER, &s->teacher, s->patch_trained ? s->teacher.patches : s->student.patches, NULL);
-    op->gather(s->d, s->x, s->teacher.out, s->rows_global, n, C);
-    op->gather(s->d, row(s, s->x, n, C), s->teacher.out, s->rows_patch, s->masked, C);
-    dino_head_fwd(&s->head, VIT_TEACHER, &s->acts, s->x, s->q, n + s->masked);
-    op->teacher_softmax(s->d, s->q, s->sum[0], scalar(s, STATS_CLASS), s->q, s->center[0], tau, n, K);
-    dv *patches = row(s, s->q, n, K);
-    op->teacher_softmax(s->d, patches, s->sum[1], scalar(s, STATS_PATCH), patches, s->center[1], tau, s->masked, K);
+    op->gather(s->d, c->x, s->teacher.out, s->rows_global, c->teacher_n, C);
+    op->gather(s->d, p->x, s->teacher.out, s->rows_patch, p->teacher_n, C);
+    for (ssl_group *g = s->group; g < s->group + GROUPS; g++) {
+        dino_head_embed(g->head, VIT_TEACHER, &g->acts, g->unit, g->x, g->teacher_n);
+        g->targets += g->teacher_n;
+    }
 }
+
+/* Whether q has room for all of the group's targets; else they are made a piece at a time, each time anew. */
+static bool held(const ssl_step *s, const ssl_group *g)
+{
+    return g->teacher_n <= s->q_rows;
+}
+
+static void teacher_logits(ssl_step *s, ssl_group *g, size_t first, dv *to, size_t n)
+{
+    dino_head_logits(g->head, VIT_TEACHER, row(s, g->unit, first, s->config.head.bottleneck), to, n);
+}
+
+static void softmax_targets(ssl_step *s, ssl_group *g, dv *q, float tau, size_t n)
+{
+    s->d->op->teacher_softmax(s->d, q, g->sum, g->mean, scalar(s, ENTROPY + (int)(g - s->group)), q, g->center, tau, n,
+                              s->config.head.prototypes);
+}
+
+/* Leaves Sinkhorn-Knopp's scale of the prototypes in g->center. */
+static void sinkhorn(ssl_step *s, ssl_group *g, float tau)
+{
+    const op_table *op = s->d->op;
+    size_t K = s->config.head.prototypes, at_once = held(s, g) ? g->teacher_n : s->piece;
+    const dv *from = NULL;
+    dv *to = g->center;
+    for (int t = 0; t < SINKHORN_ITERATIONS; t++) {
+        for (size_t first = 0; first < g->teacher_n; first += at_once) {
+            size_t n = smaller(at_once, g->teacher_n - first);
+            dv *scale = dv_at(g->row_scale, first * sizeof(float));
+            if (t == 0 || !held(s, g)) teacher_logits(s, g, first, s->q, n);
+            if (from) op->sinkhorn_rows(s->d, scale, s->q, from, tau, n, K);
+            op->sinkhorn_prototypes(s->d, to, s->q, from ? scale : NULL, first == 0, tau, n, K);
+        }
+        from = to;
+        to = to == g->center ? g->sum : g->center;
+    }
+    op->zero(s->d, g->sum, K * sizeof(float));
+}
+
+static void teacher_targets(ssl_step *s, ssl_group *g, float tau)
+{
+    bool balance = s->config.centering == SSL_SINKHORN && g->teacher_n;
+    if (balance) sinkhorn(s, g, tau);
+    if (!held(s, g)) return;
+    if (!balance) teacher_logits(s, g, 0, s->q, g->teacher_n);
+    softmax_targets(s, g, s->q, tau, g->teacher_n);
+}
+
+/* --- the student */
 
 static void student_forward(ssl_step *s, const dv *mask)
 {
     const op_table *op = s->d->op;
+    ssl_group *c = &s->group[CLASSES], *p = &s->group[PATCHES];
     size_t B = s->config.batch, LB = s->config.locals * B, C = s->config.head.in;
     vit_fwd(s->m, VIT_STUDENT, &s->student, s->student.patches, mask);
-    op->gather(s->d, s->x, s->student.out, s->rows_global, 2 * B, C);
+    op->gather(s->d, c->x, s->student.out, s->rows_global, 2 * B, C);
     if (LB) {
         vit_patches(s->m, VIT_STUDENT, &s->local, s->locals);
         vit_fwd(s->m, VIT_STUDENT, &s->local, s->local.patches, NULL);
-        op->gather(s->d, row(s, s->x, 2 * B, C), s->local.out, s->rows_local, LB, C);
+        op->gather(s->d, row(s, c->x, 2 * B, C), s->local.out, s->rows_local, LB, C);
     }
-    op->gather(s->d, row(s, s->x, 2 * B + LB, C), s->student.out, s->rows_patch, s->masked, C);
-    dino_head_fwd(&s->head, VIT_STUDENT, &s->acts, s->x, s->logits, 2 * B + LB + s->masked);
+    op->gather(s->d, p->x, s->student.out, s->rows_patch, p->n, C);
+    for (ssl_group *g = s->group; g < s->group + GROUPS; g++)
+        dino_head_embed(g->head, VIT_STUDENT, &g->acts, g->acts.unit, g->x, g->n);
 }
 
-static void losses(ssl_step *s)
+/* A group's cross-entropy and its gradient down to the head's input, a piece of rows after the other. */
+static void group_loss(ssl_step *s, ssl_group *g, float teacher_temp)
 {
     const op_table *op = s->d->op;
-    size_t B = s->config.batch, C = s->config.head.in, K = s->config.head.prototypes;
-    size_t classes = 2 * B + s->config.locals * B;
-    float tau = s->config.student_temp;
-    op->soft_ce(s->d, scalar(s, DINO), s->logits, s->logits, s->q, s->pair, s->weight, 2, tau, classes, K);
-    dv *patches = row(s, s->logits, classes, K);
-    op->soft_ce(s->d, scalar(s, IBOT), patches, patches, row(s, s->q, 2 * B, K), s->pair_patch, s->weight_patch, 1, tau,
-                s->masked, K);
+    size_t K = s->config.head.prototypes, Z = s->config.head.bottleneck;
+    bool own = g == &s->group[PATCHES]; /* row i's target is the teacher's row i */
+    teacher_targets(s, g, teacher_temp);
+    for (size_t first = 0; first < g->n; first += s->piece) {
+        size_t n = smaller(s->piece, g->n - first), at = first * g->P;
+        const dv *q = own && held(s, g) ? row(s, s->q, first, K) : s->q;
+        if (!held(s, g)) {
+            teacher_logits(s, g, first, s->q, n);
+            softmax_targets(s, g, s->q, teacher_temp, n);
+        }
+        dino_head_logits(g->head, VIT_STUDENT, row(s, g->acts.unit, first, Z), s->logits, n);
+        op->soft_ce(s->d, scalar(s, own ? IBOT : DINO), s->logits, s->logits, q,
+                    own ? g->pair : dv_at(g->pair, at * sizeof(int32_t)), dv_at(g->weight, at * sizeof(float)), g->P,
+                    s->config.student_temp, n, K);
+        dino_head_logits_bwd(g->head, &g->acts, first, s->logits, n);
+    }
+    dino_head_embed_bwd(g->head, &g->acts, g->dx, g->x, g->n);
+}
+
+static void koleo(ssl_step *s)
+{
+    size_t B = s->config.batch, C = s->config.head.in;
+    float w = s->config.koleo / (float)micro_batches(&s->config);
     for (size_t g = 0; g < 2; g++)
-        op->koleo(s->d, scalar(s, KOLEO), row(s, s->koleo_dx, g * B, C), row(s, s->x, g * B, C), s->config.koleo, B, C);
+        s->d->op->koleo(s->d, scalar(s, KOLEO), row(s, s->koleo_dx, g * B, C), row(s, s->group[CLASSES].x, g * B, C), w,
+                        B, C);
 }
 
-static void backward(ssl_step *s, bool head_only, const dv *mask)
+static void backward(ssl_step *s, const dv *mask)
 {
     const op_table *op = s->d->op;
-    size_t B = s->config.batch, LB = s->config.locals * B, C = s->config.head.in, n = 2 * B + LB + s->masked;
-    dino_head_bwd(&s->head, &s->acts, s->dx, s->x, s->logits, n);
-    if (head_only) return;
-    op->add(s->d, s->dx, s->koleo_dx, 2 * B * C); /* the first rows are the global class tokens */
+    const ssl_group *c = &s->group[CLASSES], *p = &s->group[PATCHES];
+    size_t B = s->config.batch, LB = s->config.locals * B, C = s->config.head.in;
+    op->add(s->d, c->dx, s->koleo_dx, 2 * B * C); /* the first rows are the global class tokens */
     op->zero(s->d, s->student.dout, 2 * B * s->T * C * s->d->ct_bytes);
-    op->scatter_add(s->d, s->student.dout, s->dx, s->rows_global, 2 * B, C);
-    op->scatter_add(s->d, s->student.dout, row(s, s->dx, 2 * B + LB, C), s->rows_patch, s->masked, C);
+    op->scatter_add(s->d, s->student.dout, c->dx, s->rows_global, 2 * B, C);
+    op->scatter_add(s->d, s->student.dout, p->dx, s->rows_patch, p->n, C);
     vit_bwd(s->m, &s->student, s->globals, mask);
     if (!LB) return;
     op->zero(s->d, s->local.dout, LB * s->local_T * C * s->d->ct_bytes);
-    op->scatter_add(s->d, s->local.dout, row(s, s->dx, 2 * B, C), s->rows_local, LB, C);
+    op->scatter_add(s->d, s->local.dout, row(s, c->dx, 2 * B, C), s->rows_local, LB, C);
     vit_bwd(s->m, &s->local, s->locals, NULL);
+}
+
+/* --- a step */
+
+/* What adds up over an update's micro-batches begins at zero. */
+static void begin(ssl_step *s)
+{
+    size_t K = s->config.head.prototypes;
+    optim_zero(&s->optim);
+    s->d->op->zero(s->d, s->scalars, SCALARS * sizeof(float));
+    for (ssl_group *g = s->group; g < s->group + GROUPS; g++) {
+        s->d->op->zero(s->d, g->sum, K * sizeof(float));
+        s->d->op->zero(s->d, g->mean, K * sizeof(float));
+        g->targets = 0;
+    }
+}
+
+static err_code read_out(ssl_step *s, ssl_step_out *out, err *e)
+{
+    const ssl_step_config *k = &s->config;
+    float v[SCALARS];
+    for (int g = 0; g < GROUPS; g++)
+        s->d->op->mean_entropy(s->d, scalar(s, MARGINAL + g), s->group[g].mean, s->group[g].targets,
+                               k->head.prototypes);
+    s->d->op->download(s->d, v, s->scalars, sizeof v);
+    TRY(device_sync(s->d, e));
+    *out = (ssl_step_out){.loss = v[DINO] + v[IBOT] + v[KOLEO],
+                          .dino = k->dino > 0 ? v[DINO] / k->dino : 0,
+                          .ibot = k->ibot > 0 ? v[IBOT] / k->ibot : 0,
+                          .koleo = k->koleo > 0 ? v[KOLEO] / k->koleo : 0,
+                          .masked = s->group[PATCHES].n};
+    for (int g = 0; g < GROUPS; g++) {
+        out->target_entropy[g] = s->group[g].targets ? v[ENTROPY + g] / (float)s->group[g].targets : 0;
+        out->marginal_entropy[g] = v[MARGINAL + g];
+    }
+    return ERR_OK;
 }
 
 err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e)
@@ -237,44 +394,37 @@ err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *ou
     const op_table *op = s->d->op;
     const ssl_step_config *k = &s->config;
     size_t B = k->batch;
-    float v[SCALARS];
     TRY(fill_masked(s, in->mask, e));
     const dv *mask = in->mask ? s->mask : NULL;
     if (mask) op->upload(s->d, s->mask, in->mask, 2 * B * s->P);
     op->upload(s->d, s->globals, in->globals, 2 * B * 3 * k->global_size * k->global_size * sizeof(float));
     if (k->locals)
         op->upload(s->d, s->locals, in->locals, k->locals * B * 3 * k->local_size * k->local_size * sizeof(float));
-    op->zero(s->d, s->scalars, SCALARS * sizeof(float));
-    optim_zero(&s->optim);
+    if (s->micro == 0) begin(s);
     vit_patches(s->m, VIT_STUDENT, &s->student, s->globals);
-    teacher_targets(s, in->teacher_temp);
+    teacher_forward(s);
     student_forward(s, mask);
-    losses(s);
-    backward(s, in->head_only, mask);
-    op->download(s->d, v, s->scalars, sizeof v);
-    TRY(device_sync(s->d, e));
-    *out = (ssl_step_out){.loss = v[DINO] + v[IBOT] + v[KOLEO],
-                          .dino = k->dino > 0 ? v[DINO] / k->dino : 0,
-                          .ibot = k->ibot > 0 ? v[IBOT] / k->ibot : 0,
-                          .koleo = k->koleo > 0 ? v[KOLEO] / k->koleo : 0,
-                          .target_entropy = {v[STATS_CLASS], v[STATS_PATCH]},
-                          .marginal_entropy = {v[STATS_CLASS + 1], v[STATS_PATCH + 1]},
-                          .masked = s->masked};
-    return ERR_OK;
+    for (int g = 0; g < GROUPS; g++) group_loss(s, &s->group[g], in->teacher_temp);
+    koleo(s);
+    if (!in->head_only) backward(s, mask);
+    if (++s->micro == micro_batches(k))
+        for (size_t i = 0; i < heads(k); i++) dino_head_bwd_end(&s->head[i]);
+    return read_out(s, out, e);
 }
 
 err_code ssl_step_update(ssl_step *s, const ssl_step_update_in *u, ssl_step_out *out, err *e)
 {
     const op_table *op = s->d->op;
     adamw_step adam = u->adam;
-    size_t K = s->config.head.prototypes;
+    if (s->micro != micro_batches(&s->config)) FAIL(e, INTERNAL, "an update after %zu micro-batches", s->micro);
+    s->micro = 0;
     err_code rc = optim_step(&s->optim, &adam, e);
     out->grad_norm = s->optim.norm;
     TRY(rc);
-    op->center_update(s->d, s->center[0], s->sum[0], s->config.center_momentum, 2 * s->config.batch, K);
-    op->center_update(s->d, s->center[1], s->sum[1], s->config.center_momentum, s->masked, K);
+    for (ssl_group *g = s->group; s->config.centering == SSL_SOFTMAX && g < s->group + GROUPS; g++)
+        op->center_update(s->d, g->center, g->sum, s->config.center_momentum, g->targets, s->config.head.prototypes);
     op->ema(s->d, s->ps->p, s->ps->n, u->momentum);
-    dino_head_refresh(&s->head);
+    refresh_heads(s);
     return device_sync(s->d, e);
 }
 

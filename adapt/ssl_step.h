@@ -2,28 +2,39 @@
  *
  *     param_set ps = {0};
  *     vit_train(m, &(peft_spec){.method = METHOD_APLA, .teacher = true}, &ps, &e);
- *     ssl_step s; ssl_step_open(&s, m, &ps, &config, &e);            // appends the head's params to ps
+ *     ssl_step s; ssl_step_open(&s, m, &ps, &config, &e);            // appends the heads' params to ps
  *     ... upload other weights into ps.p[i].master and .teacher, then ssl_step_refresh(&s) ...
- *     ssl_step_gradients(&s, &in, &out, &e);                         // ps.p[i].grad, out.loss, nothing updated
+ *     ssl_step_gradients(&s, &in, &out, &e);                         // config.accumulate times: ps.p[i].grad, out.loss
  *     ssl_step_update(&s, &update, &out, &e);                        // clip, AdamW, centres, EMA
  *     ssl_step_close(&s); param_set_free(d, &ps);
  *
  * Order of crops: global crop g of image b is row g*B+b of the globals, local crop l of image b is row l*B+b of the
- * locals. Logits' rows: 2B global class tokens, L*B local ones, then the masked patches in the order of crop and patch.
- * All device memory that depends on the batch is one planned block; nothing allocates in a step. */
+ * locals. Rows of the heads come in two groups: class tokens, of the 2B global crops and then of the L*B local ones;
+ * and masked patches in the order of crop and patch. Logits of a group are made, used and overwritten a piece of rows
+ * at a time. All device memory that depends on the batch is one planned block; nothing allocates in a step.
+ *
+ * Gradient accumulation: an update's gradient is the mean of `accumulate` micro-batches of B images each. What is a
+ * mean over images, crops or rows (DINO, iBOT, the centres that follow) is then that of the large batch; KoLeo's
+ * neighbours and Sinkhorn's shares are those within a micro-batch. */
 #ifndef RADAPT_SSL_STEP_H
 #define RADAPT_SSL_STEP_H
 #include "adapt/dino_head.h"
 #include "adapt/optim.h"
 
+typedef enum { SSL_SOFTMAX, SSL_SINKHORN } ssl_centering;
+
 typedef struct {
     size_t batch, locals; /* B, L: images and local crops of each; L may be 0 */
     size_t global_size, local_size;
     size_t masked_most;      /* M: most masked patches in a step, over all 2B global crops */
+    size_t accumulate;       /* micro-batches an update; 0 is 1 */
+    size_t rows_at_once;     /* of logits; 0: what 32 MiB hold, at least 64 */
     dino_head_config head;   /* in: the backbone's dim */
+    bool separate_heads;     /* iBOT has a head of its own, of the same shape */
+    ssl_centering centering; /* softmax: (t - c) with a moving centre; Sinkhorn-Knopp, 3 iterations (facts) */
     float dino, ibot, koleo; /* weights of the losses */
     float student_temp, center_momentum, clip;
-    uint64_t seed; /* of the head's random weights */
+    uint64_t seed; /* of the heads' random weights */
 } ssl_step_config;
 
 typedef struct {
@@ -40,42 +51,55 @@ typedef struct {
 } ssl_step_update_in;
 
 /* Losses as facts define them, before their weights; loss is the weighted sum. Entropies in nats of the teacher's
- * targets: mean over rows, and of the mean row; [0] class tokens, [1] masked patches (0 where there are none). */
+ * targets: mean over rows, and of the mean row; [0] class tokens, [1] masked patches (0 where there are none). All are
+ * means over the micro-batches, and whole after the last of an update. */
 typedef struct {
     float loss, dino, ibot, koleo;
     float target_entropy[2], marginal_entropy[2];
-    size_t masked;
+    size_t masked;   /* of this micro-batch */
     float grad_norm; /* before clipping; of ssl_step_update */
 } ssl_step_out;
+
+/* Rows that go through a head together: class tokens, or masked patches. */
+typedef struct {
+    dino_head *head;
+    dino_head_acts acts;
+    size_t most, teacher_most; /* rows at most */
+    size_t n, teacher_n;       /* rows of this micro-batch */
+    size_t targets;            /* the teacher's since the last update */
+    size_t P;                  /* targets a row */
+    dv *x, *dx;                /* (most, C) ct: the head's input */
+    dv *unit;                  /* (teacher_most, bottleneck) ct: the teacher's embeddings */
+    dv *center, *sum, *mean;   /* f32 (K): of logits, and the sum of targets. Sinkhorn: sum is its other centre */
+    dv *row_scale;             /* f32 (teacher_most): Sinkhorn's */
+    dv *pair, *weight;         /* int32, f32 (most, P): rows of q, of patches counted from a piece's first */
+} ssl_group;
 
 typedef struct ssl_step {
     vit *m;
     device *d;
     param_set *ps;
     ssl_step_config config;
-    dino_head head;
+    dino_head head[2]; /* [1] if separate_heads */
     optim optim;
     bool patch_trained; /* the patch embedding is trained, so the teacher has its own */
-    size_t P, T, local_T, rows_most;
-    size_t bytes; /* planned: block, head, params with their state */
-    dv *block;    /* all below */
+    size_t P, T, local_T;
+    size_t piece;       /* rows of logits at once */
+    size_t q_rows;      /* rows of targets at once: all of the class tokens, or a piece */
+    size_t micro;       /* micro-batches since the last update */
+    size_t bytes;       /* planned: block, heads, params with their state */
+    dv *block;          /* all below */
+    ssl_group group[2]; /* class tokens, masked patches */
     vit_pass student, teacher, local;
-    dino_head_acts acts;
     dv *globals, *locals, *mask;    /* f32 pixels, u8 */
-    dv *x, *dx;                     /* (rows, C) ct: the head's input */
-    dv *logits;                     /* (rows, K) ct; then their gradient */
-    dv *q;                          /* (2B + M, K) ct: the teacher's logits, then its targets */
+    dv *logits;                     /* (piece, K) ct: the student's; then their gradient */
+    dv *q;                          /* (q_rows, K) ct: the teacher's logits, then its targets */
     dv *koleo_dx;                   /* (2B, C) ct */
-    dv *center[2];                  /* f32 (K): class tokens, patches */
-    dv *sum[2];                     /* f32 (K) */
-    dv *scalars;                    /* f32 (7): dino, ibot, koleo, stats of class tokens (2), of patches (2) */
+    dv *scalars;                    /* f32 (7): dino, ibot, koleo, entropies of targets (2), of their means (2) */
     dv *rows_global, *rows_local;   /* int32: rows of class tokens in the passes' outputs */
     dv *rows_patch;                 /* int32 (M): rows of masked patches in the global passes' outputs */
-    dv *pair, *pair_patch;          /* int32 (2B+LB,2), (M,1): targets of every row of logits */
-    dv *weight, *weight_patch;      /* f32, the same shapes */
     int32_t *host_rows, *host_pair; /* (M) */
     float *host_weight;             /* (M) */
-    size_t masked;                  /* of the last gradients */
 } ssl_step;
 
 /* Device bytes that ssl_step_open will allocate beside ps as it is. */
@@ -85,7 +109,8 @@ void ssl_step_close(ssl_step *s);
 
 /* After masters or teachers were written from outside: live copies, normalised prototypes. */
 void ssl_step_refresh(ssl_step *s);
-/* Zeroes the gradients, then forward and backward. Gradients are of the weighted sum, before clipping. */
+/* Forward and backward of a micro-batch. The first after an update zeroes the gradients; after the last they are those
+ * of the weighted sum, before clipping. */
 err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e);
 /* ERR_NUMERIC: the gradient norm is not finite, and nothing was changed. */
 err_code ssl_step_update(ssl_step *s, const ssl_step_update_in *u, ssl_step_out *out, err *e);

@@ -15,20 +15,26 @@ static const binding fields[] = {
     {"adapt.warmup-epochs", BINDING_DOUBLE, AT(warmup_epochs), 1},
     {"adapt.head-warmup-epochs", BINDING_DOUBLE, AT(head_warmup_epochs), 1},
     {"adapt.batch", BINDING_INT, AT(batch), 1},
+    {"adapt.accumulate", BINDING_INT, AT(accumulate), 1},
     {"adapt.lr", BINDING_FLOAT, AT(lr), 1},
     {"adapt.head-lr", BINDING_FLOAT, AT(head_lr), 1},
     {"adapt.lr-last", BINDING_FLOAT, AT(lr_last), 1},
+    {"adapt.layer-decay", BINDING_FLOAT, AT(layer_decay), 1},
+    {"adapt.patch-lr-factor", BINDING_FLOAT, AT(patch_lr), 1},
     {"adapt.weight-decay", BINDING_FLOAT, AT(weight_decay), 1},
     {"adapt.weight-decay-last", BINDING_FLOAT, AT(weight_decay_last), 1},
     {"adapt.clip", BINDING_FLOAT, AT(clip), 1},
     {"adapt.momentum", BINDING_FLOAT, AT(momentum), 1},
     {"adapt.momentum-last", BINDING_FLOAT, AT(momentum_last), 1},
     {"adapt.evaluate-epochs", BINDING_DOUBLE, AT(evaluate_epochs), 1},
+    {"adapt.knn", BINDING_INT, AT(knn), 1},
+    {"adapt.knn-temp", BINDING_FLOAT, AT(knn_temp), 1},
     {"adapt.checkpoint-minutes", BINDING_DOUBLE, AT(checkpoint_minutes), 1},
     {"adapt.collapse-rank", BINDING_DOUBLE, AT(collapse_rank), 1},
     {"adapt.hidden", BINDING_INT, AT(hidden), 1},
     {"adapt.bottleneck", BINDING_INT, AT(bottleneck), 1},
     {"adapt.prototypes", BINDING_INT, AT(prototypes), 1},
+    {"adapt.separate-heads", BINDING_FLAG, AT(separate_heads), 1},
     {"adapt.data-init", BINDING_FLAG, AT(data_init), 1},
     {"adapt.freeze-prototypes-epochs", BINDING_DOUBLE, AT(freeze_prototypes_epochs), 1},
     {"adapt.dino", BINDING_FLOAT, AT(dino), 1},
@@ -95,6 +101,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     binding_take(o, fields, FIELDS, &so);
     TRY(method_spec(o, "adapt", &so.peft, e));
     so.seed = so.peft.seed;
+    so.sinkhorn = !strcmp(options_text(o, "adapt.centering"), "sinkhorn");
     TRY(stage_view(s, &so.view, e));
     out->frames = count_training(&s->cohort);
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;

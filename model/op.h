@@ -155,10 +155,22 @@ typedef struct op_table {
      */
     void (*weight_norm_fwd)(device *d, dv *w_ct, const dv *v, size_t K, size_t C);
     void (*weight_norm_bwd)(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C);
-    /* Teacher targets: q (N,K) ct = softmax((logits - center) / tau); sum f32 (K) = sum of the raw logits over N (for
-     * the centre); stats f32 (2) = mean entropy of the rows, entropy of the mean row (nats). */
-    void (*teacher_softmax)(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
-                            size_t N, size_t K);
+    /* Teacher targets: q (N,K) ct = softmax((logits - center) / tau), may be logits. So that rows may come in pieces,
+     * all else accumulates: sum f32 (K) += raw logits (for the centre), mean f32 (K) += q, entropy f32 (1) += that of
+     * each row (nats). */
+    void (*teacher_softmax)(device *d, dv *q, dv *sum, dv *mean, dv *entropy, const dv *logits, const dv *center,
+                            float tau, size_t N, size_t K);
+    /* out f32 (1) = entropy of mean f32 (K) / N, nats; N == 0: 0. */
+    void (*mean_entropy)(device *d, dv *out, const dv *mean, size_t N, size_t K);
+    /* Sinkhorn-Knopp (Cuturi 2013; SwAV, DINOv2), in logarithms, every exponential below its maximum. The rows and
+     * columns of exp(logits / tau) are scaled in turn until prototypes share the rows evenly; a prototype's scale acts
+     * as a centre, so that the targets are teacher_softmax of it. One iteration: _prototypes over all rows (first: the
+     * first piece of them), then _rows before the next.
+     *   _prototypes: center f32 (K) = tau log sum_i exp(logits_i / tau + scale_i), scale f32 (N), or NULL: zeros
+     *   _rows:       scale_i = -log sum_k exp((logits_ik - center_k) / tau) */
+    void (*sinkhorn_prototypes)(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
+                                size_t N, size_t K);
+    void (*sinkhorn_rows)(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K);
     /* center f32 (K) = m * center + (1-m) * sum / N */
     void (*center_update)(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
     /* Soft cross-entropy. Row i of logits (N,K) has up to P targets q[pair[i*P+j]] (-1: none) with weights

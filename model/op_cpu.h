@@ -172,8 +172,12 @@ void op_cpu_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C);
 void op_cpu_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C);
 void op_cpu_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C);
 void op_cpu_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C);
-void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
-                            size_t N, size_t K);
+void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *mean, dv *entropy, const dv *logits, const dv *center,
+                            float tau, size_t N, size_t K);
+void op_cpu_mean_entropy(device *d, dv *out, const dv *mean, size_t N, size_t K);
+void op_cpu_sinkhorn_prototypes(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
+                                size_t N, size_t K);
+void op_cpu_sinkhorn_rows(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K);
 void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
 void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair, const dv *weight,
                     size_t P, float tau, size_t N, size_t K);

@@ -93,6 +93,13 @@ OP_WIDE static float exponentials(float *x, const float *shift, float inverse, f
     return sum;
 }
 
+/* sum += exp(x * inverse + shift - most) */
+OP_WIDE static void add_exponentials(float *sum, const float *x, const float *most, float inverse, float shift,
+                                     size_t n)
+{
+    for (size_t i = 0; i < n; i++) sum[i] += op_exp(x[i] * inverse + shift - most[i]);
+}
+
 /* Maximum and sum of exponentials of one row of ct logits. */
 static void row_statistics(const device *d, const dv *logits, size_t at, size_t K, const float *shift, float inverse,
                            float *most, double *sum)
@@ -113,24 +120,27 @@ static void row_statistics(const device *d, const dv *logits, size_t at, size_t 
     *sum = s;
 }
 
-void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
-                            size_t N, size_t K)
+/* sums (K) += the columns of rows (N,K). */
+static void add_columns(const device *d, float *sums, const dv *rows, size_t N, size_t K)
 {
-    const float *c = (const float *)center;
-    double entropy = 0, marginal = 0;
-    float inverse = 1.0f / tau;
-    memset(sum, 0, K * sizeof(float));
-    ((float *)stats)[0] = ((float *)stats)[1] = 0;
-    if (!N) return;
 #pragma omp parallel for schedule(static)
-    for (size_t k = 0; k < K; k += PIECE) { /* columns first: q may be logits */
+    for (size_t k = 0; k < K; k += PIECE) {
         size_t n = piece(K, k);
-        float *x = op_cpu_row(d, 0), *s = (float *)sum + k;
+        float *x = op_cpu_row(d, 0), *s = sums + k;
         for (size_t i = 0; i < N; i++) {
-            op_cpu_load(d, x, logits, i * K + k, n);
+            op_cpu_load(d, x, rows, i * K + k, n);
             for (size_t j = 0; j < n; j++) s[j] += x[j];
         }
     }
+}
+
+void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *mean, dv *entropy, const dv *logits, const dv *center,
+                            float tau, size_t N, size_t K)
+{
+    const float *c = (const float *)center;
+    double all = 0;
+    float inverse = 1.0f / tau;
+    add_columns(d, (float *)sum, logits, N, K); /* first: q may be logits */
     /* Ordered: each row's entropy is added in the order of rows. */
 #pragma omp parallel for schedule(static, 1) ordered
     for (size_t i = 0; i < N; i++) {
@@ -153,27 +163,60 @@ void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logi
         }
         h += log(total);
 #pragma omp ordered
-        entropy += h;
+        all += h;
     }
-#pragma omp parallel for schedule(static, 1) ordered
+    add_columns(d, (float *)mean, q, N, K);
+    *(float *)entropy += (float)all;
+}
+
+void op_cpu_mean_entropy(device *d, dv *out, const dv *mean, size_t N, size_t K)
+{
+    (void)d;
+    double h = 0;
+    for (size_t k = 0; N && k < K; k++) {
+        double p = ((const float *)mean)[k] / (double)N;
+        if (p > 0) h -= p * log(p);
+    }
+    *(float *)out = (float)h;
+}
+
+/* A piece of columns at a time: the largest exponent of each column first, then the sum below it. What earlier rows
+ * gave is one more exponent. */
+void op_cpu_sinkhorn_prototypes(device *d, dv *center, const dv *logits, const dv *scale_, bool first, float tau,
+                                size_t N, size_t K)
+{
+    const float *row_scale = (const float *)scale_;
+    float inverse = 1.0f / tau;
+    if (!N) return;
+#pragma omp parallel for schedule(static)
     for (size_t k = 0; k < K; k += PIECE) {
         size_t n = piece(K, k);
-        float *x = op_cpu_row(d, 0), *mean = op_cpu_row(d, 1);
-        memset(mean, 0, n * sizeof *mean);
+        float *x = op_cpu_row(d, 0), *most = op_cpu_row(d, 1), *sum = op_cpu_row(d, 2), *c = (float *)center + k;
+        for (size_t j = 0; j < n; j++) most[j] = first ? -FLT_MAX : c[j] * inverse;
         for (size_t i = 0; i < N; i++) {
-            op_cpu_load(d, x, q, i * K + k, n);
-            for (size_t j = 0; j < n; j++) mean[j] += x[j];
+            float shift = row_scale ? row_scale[i] : 0;
+            op_cpu_load(d, x, logits, i * K + k, n);
+            for (size_t j = 0; j < n; j++) most[j] = fmaxf(most[j], x[j] * inverse + shift);
         }
-        double h = 0;
-        for (size_t j = 0; j < n; j++) {
-            double p = mean[j] / (double)N;
-            if (p > 0) h -= p * log(p);
+        for (size_t j = 0; j < n; j++) sum[j] = first ? 0 : expf(c[j] * inverse - most[j]);
+        for (size_t i = 0; i < N; i++) {
+            float shift = row_scale ? row_scale[i] : 0;
+            op_cpu_load(d, x, logits, i * K + k, n);
+            add_exponentials(sum, x, most, inverse, shift, n);
         }
-#pragma omp ordered
-        marginal += h;
+        for (size_t j = 0; j < n; j++) c[j] = tau * (most[j] + logf(sum[j]));
     }
-    ((float *)stats)[0] = (float)(entropy / (double)N);
-    ((float *)stats)[1] = (float)marginal;
+}
+
+void op_cpu_sinkhorn_rows(device *d, dv *scale_, const dv *logits, const dv *center, float tau, size_t N, size_t K)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < N; i++) {
+        float most;
+        double sum;
+        row_statistics(d, logits, i * K, K, (const float *)center, 1.0f / tau, &most, &sum);
+        ((float *)scale_)[i] = (float)(-most - log(sum));
+    }
 }
 
 void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K)

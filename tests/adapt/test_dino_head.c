@@ -40,7 +40,7 @@ static void test_units(void **state)
     float x[N * IN];
     draw_tokens(x);
     ASSERT_OK(device_open_cpu(&d, 2, COMPUTE_F32, &e));
-    ASSERT_OK(dino_head_open(&h, &d, &ps, &(dino_head_config){IN, HIDDEN, Z, K}, 3, &e));
+    ASSERT_OK(dino_head_open(&h, &d, &ps, DINO_HEAD, &(dino_head_config){IN, HIDDEN, Z, K}, 3, &e));
     ASSERT_OK(dino_head_init(&h, x, N, 0.1f, 3, &e));
     assert_int_equal(ps.n, DINO_HEAD_PARAMS);
     const float *w = (const float *)ps.p[0].master, *b = (const float *)ps.p[1].master;
@@ -81,7 +81,7 @@ static void entropies(bool data_init, double *mean, double *marginal)
     arena dry = {0}, real;
     draw_tokens(x);
     ASSERT_OK(device_open_cpu(&d, 2, COMPUTE_F32, &e));
-    ASSERT_OK(dino_head_open(&h, &d, &ps, &(dino_head_config){IN, HIDDEN, Z, K}, 3, &e));
+    ASSERT_OK(dino_head_open(&h, &d, &ps, DINO_HEAD, &(dino_head_config){IN, HIDDEN, Z, K}, 3, &e));
     if (data_init) ASSERT_OK(dino_head_init(&h, x, N, 0.1f, 3, &e));
     dino_head_plan(&a, &dry, &h.config, d.ct_bytes, N);
     ASSERT_OK(d.op->alloc(&d, dry.used, &block, &e));
@@ -90,7 +90,8 @@ static void entropies(bool data_init, double *mean, double *marginal)
     ASSERT_OK(d.op->alloc(&d, sizeof x, &in, &e));
     ASSERT_OK(d.op->alloc(&d, sizeof logits, &out, &e));
     d.op->upload(&d, in, x, sizeof x);
-    dino_head_fwd(&h, VIT_TEACHER, &a, in, out, N);
+    dino_head_embed(&h, VIT_TEACHER, &a, a.unit, in, N);
+    dino_head_logits(&h, VIT_TEACHER, a.unit, out, N);
     d.op->download(&d, logits, out, sizeof logits);
     double q[K] = {0};
     *mean = *marginal = 0;
@@ -136,7 +137,7 @@ static void test_refused(void **state)
     for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
         dino_head h;
         param_set ps = {0};
-        assert_true(dino_head_open(&h, &d, &ps, &table[t], 1, &e));
+        assert_true(dino_head_open(&h, &d, &ps, DINO_HEAD, &table[t], 1, &e));
         dino_head_close(&h);
         param_set_free(&d, &ps);
     }

@@ -37,6 +37,17 @@ static ssl_options tiny(peft_method method)
     return o;
 }
 
+/* The other choices. */
+static ssl_options varied(peft_method method)
+{
+    ssl_options o = tiny(method);
+    o.sinkhorn = o.separate_heads = true;
+    o.accumulate = 2;
+    o.layer_decay = 0.8f;
+    o.patch_lr = 0.2f;
+    return o;
+}
+
 static err_code adapt(world *w, const ssl_options *o, const char *name, ssl_result *r, err *e)
 {
     char dir[FILE_PATH_MAX];
@@ -121,13 +132,14 @@ static err_code adapt_until(world *w, const ssl_options *o, const char *name, in
     return rc;
 }
 
-static void check_joint(world *w, peft_method method, const char *whole, const char *parts)
+static void check_joint(world *w, ssl_options o, const char *whole, const char *parts)
 {
     err e = {0};
     ssl_result r, s;
-    ssl_options o = tiny(method);
     ASSERT_OK(adapt(w, &o, whole, &r, &e));
-    assert_int_equal(r.steps, 4 * (27 / 4)); /* 18 training patients, 27 frames; one epoch of warm-up and three */
+    /* 18 training patients, 27 frames; one epoch of warm-up and three */
+    assert_int_equal(r.steps, 4 * (27 / (4 * o.accumulate)));
+    assert_int_equal(r.images, r.steps * 4 * (uint64_t)o.accumulate);
     assert_false(r.resumed || r.already_done || r.rolled_back);
     assert_true(isfinite(r.loss_first) && isfinite(r.loss_last) && r.rank_start > 1);
     assert_true(r.knn_best >= r.knn_start && r.knn_start > 0.4);
@@ -167,12 +179,12 @@ static void check_joint(world *w, peft_method method, const char *whole, const c
 
 static void test_apla(void **state)
 {
-    check_joint(*state, METHOD_APLA, "ssl-apla", "ssl-apla-parts");
+    check_joint(*state, tiny(METHOD_APLA), "ssl-apla", "ssl-apla-parts");
 }
 
 static void test_full(void **state)
 {
-    check_joint(*state, METHOD_FULL, "ssl-full", "ssl-full-parts");
+    check_joint(*state, varied(METHOD_FULL), "ssl-full", "ssl-full-parts");
 }
 
 /* The other methods: a run that was stopped gives the bits of one that was not, and the adapter holds the trained
@@ -227,14 +239,14 @@ static void test_methods(void **state)
 static void test_collapse(void **state)
 {
     world *w = *state;
-    static const float rates[] = {1e2f, 1e30f};
-    static const char *const names[] = {"ssl-far", "ssl-overflow"};
-    for (int i = 0; i < 2; i++) {
+    static const float rates[] = {1e2f, 1e30f, 1e2f, 1e30f};
+    static const char *const names[] = {"ssl-far", "ssl-overflow", "ssl-far-varied", "ssl-overflow-varied"};
+    for (int i = 0; i < 4; i++) {
         err e = {0};
         ssl_result r;
         safetensors s;
         char path[FILE_PATH_MAX];
-        ssl_options o = tiny(METHOD_APLA);
+        ssl_options o = i < 2 ? tiny(METHOD_APLA) : varied(METHOD_APLA);
         o.lr = rates[i];
         o.momentum = o.momentum_last = 0; /* the teacher follows at once */
         o.warmup_epochs = 0;
@@ -284,13 +296,11 @@ static void test_options(void **state)
     world *w = *state;
     struct {
         const char *name;
-        int batch, locals, size, bottleneck;
+        int batch, locals, size, bottleneck, accumulate;
         err_code code;
-    } table[] = {{"no batch", 0, 2, 32, 16, ERR_USAGE},
-                 {"batch", 4096, 2, 32, 16, ERR_LIMIT},
-                 {"locals", 4, -1, 32, 16, ERR_USAGE},
-                 {"size", 4, 2, 4, 16, ERR_USAGE},
-                 {"bottleneck", 4, 2, 32, 20000, ERR_LIMIT}};
+    } table[] = {{"no batch", 0, 2, 32, 16, 1, ERR_USAGE},      {"batch", 4096, 2, 32, 16, 1, ERR_LIMIT},
+                 {"locals", 4, -1, 32, 16, 1, ERR_USAGE},       {"size", 4, 2, 4, 16, 1, ERR_USAGE},
+                 {"bottleneck", 4, 2, 32, 20000, 1, ERR_LIMIT}, {"accumulate", 4, 2, 32, 16, 0, ERR_USAGE}};
     for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
         err e = {0};
         ssl_result r;
@@ -299,6 +309,7 @@ static void test_options(void **state)
         o.locals = table[t].locals;
         o.global_size = table[t].size;
         o.bottleneck = table[t].bottleneck;
+        o.accumulate = table[t].accumulate;
         err_code rc = adapt(w, &o, "ssl-options", &r, &e);
         print_message("%s: %s\n", table[t].name, e.msg);
         assert_int_equal(rc, table[t].code);
@@ -308,6 +319,79 @@ static void test_options(void **state)
     assert_int_equal(ssl_recipe("nothing", METHOD_APLA, &o, &e), ERR_USAGE);
     ssl_options apla = tiny(METHOD_APLA), full = tiny(METHOD_FULL);
     assert_true(full.lr < 0.11f * apla.lr); /* facts: everything at APLA's rate destroys the features */
+}
+
+/* facts/training.md, "Reference SSA recipe", row by row. */
+static void test_essa(void **state)
+{
+    (void)state;
+    ssl_options o;
+    err e = {0};
+    ASSERT_OK(ssl_recipe("essa", METHOD_APLA, &o, &e));
+    const struct {
+        const char *what;
+        double got, want;
+    } rows[] = {{"DINO", o.dino, 1},
+                {"iBOT", o.ibot, 1},
+                {"KoLeo", o.koleo, 0.1f},
+                {"Sinkhorn", o.sinkhorn, 0},
+                {"separate heads", o.separate_heads, 0},
+                {"hidden", o.hidden, 2048},
+                {"bottleneck", o.bottleneck, 256},
+                {"prototypes", o.prototypes, 65536},
+                {"head on data", o.data_init, 0},
+                {"mask probability", o.mask_probability, 0.5},
+                {"mask ratio", o.mask_ratio[0], 0.1f},
+                {"mask ratio", o.mask_ratio[1], 0.5},
+                {"global size", o.global_size, 224},
+                {"local crops", o.locals, 8},
+                {"local size (the multiple of the patch nearest to 98)", o.local_size, 0},
+                {"global scale", o.augment.global_scale[0], 0.32f},
+                {"global scale", o.augment.global_scale[1], 1},
+                {"local scale", o.augment.local_scale[0], 0.05f},
+                {"local scale", o.augment.local_scale[1], 0.32f},
+                {"flip", o.augment.flip, 0.5},
+                {"jitter", o.augment.jitter, 0.8f},
+                {"brightness", o.augment.brightness, 0.4f},
+                {"contrast", o.augment.contrast, 0.4f},
+                {"saturation", o.augment.saturation, 0.2f},
+                {"hue", o.augment.hue, 0.1f},
+                {"grey", o.augment.gray, 0.2f},
+                {"blur of global 1", o.augment.blur[0], 1},
+                {"blur of global 2", o.augment.blur[1], 0.1f},
+                {"blur of locals", o.augment.blur[2], 0.5},
+                {"blur radius", o.augment.blur_sigma[0], 0.1f},
+                {"blur radius", o.augment.blur_sigma[1], 2},
+                {"solarize", o.augment.solarize, 0.2f},
+                {"window", o.augment.window, 0},
+                {"batch", o.batch, 256},
+                {"accumulate", o.accumulate, 1},
+                {"lr", o.lr, 1e-3f},
+                {"lr of the head", o.head_lr, 1e-3f},
+                {"layer decay", o.layer_decay, 1},
+                {"patch lr", o.patch_lr, 1},
+                {"epochs", o.epochs, 300},
+                {"warm-up", o.warmup_epochs, 10},
+                {"head warm-up", o.head_warmup_epochs, 0},
+                {"last lr", o.lr_last, 1e-6f},
+                {"weight decay", o.weight_decay, 1e-5f},
+                {"last weight decay", o.weight_decay_last, 1e-4f},
+                {"momentum", o.momentum, 0.994f},
+                {"last momentum", o.momentum_last, 1},
+                {"teacher temperature", o.teacher_temp, 0.04f},
+                {"last teacher temperature", o.teacher_temp_last, 0.07f},
+                {"its epochs", o.teacher_temp_epochs, 30},
+                {"student temperature", o.student_temp, 0.1f},
+                {"centre", o.center_momentum, 0.9f},
+                {"clip", o.clip, 1},
+                {"frozen prototypes", o.freeze_prototypes_epochs, 1},
+                {"evaluation", o.evaluate_epochs, 0.5},
+                {"kNN", o.knn, 200},
+                {"its temperature", o.knn_temp, 0.1f}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].got != rows[i].want) fail_msg("%s: %g, not %g", rows[i].what, rows[i].got, rows[i].want);
+    ASSERT_OK(ssl_recipe("essa", METHOD_FULL, &o, &e)); /* 1e-4, one rate for all */
+    assert_true(fabs(o.lr - 1e-4) < 1e-9 && o.head_lr == o.lr);
 }
 
 /* Labels sorted by class, more cases than may be taken: every class is among them, in its share. */
@@ -342,12 +426,9 @@ static void test_evaluation_is_spread(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),
-                                       cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_methods),
-                                       cmocka_unit_test(test_collapse),
-                                       cmocka_unit_test(test_conflict),
-                                       cmocka_unit_test(test_options),
-                                       cmocka_unit_test(test_evaluation_is_spread)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),     cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_methods),  cmocka_unit_test(test_collapse),
+                                       cmocka_unit_test(test_conflict), cmocka_unit_test(test_options),
+                                       cmocka_unit_test(test_essa),     cmocka_unit_test(test_evaluation_is_spread)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

@@ -170,8 +170,8 @@ static void open_run(run *r, const peft_spec *how, const char *golden, compute_t
         if (find(&r->golden, "student.", p->name)) upload(r, p->master, "student.", p->name, p->rows * p->cols);
         upload(r, p->teacher, "teacher.", p->name, p->rows * p->cols);
     }
-    upload(r, r->s.center[0], "center.", "class", PROTOTYPES);
-    upload(r, r->s.center[1], "center.", "patch", PROTOTYPES);
+    upload(r, r->s.group[0].center, "center.", "class", PROTOTYPES);
+    upload(r, r->s.group[1].center, "center.", "patch", PROTOTYPES);
     ssl_step_refresh(&r->s);
 }
 
@@ -242,8 +242,8 @@ static void golden_steps(const peft_spec *how, const char *golden, const bounds 
     check_params(&r, "teacher1.", teacher_of);
     report(&r, "teacher", b->weights);
     r.worst = 0;
-    check(&r, r.s.center[0], "center1.", "class", PROTOTYPES);
-    check(&r, r.s.center[1], "center1.", "patch", PROTOTYPES);
+    check(&r, r.s.group[0].center, "center1.", "class", PROTOTYPES);
+    check(&r, r.s.group[1].center, "center1.", "patch", PROTOTYPES);
     report(&r, "centres", b->centers);
 
     double worst = 0;

@@ -189,37 +189,126 @@ static void teacher_softmax(void **state)
     (void)state;
     for (size_t c = 0; c < 2; c++)
         for (size_t s = 0; s < sizeof teachers / sizeof *teachers; s++)
-            for (int in_place = 0; in_place < 2; in_place++) {
+            for (int way = 0; way < 4; way++) {
                 device d = open_device(types[c]);
                 size_t N = teachers[s].N, K = teachers[s].K;
+                bool in_place = way & 1, pieces = way & 2 && N > 1; /* rows in one call or in two */
                 double tau = teachers[s].tau, entropy = 0, marginal = 0;
                 values logits = make(&d, N * K, 1, teachers[s].scale, false), q = make(&d, N * K, 2, 1, false);
-                values center = make(&d, K, 3, 0.1, true), sum = make(&d, K, 4, 1, true),
-                       stats = make(&d, 2, 5, 1, true);
+                values center = make(&d, K, 3, 0.1, true), sum = make(&d, K, 4, 0, true),
+                       mean = make(&d, K, 4, 0, true), stats = make(&d, 2, 5, 0, true);
                 double *want = room(N * K), *sums = room(K);
-                d.op->teacher_softmax(&d, in_place ? logits.p : q.p, sum.p, stats.p, logits.p, center.p, (float)tau, N,
-                                      K);
+                for (size_t at_row = 0, n = pieces ? N / 2 : N; at_row < N; at_row += n, n = N - at_row) {
+                    dv *x = dv_at(logits.p, at_row * K * d.ct_bytes);
+                    d.op->teacher_softmax(&d, in_place ? x : dv_at(q.p, at_row * K * d.ct_bytes), sum.p, mean.p,
+                                          stats.p, x, center.p, (float)tau, n, K);
+                }
+                d.op->mean_entropy(&d, dv_at(stats.p, sizeof(float)), mean.p, N, K);
                 for (size_t i = 0; i < N; i++) {
                     entropy += target(logits.v + i * K, center.v, (float)tau, K, want + i * K) / (double)N;
                     for (size_t k = 0; k < K; k++) sums[k] += logits.v[i * K + k];
                 }
                 for (size_t k = 0; k < K; k++) {
-                    double mean = 0;
-                    for (size_t i = 0; i < N; i++) mean += want[i * K + k] / (double)N;
-                    if (mean > 0) marginal -= mean * log(mean);
+                    double p = 0;
+                    for (size_t i = 0; i < N; i++) p += want[i * K + k] / (double)N;
+                    if (p > 0) marginal -= p * log(p);
                 }
                 close_to(&d, "targets", s, in_place ? &logits : &q, want, d.ct == COMPUTE_BF16 ? 5e-3 : 2e-4);
                 close_to(&d, "sum of logits", s, &sum, sums, 1e-5);
-                near("mean entropy", at(&d, &stats, 0), entropy, 1e-3);
+                near("mean entropy", at(&d, &stats, 0) / (double)N, entropy, 1e-3);
                 near("entropy of the mean", at(&d, &stats, 1), marginal, d.ct == COMPUTE_BF16 ? 5e-3 : 1e-3);
                 /* the centre follows the mean of the raw logits */
                 d.op->center_update(&d, center.p, sum.p, 0.9f, N, K);
                 for (size_t k = 0; k < K; k++) want[k] = 0.9 * center.v[k] + 0.1 * sums[k] / (double)N;
                 close_to(&d, "centre", s, &center, want, 1e-5);
                 free(want), free(sums);
-                drop(&d, &logits), drop(&d, &q), drop(&d, &center), drop(&d, &sum), drop(&d, &stats);
+                drop(&d, &logits), drop(&d, &q), drop(&d, &center), drop(&d, &sum), drop(&d, &mean), drop(&d, &stats);
                 device_close(&d);
             }
+}
+
+/* q (N,K): DINOv2's form: Q = exp(x / tau), three times rows (prototypes) to 1/K, then columns to 1/N; in double, below
+ * the maximum. */
+static void sinkhorn_plainly(const double *x, double tau, size_t N, size_t K, double *q)
+{
+    double most = -INFINITY;
+    for (size_t i = 0; i < N * K; i++) most = fmax(most, x[i]);
+    for (size_t i = 0; i < N * K; i++) q[i] = exp((x[i] - most) / tau);
+    for (int t = 0; t < 3; t++) {
+        for (size_t k = 0; k < K; k++) {
+            double sum = 0;
+            for (size_t i = 0; i < N; i++) sum += q[i * K + k];
+            for (size_t i = 0; i < N; i++) q[i * K + k] /= sum * (double)K;
+        }
+        for (size_t i = 0; i < N; i++) {
+            double sum = 0;
+            for (size_t k = 0; k < K; k++) sum += q[i * K + k];
+            for (size_t k = 0; k < K; k++) q[i * K + k] /= sum * (double)(t < 2 ? N : 1);
+        }
+    }
+}
+
+/* Logits (N,K) of device memory -> center, in pieces of at most `rows`. */
+static void sinkhorn_run(device *d, dv *center, dv *scale, const dv *logits, float tau, size_t N, size_t K, size_t rows)
+{
+    for (int t = 0; t < 3; t++) {
+        for (size_t i = 0; t && i < N; i += rows)
+            d->op->sinkhorn_rows(d, dv_at(scale, i * sizeof(float)), dv_at(logits, i * K * d->ct_bytes), center, tau,
+                                 N - i < rows ? N - i : rows, K);
+        if (t == 0) d->op->zero(d, scale, N * sizeof(float));
+        for (size_t i = 0; i < N; i += rows)
+            d->op->sinkhorn_prototypes(d, center, dv_at(logits, i * K * d->ct_bytes), dv_at(scale, i * sizeof(float)),
+                                       i == 0, tau, N - i < rows ? N - i : rows, K);
+    }
+}
+
+static void sinkhorn(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < 2; c++)
+        for (size_t s = 0; s < sizeof teachers / sizeof *teachers; s++)
+            for (size_t pieces = 1; pieces < 4; pieces += 2) {
+                device d = open_device(types[c]);
+                size_t N = teachers[s].N, K = teachers[s].K;
+                float tau = (float)teachers[s].tau;
+                if (N < pieces) continue;
+                values x = make(&d, N * K, 1, fmin(teachers[s].scale, 1), false), center = make(&d, K, 3, 1, true);
+                values scale = make(&d, N, 4, 1, true), sum = make(&d, K, 4, 0, true), one = make(&d, 1, 5, 0, true);
+                double *want = room(N * K);
+                sinkhorn_run(&d, center.p, scale.p, x.p, tau, N, K, (N + pieces - 1) / pieces);
+                d.op->teacher_softmax(&d, x.p, sum.p, sum.p, one.p, x.p, center.p, tau, N, K);
+                sinkhorn_plainly(x.v, tau, N, K, want);
+                close_to(&d, "sinkhorn", s, &x, want, d.ct == COMPUTE_BF16 ? 5e-3 : 2e-4);
+                free(want);
+                drop(&d, &x), drop(&d, &center), drop(&d, &scale), drop(&d, &sum), drop(&d, &one);
+                device_close(&d);
+            }
+}
+
+/* Logits of thousands, one row and one prototype far from all others: targets stay finite and rows sum to one. Each
+ * prototype has its even share but for what the last scaling of rows takes away: with one row it is exact. */
+static void sinkhorn_far(void **state)
+{
+    (void)state;
+    enum { N = 9, K = 40 };
+    device d = open_device(COMPUTE_F32);
+    values x = make(&d, N * K, 1, 1000, false), center = make(&d, K, 3, 1, true), scale = make(&d, N, 4, 1, true);
+    values sum = make(&d, K, 4, 0, true), one = make(&d, 1, 5, 0, true);
+    float *p = (float *)x.p;
+    for (size_t k = 0; k < K; k++) p[3 * K + k] -= 1e5f;
+    for (size_t i = 0; i < N; i++) p[i * K + 7] -= 3e5f;
+    sinkhorn_run(&d, center.p, scale.p, x.p, 0.04f, N, K, N);
+    d.op->teacher_softmax(&d, x.p, sum.p, sum.p, one.p, x.p, center.p, 0.04f, N, K);
+    for (size_t i = 0; i < N; i++) {
+        double total = 0;
+        for (size_t k = 0; k < K; k++) total += p[i * K + k];
+        near("a row of targets", total, 1, 1e-4);
+    }
+    sinkhorn_run(&d, center.p, scale.p, x.p, 0.04f, 1, K, 1);
+    d.op->teacher_softmax(&d, x.p, sum.p, sum.p, one.p, x.p, center.p, 0.04f, 1, K);
+    for (size_t k = 0; k < K; k++) near("one row alone", p[k], 1.0 / K, 1e-4);
+    drop(&d, &x), drop(&d, &center), drop(&d, &scale), drop(&d, &sum), drop(&d, &one);
+    device_close(&d);
 }
 
 /* No masked patch in a step: sums and entropies are zero and the centre stays. */
@@ -227,9 +316,12 @@ static void teacher_without_rows(void **state)
 {
     (void)state;
     device d = open_device(COMPUTE_AUTO);
-    values x = make(&d, 8, 1, 1, false), c = make(&d, 8, 2, 1, true), sum = make(&d, 8, 3, 1, true);
-    values stats = make(&d, 2, 4, 1, true);
-    d.op->teacher_softmax(&d, x.p, sum.p, stats.p, x.p, c.p, 0.04f, 0, 8);
+    values x = make(&d, 8, 1, 1, false), c = make(&d, 8, 2, 1, true), sum = make(&d, 8, 3, 0, true);
+    values stats = make(&d, 2, 4, 0, true);
+    d.op->teacher_softmax(&d, x.p, sum.p, sum.p, stats.p, x.p, c.p, 0.04f, 0, 8);
+    d.op->mean_entropy(&d, dv_at(stats.p, sizeof(float)), sum.p, 0, 8);
+    d.op->sinkhorn_rows(&d, sum.p, x.p, c.p, 0.04f, 0, 8);
+    d.op->sinkhorn_prototypes(&d, c.p, x.p, sum.p, true, 0.04f, 0, 8);
     d.op->center_update(&d, c.p, sum.p, 0.9f, 0, 8);
     for (size_t k = 0; k < 8; k++) assert_true(at(&d, &c, k) == c.v[k] && at(&d, &sum, k) == 0);
     assert_true(at(&d, &stats, 0) == 0 && at(&d, &stats, 1) == 0);
@@ -289,7 +381,7 @@ static void soft_ce(void **state)
                 float weight[32];
                 dv *dpair, *dweight;
                 rng r = rng_at(8, RNG_TEST, s, 0);
-                d.op->teacher_softmax(&d, q.p, sum.p, stats.p, q.p, center.p, 0.3f, Q, K);
+                d.op->teacher_softmax(&d, q.p, sum.p, sum.p, stats.p, q.p, center.p, 0.3f, Q, K);
                 for (size_t i = 0; i < Q * K; i++) q.v[i] = at(&d, &q, i);
                 for (size_t i = 0; i < N * P; i++) { /* the first pair of all is there, others may not be */
                     pair[i] = (int32_t)rng_below(&r, 5) - (i ? 1 : 0);
@@ -488,7 +580,10 @@ static void threads_do_not_matter(void **state)
         values sum = make(&d, K, 4, 1, true), two = make(&d, 2, 5, 0, true), one = make(&d, 1, 6, 0, true);
         values pair = make(&d, N, 7, 0, true), weight = make(&d, N, 8, 1, true);
         for (int32_t i = 0; i < N; i++) ((int32_t *)pair.p)[i] = N - 1 - i;
-        d.op->teacher_softmax(&d, q.p, sum.p, two.p, q.p, c.p, 0.04f, N, K);
+        sinkhorn_run(&d, c.p, weight.p, q.p, 0.04f, N, K, N);
+        for (size_t k = 0; k < K; k++) ((float *)sum.p)[k] = 0;
+        d.op->teacher_softmax(&d, q.p, sum.p, sum.p, two.p, q.p, c.p, 0.04f, N, K);
+        d.op->mean_entropy(&d, dv_at(two.p, sizeof(float)), sum.p, N, K);
         d.op->soft_ce(&d, one.p, x.p, x.p, q.p, pair.p, weight.p, 1, 0.1f, N, K);
         loss[t] = *(float *)one.p;
         memcpy(stats[t], two.p, sizeof stats[t]);
@@ -508,16 +603,10 @@ static void threads_do_not_matter(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(l2),
-        cmocka_unit_test(l2_of_nothing),
-        cmocka_unit_test(weight_norm),
-        cmocka_unit_test(soft_ce),
-        cmocka_unit_test(teacher_softmax),
-        cmocka_unit_test(teacher_without_rows),
-        cmocka_unit_test(label_ce),
-        cmocka_unit_test(koleo),
-        cmocka_unit_test(koleo_at_its_edges),
-        cmocka_unit_test(threads_do_not_matter),
+        cmocka_unit_test(l2),       cmocka_unit_test(l2_of_nothing),      cmocka_unit_test(weight_norm),
+        cmocka_unit_test(soft_ce),  cmocka_unit_test(teacher_softmax),    cmocka_unit_test(teacher_without_rows),
+        cmocka_unit_test(sinkhorn), cmocka_unit_test(sinkhorn_far),       cmocka_unit_test(label_ce),
+        cmocka_unit_test(koleo),    cmocka_unit_test(koleo_at_its_edges), cmocka_unit_test(threads_do_not_matter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
