@@ -6,6 +6,10 @@
 
 #include "adapt/labels.h"
 #include "adapt/split.h"
+#include "base/log.h"
+#include "base/pool.h"
+#include "base/progress.h"
+#include "base/stop.h"
 
 /* Everything a result depends on besides the pixels themselves, whose keys are those of their SOP Instance UIDs. */
 static void hash_data(cohort *c)
@@ -31,6 +35,83 @@ static void hash_data(cohort *c)
     hash_hex(h, c->data_hash);
 }
 
+/* Instances with a bad frame are to be prepared again. */
+static err_code give_back(const cohort *c, catalogue *cat, const unsigned char *bad, err *e)
+{
+    size_t n = 0;
+    TRY(catalogue_begin(cat, e));
+    for (size_t i = 0; i < c->n_frames; i++) {
+        if (!bad[i]) continue;
+        n++;
+        TRY(catalogue_unstore(cat, c->frames[i].instance_key, e));
+    }
+    TRY(catalogue_commit(cat, e));
+    FAIL(e, DAMAGED, "%zu stored frames are damaged or lost: radapt prepare makes them again from their files", n);
+}
+
+/* The mapped pixels of all frames. */
+static err_code map_pixels(cohort *c, catalogue *cat, err *e)
+{
+    unsigned char *bad = NULL; /* (n_frames), once there is one */
+    for (size_t i = 0; i < c->n_frames; i++) {
+        err why = {0};
+        err_code rc = frame_store_pixels(c->store, &c->frames[i], &c->pixels[i], &why);
+        bool lost = rc == ERR_NOTFOUND || rc == ERR_TRUNCATED || rc == ERR_FORMAT || rc == ERR_CONFLICT;
+        if (rc && lost && !bad) bad = calloc(c->n_frames, 1);
+        if (rc && (!lost || !bad)) {
+            free(bad);
+            return err_set(e, why.code, why.file, why.line, "%s", why.msg);
+        }
+        if (rc) bad[i] = 1;
+    }
+    err_code rc = bad ? give_back(c, cat, bad, e) : ERR_OK;
+    free(bad);
+    return rc;
+}
+
+enum { CHECK_BLOCK = 256 };
+
+typedef struct {
+    const cohort *c;
+    unsigned char *bad; /* (n_frames) */
+    progress bar;
+} checking;
+
+static void check_block(void *ctx, size_t block)
+{
+    checking *k = ctx;
+    size_t from = block * CHECK_BLOCK, to = from + CHECK_BLOCK;
+    if (to > k->c->n_frames) to = k->c->n_frames;
+    for (size_t i = from; i < to && !stop_requested(); i++)
+        k->bad[i] = !frame_store_intact(&k->c->frames[i], k->c->pixels[i]);
+    progress_add(&k->bar, to - from);
+}
+
+err_code cohort_check(const cohort *c, catalogue *cat, int threads, err *e)
+{
+    checking k = {.c = c, .bad = calloc(c->n_frames + 1, 1)};
+    pool *p = pool_new(threads);
+    size_t unknown = 0, bad = 0;
+    err_code rc = ERR_OK;
+    if (!k.bad || !p) FAIL_DONE(rc, e, NOMEM, "no memory to check %zu frames", c->n_frames);
+    progress_start(&k.bar, "check", "frames", c->n_frames);
+    pool_for(p, (c->n_frames + CHECK_BLOCK - 1) / CHECK_BLOCK, check_block, &k);
+    progress_end(&k.bar);
+    TRY_DONE(rc, stop_check(e));
+    for (size_t i = 0; i < c->n_frames; i++) {
+        unknown += c->frames[i].checksum < 0;
+        bad += k.bad[i];
+    }
+    if (unknown)
+        log_event(LOG_WARN, "store.unchecked", "frames", LOG_INT(unknown), "meaning",
+                  LOG_STR("stored by an earlier radapt, without checksums: used as they are"), NULL);
+    if (bad) rc = give_back(c, cat, k.bad, e);
+done:
+    pool_free(p);
+    free(k.bad);
+    return rc;
+}
+
 err_code cohort_open(cohort *c, catalogue *cat, const char *work, const char *labels_path, const split_options *o,
                      err *e)
 {
@@ -49,8 +130,7 @@ err_code cohort_open_by(cohort *c, catalogue *cat, const char *work, const char 
     c->pixels = calloc(c->n_frames, sizeof *c->pixels);
     if (!c->part || !c->pixels) FAIL_DONE(rc, e, NOMEM, "no memory for %zu frames", c->n_frames);
     TRY_DONE(rc, frame_store_open(&c->store, work, e));
-    for (size_t i = 0; i < c->n_frames; i++)
-        TRY_DONE(rc, frame_store_pixels(c->store, &c->frames[i], &c->pixels[i], e));
+    TRY_DONE(rc, map_pixels(c, cat, e));
     if (labels_path) TRY_DONE(rc, labels_read(c, cat, labels_path, rules, e));
     TRY_DONE(rc, split_apply(c, work, o, e));
     hash_data(c);

@@ -59,16 +59,20 @@ typedef struct {
 /* labels_path NULL: no cases; every patient not in an existing work/split.csv is in training. With labels: the split is
  * read from work/split.csv, labelled patients that are not there yet are added (stratified by label, at least one
  * patient a class in each part where there are three), and the file is written if it changed. Labels of a case that
- * disagree: the case is dropped and counted. Errors: no frames (ERR_EMPTY), a missing column (ERR_USAGE), no label
- * matches an image (ERR_EMPTY), fewer than two labels (ERR_USAGE), a damaged split.csv (ERR_FORMAT, ERR_CONFLICT);
- * those of the label table begin with COHORT_LABELS. */
+ * disagree: the case is dropped and counted. Errors: no frames (ERR_EMPTY), frames that the store does not hold as the
+ * catalogue says (ERR_DAMAGED, as cohort_check has it), a missing column (ERR_USAGE), no label matches an image
+ * (ERR_EMPTY), fewer than two labels (ERR_USAGE), a damaged split.csv (ERR_FORMAT, ERR_CONFLICT); those of the label
+ * table begin with COHORT_LABELS. */
 #define COHORT_LABELS "label table: "
 err_code cohort_open(cohort *c, catalogue *cat, const char *work, const char *labels_path, const split_options *o,
                      err *e);
 /* The same by other rules than TASK_MULTICLASS's. */
 err_code cohort_open_by(cohort *c, catalogue *cat, const char *work, const char *labels_path, const label_rules *rules,
                         const split_options *o, err *e);
+/* Reads every frame's pixels and compares them with their checksums, in `threads` threads (0: one per processor).
+ * ERR_DAMAGED: some are not what was stored; their instances are given back to prepare (catalogue_unstore). */
+err_code cohort_check(const cohort *c, catalogue *cat, int threads, err *e);
 void cohort_close(cohort *c);
-const void *cohort_pixels(const cohort *c, size_t frame); /* mapped; checked at open */
+const void *cohort_pixels(const cohort *c, size_t frame); /* mapped; there, and of the right size, since open */
 
 #endif

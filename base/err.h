@@ -20,6 +20,7 @@
     X(UNSUPPORTED, "unsupported") /* well formed, but not something we handle */                                       \
     X(LIMIT, "limit")             /* larger than a limit we set against hostile input */                               \
     X(NOMEM, "no-memory")                                                                                              \
+    X(DAMAGED, "damaged")         /* what we stored ourselves is not what it was: it is to be made again */            \
     X(CONFLICT, "conflict")       /* two things that must agree do not */                                              \
     X(SHAPE, "shape")             /* a tensor of the wrong shape */                                                    \
     X(NUMERIC, "numeric")         /* NaN, infinity or collapse in training */                                          \

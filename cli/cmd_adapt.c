@@ -93,7 +93,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
 {
     const options *o = s->o;
     ssl_options so;
-    char folder[FILE_PATH_MAX], note[512];
+    char folder[FILE_PATH_MAX], result[FILE_PATH_MAX], note[512];
     *out = (adapt_outcome){.frames = 0};
     TRY(stage_cohort(s, true, e));
     TRY(stage_backbone(s, e));
@@ -107,12 +107,12 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;
     TRY(stage_run_id(s, out->id, e, "adapt", IN_ADAPT, backbone, data, split, NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));
+    TRY(stage_run_path(s, result, out->id, "result.json", e));
     if (options_flag(o, "dry-run")) {
-        char result[FILE_PATH_MAX];
-        TRY(stage_run_path(s, result, out->id, "result.json", e));
         out->ssl.already_done = file_exists(result);
         return ERR_OK;
     }
+    if (!file_exists(result)) TRY(stage_check(s, e));
     snprintf(note, sizeof note, "# backbone %s\n# frames and labels %s\n# split %s\n", backbone, data, split);
     TRY(stage_run_begin(s, out->id, IN_ADAPT, note, e));
     return ssl_adapt(s->vit, &s->cohort, &so, folder, &out->ssl, e);

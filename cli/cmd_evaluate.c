@@ -268,6 +268,7 @@ static err_code evaluate(stage *s, err *e)
         printf("would evaluate on %zu cases\n", c.n);
         goto done;
     }
+    TRY_DONE(rc, stage_check(s, e));
     TRY_DONE(rc, bundle_predict(b, &c.view, &f, e));
     TRY_DONE(rc, measure(&v, &s->cohort, &c, &f, to, e));
     if (options_flag(o, "json"))

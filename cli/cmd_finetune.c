@@ -206,6 +206,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
         out->result.already_done = file_exists(result);
         return ERR_OK;
     }
+    if (!file_exists(result)) TRY(stage_check(s, e));
     snprintf(note, sizeof note, "# backbone %s\n# adapter %s\n# frames and labels %s\n# split %s\n", info->backbone,
              from, data, split);
     TRY(stage_run_begin(s, out->id, IN_FINETUNE, note, e));

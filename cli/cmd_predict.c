@@ -14,12 +14,13 @@ static err_code predict(stage *s, bundle *b, predict_outcome *out, err *e)
     TRY(stage_run_path(s, out->findings, out->id, "findings.jsonl", e));
     out->already_done = file_exists(out->findings);
     if (options_flag(s->o, "dry-run")) return ERR_OK;
+    if (out->already_done && findings_read(out->findings, &f, NULL)) out->already_done = false; /* cut off: again */
     if (out->already_done) {
-        TRY(findings_read(out->findings, &f, e));
         out->studies = f.n_studies;
         findings_fini(&f);
         return ERR_OK;
     }
+    TRY(stage_check(s, e));
     snprintf(note, sizeof note, "# model %s\n# frames %s\n", bundle_hash(b), s->cohort.data_hash);
     TRY(stage_run_begin(s, out->id, IN_PREDICT, note, e));
     TRY(bundle_predict(b, &s->cohort, &f, e));

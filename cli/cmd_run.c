@@ -28,14 +28,16 @@ static void begin(const char *name)
     log_event(LOG_INFO, "stage", "name", LOG_STR(name), NULL);
 }
 
-static err_code stages(stage *s, summary *r, err *e)
+static err_code after_scan(stage *s, summary *r, err *e)
 {
     char adapter[FILE_PATH_MAX];
-    begin("scan");
-    TRY(cmd_scan_stage(s, &r->scan, e));
-    if (options_flag(s->o, "dry-run")) return ERR_OK;
+    prepare_result one;
     begin("prepare");
-    TRY(cmd_prepare_stage(s, &r->prepare, e));
+    TRY(cmd_prepare_stage(s, &one, e));
+    r->prepare.pending += one.pending;
+    r->prepare.stored += one.stored;
+    r->prepare.frames += one.frames;
+    r->prepare.aside += one.aside;
     TRY(catalogue_count(s->cat, &r->counts, e));
     if (!r->counts.stored) FAIL(e, EMPTY, "no image could be decoded; WORK/quarantine.csv says why");
     begin("adapt");
@@ -49,6 +51,23 @@ static err_code stages(stage *s, summary *r, err *e)
     TRY(cmd_predict_stage(s, r->finetune.model, &r->predict, e));
     begin("report");
     return cmd_report_stage(s, r->predict.findings, &r->report, e);
+}
+
+/* Frames that turn out to be damaged are prepared again, and the stages go on from where they were. */
+static err_code stages(stage *s, summary *r, err *e)
+{
+    enum { TRIES = 3 };
+    begin("scan");
+    TRY(cmd_scan_stage(s, &r->scan, e));
+    if (options_flag(s->o, "dry-run")) return ERR_OK;
+    for (int i = 1;; i++) {
+        err why = {0};
+        err_code rc = after_scan(s, r, &why);
+        if (rc != ERR_DAMAGED || i == TRIES) return rc ? err_set(e, rc, why.file, why.line, "%s", why.msg) : ERR_OK;
+        log_event(LOG_WARN, "run.damaged", "meaning", LOG_STR(why.msg), NULL);
+        stage_cohort_close(s);
+        stage_backbone_close(s);
+    }
 }
 
 /* Nothing was left to do in any stage. */

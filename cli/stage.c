@@ -145,6 +145,14 @@ err_code stage_cohort_by(stage *s, bool labels, const label_rules *rules, err *e
     return ERR_OK;
 }
 
+err_code stage_check(stage *s, err *e)
+{
+    if (s->checked) return ERR_OK;
+    TRY(cohort_check(&s->cohort, s->cat, (int)options_int(s->o, "threads"), e));
+    s->checked = true;
+    return ERR_OK;
+}
+
 err_code stage_device(stage *s, err *e)
 {
     static const struct {

@@ -25,7 +25,7 @@ typedef struct stage {
     bool temporary; /* a dry run without a work directory: removed at the end */
     catalogue *cat;
     cohort cohort;
-    bool has_cohort;
+    bool has_cohort, checked; /* ... its pixels compared with their checksums, once in a process */
     device device;
     bool has_device;
     vit *vit;
@@ -45,6 +45,8 @@ err_code stage_cohort(stage *s, bool labels, err *e);
 err_code stage_cohort_by(stage *s, bool labels, const label_rules *rules, err *e);
 label_rules stage_label_rules(const options *o); /* those; texts are the options' */
 void stage_cohort_close(stage *s);
+/* Before work begins on the frames (not where a stage is done already: reading them all takes time). */
+err_code stage_check(stage *s, err *e);
 err_code stage_device(stage *s, err *e);
 /* A fresh backbone (--backbone). Closes an earlier one. */
 err_code stage_backbone(stage *s, err *e);

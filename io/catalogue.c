@@ -76,7 +76,7 @@ static const char schema[] =
     " columns INTEGER, channels INTEGER, type INTEGER, shard INTEGER, offset INTEGER, slope REAL, intercept REAL,"
     " invert INTEGER, has_padding INTEGER, padding_low REAL, padding_high REAL, voi INTEGER, voi_function INTEGER,"
     " voi_center REAL, voi_width REAL, low REAL, high REAL, spacing_row REAL, spacing_column REAL, sort_mm REAL,"
-    " quirks INTEGER, PRIMARY KEY(instance, frame)) WITHOUT ROWID;"
+    " quirks INTEGER, checksum INTEGER, PRIMARY KEY(instance, frame)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS effort(instance TEXT PRIMARY KEY, memory INTEGER NOT NULL, timeout INTEGER NOT NULL)"
     " WITHOUT ROWID;" /* what instances that are aside were given in vain */
     "CREATE TABLE IF NOT EXISTS ident.secret(key BLOB NOT NULL);"
@@ -120,6 +120,17 @@ static err_code load_secret(catalogue *c, err *e)
     return run(c, s, "storing the pseudonyms' key", e);
 }
 
+/* Tables of an earlier radapt. */
+static err_code upgrade(catalogue *c, err *e)
+{
+    sqlite3_stmt *s;
+    if (!catalogue_query(c, &s, NULL, "SELECT checksum FROM frame LIMIT 0", NULL)) {
+        sqlite3_finalize(s);
+        return ERR_OK;
+    }
+    return catalogue_exec(c, "ALTER TABLE frame ADD COLUMN checksum INTEGER", "adding checksums", e);
+}
+
 err_code catalogue_open(catalogue **out, const char *work, err *e)
 {
     char path[FILE_PATH_MAX];
@@ -161,6 +172,7 @@ err_code catalogue_open(catalogue **out, const char *work, err *e)
                                 "setting up the databases", e));
     TRY_DONE(rc, catalogue_begin(c, e)); /* tables and key at once, or neither */
     TRY_DONE(rc, catalogue_exec(c, schema, "creating tables", e));
+    TRY_DONE(rc, upgrade(c, e));
     TRY_DONE(rc, load_secret(c, e));
     TRY_DONE(rc, catalogue_exec(c, /* where catalogue.db was lost, files are not known any more */
                                 "DELETE FROM ident.file WHERE reason='' AND instance NOT IN (SELECT key FROM instance)",
@@ -445,8 +457,8 @@ static err_code insert_frame(catalogue *c, const char *instance_key, const frame
     TRY(catalogue_query(c, &s, e,
                         "INSERT OR REPLACE INTO frame(instance,body_part,frame,rows,columns,channels,type,shard,offset,"
                         "slope,intercept,invert,has_padding,padding_low,padding_high,voi,voi_function,voi_center,"
-                        "voi_width,low,high,spacing_row,spacing_column,sort_mm,quirks)"
-                        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                        "voi_width,low,high,spacing_row,spacing_column,sort_mm,quirks,checksum)"
+                        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                         instance_key, f->body_part, NULL));
     const sqlite3_int64 whole[] = {
         f->frame, f->rows, f->columns, f->channels, (int)f->type, f->shard, (sqlite3_int64)f->offset};
@@ -456,6 +468,7 @@ static err_code insert_frame(catalogue *c, const char *instance_key, const frame
                            f->low,           f->high,           f->spacing_mm[0],   f->spacing_mm[1], f->sort_mm,
                            (double)f->quirks};
     for (int i = 0; i < 16; i++) sqlite3_bind_double(s, 10 + i, real[i]);
+    if (f->checksum >= 0) sqlite3_bind_int64(s, 26, f->checksum);
     return run(c, s, "adding a frame", e);
 }
 
@@ -482,6 +495,20 @@ err_code catalogue_store(catalogue *c, const char *instance_key, const frame_inf
     err_code rc = ERR_OK;
     for (size_t i = 0; i < n && !rc; i++) rc = insert_frame(c, instance_key, &frames[i], e);
     if (!rc) rc = set_state(c, instance_key, "stored", "", "", e);
+    if (!own) return rc;
+    if (!rc) return catalogue_commit(c, e);
+    sqlite3_exec(c->db, "ROLLBACK", NULL, NULL, NULL);
+    return rc;
+}
+
+err_code catalogue_unstore(catalogue *c, const char *instance_key, err *e)
+{
+    sqlite3_stmt *s;
+    bool own;
+    TRY(in_transaction(c, &own, e));
+    err_code rc = catalogue_query(c, &s, e, "DELETE FROM frame WHERE instance=?", instance_key, NULL);
+    if (!rc) rc = run(c, s, "dropping damaged frames", e);
+    if (!rc) rc = set_state(c, instance_key, "found", "", "", e);
     if (!own) return rc;
     if (!rc) return catalogue_commit(c, e);
     sqlite3_exec(c->db, "ROLLBACK", NULL, NULL, NULL);
@@ -526,6 +553,7 @@ static void read_frame(sqlite3_stmt *s, frame_info *f)
                       &f->spacing_mm[0], &f->spacing_mm[1], &f->sort_mm};
     for (int i = 0; i < 7; i++) *real[i] = sqlite3_column_double(s, 21 + i);
     f->quirks = (uint32_t)sqlite3_column_int64(s, 28);
+    f->checksum = sqlite3_column_type(s, 29) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, 29);
 }
 
 /* Frames of a series follow each other in the result, so its range is a mean over one run. */
@@ -551,13 +579,14 @@ err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e)
     int code;
     *out = NULL;
     *n = 0;
-    TRY(catalogue_query(c, &s, e,
-                        "SELECT i.patient,i.study,i.series,i.key,i.modality,f.body_part,f.frame,f.rows,f.columns,"
-                        "f.channels,f.type,f.shard,f.offset,f.slope,f.intercept,f.invert,f.has_padding,f.padding_low,"
-                        "f.padding_high,f.voi,f.voi_function,f.voi_center,f.voi_width,f.low,f.high,f.spacing_row,"
-                        "f.spacing_column,f.sort_mm,f.quirks FROM frame f JOIN instance i ON i.key=f.instance"
-                        " WHERE i.state='stored' ORDER BY i.patient,i.study,i.series,f.sort_mm,i.key,f.frame",
-                        NULL));
+    TRY(catalogue_query(
+        c, &s, e,
+        "SELECT i.patient,i.study,i.series,i.key,i.modality,f.body_part,f.frame,f.rows,f.columns,"
+        "f.channels,f.type,f.shard,f.offset,f.slope,f.intercept,f.invert,f.has_padding,f.padding_low,"
+        "f.padding_high,f.voi,f.voi_function,f.voi_center,f.voi_width,f.low,f.high,f.spacing_row,"
+        "f.spacing_column,f.sort_mm,f.quirks,f.checksum FROM frame f JOIN instance i ON i.key=f.instance"
+        " WHERE i.state='stored' ORDER BY i.patient,i.study,i.series,f.sort_mm,i.key,f.frame",
+        NULL));
     while ((code = sqlite3_step(s)) == SQLITE_ROW) {
         if (*n == capacity) {
             capacity = capacity ? 2 * capacity : 1024;

@@ -36,6 +36,7 @@ typedef struct frame_info {
     double spacing_mm[2]; /* of the stored pixels; 0 unknown */
     double sort_mm;       /* position along the slice normal; instance number where unknown */
     uint32_t quirks;
+    int64_t checksum; /* of the stored pixels, CRC-32; -1: not known, stored by a radapt that made none */
 } frame_info;
 
 /* --- scan
@@ -85,6 +86,8 @@ err_code catalogue_store(catalogue *c, const char *instance_key, const frame_inf
 /* -> aside. under: what its decoder was allowed to take. */
 err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char *reason, const char *detail,
                              const decode_effort *under, err *e);
+/* stored -> found: its frames are lost or damaged and are to be made again from the file. */
+err_code catalogue_unstore(catalogue *c, const char *instance_key, err *e);
 /* All stored frames, ordered by patient, study, series, sort_mm, frame. Caller frees *out with free(). */
 err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e);
 /* Writes work/quarantine.csv: path,reason,detail. The path is PHI, so the file is 0600 like identities.db. */

@@ -12,7 +12,6 @@
 
 enum { EVIDENCE_MAX = 8, LABELS_MAX = 1000, BYTES_MAX = 1 << 30 };
 #define FORMAT_NAME "radapt-findings/2"
-#define FORMAT_BEFORE "radapt-findings/1"
 
 static const char *const tasks[] = {"multiclass", "ordinal", "multilabel"};
 enum { TASKS = sizeof tasks / sizeof *tasks };
@@ -57,10 +56,9 @@ static json_t *pack_found(const findings *f, const study_finding *s, int *bad)
     return found;
 }
 
-err_code findings_write(const char *path, const findings *f, err *e)
+/* Returns whether something could not be said in JSON. */
+static int dump_all(FILE *to, const findings *f)
 {
-    file_writer *w;
-    TRY(file_begin(&w, path, e));
     int bad = 0;
     json_t *labels = json_array();
     for (int i = 0; i < f->n_labels; i++) {
@@ -68,22 +66,41 @@ err_code findings_write(const char *path, const findings *f, err *e)
         bad |= json_array_append_new(labels, json_pack("{s:s,s:s,s:s,s:s}", "name", l->name, "value", l->value,
                                                        "scheme", l->scheme, "meaning", l->meaning));
     }
-    bad |= dump(w->f, json_pack("{s:s,s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "task", tasks[f->task],
-                                "model", "algorithm", f->algorithm, "version", f->version, "hash", f->model_hash,
-                                "parameters", f->parameters, "labels", labels));
+    bad |= dump(to, json_pack("{s:s,s:s,s:{s:s,s:s,s:s,s:s},s:o}", "format", FORMAT_NAME, "task", tasks[f->task],
+                              "model", "algorithm", f->algorithm, "version", f->version, "hash", f->model_hash,
+                              "parameters", f->parameters, "labels", labels));
     for (size_t i = 0; i < f->n_studies && !bad; i++) {
         const study_finding *s = &f->studies[i];
         json_t *probability = json_object(), *found = pack_found(f, s, &bad);
         for (int k = 0; k < f->n_labels; k++)
             bad |= json_object_set_new(probability, f->labels[k].name, json_real(s->probability[k]));
-        bad |= dump(w->f, json_pack("{s:s,s:o,s:o,s:i}", "study", s->study_key, "found", found, "probability",
-                                    probability, "frames", s->frames));
+        bad |= dump(to, json_pack("{s:s,s:o,s:o,s:i}", "study", s->study_key, "found", found, "probability",
+                                  probability, "frames", s->frames));
     }
-    if (bad) {
-        file_abandon(&w);
-        FAIL(e, INTERNAL, "findings: a text is not UTF-8 or a probability not finite");
-    }
-    return file_commit(&w, e);
+    return bad;
+}
+
+err_code findings_write(const char *path, const findings *f, err *e)
+{
+    file_writer *w;
+    char *text = NULL, digest[HASH_HEX];
+    size_t bytes = 0;
+    FILE *memory = open_memstream(&text, &bytes);
+    if (!memory) FAIL(e, NOMEM, "findings: no memory");
+    int bad = dump_all(memory, f);
+    bool lost = ferror(memory) != 0;
+    lost = fclose(memory) || lost;
+    err_code rc = ERR_OK;
+    if (lost) FAIL_DONE(rc, e, NOMEM, "findings: no memory for %zu studies", f->n_studies);
+    if (bad) FAIL_DONE(rc, e, INTERNAL, "findings: a text is not UTF-8 or a probability not finite");
+    hash_buffer(text, bytes, digest);
+    TRY_DONE(rc, file_begin(&w, path, e));
+    fwrite(text, 1, bytes, w->f);
+    fprintf(w->f, "{\"studies\":%zu,\"sha256\":\"%s\"}\n", f->n_studies, digest);
+    rc = file_commit(&w, e);
+done:
+    free(text);
+    return rc;
 }
 
 /* out[size] = string member; false if missing or too long. */
@@ -106,8 +123,7 @@ static bool parse_model(findings *f, const json_t *j)
     const json_t *m = json_object_get(j, "model"), *labels = json_object_get(j, "labels");
     const char *format = json_string_value(json_object_get(j, "format")),
                *task = json_string_value(json_object_get(j, "task"));
-    if (!format || (strcmp(format, FORMAT_NAME) && strcmp(format, FORMAT_BEFORE))) return false;
-    if (!strcmp(format, FORMAT_NAME) && (!task || !findings_task(task, &f->task))) return false;
+    if (!format || strcmp(format, FORMAT_NAME) || !task || !findings_task(task, &f->task)) return false;
     if (!text(m, "algorithm", f->algorithm, sizeof f->algorithm) ||
         !text(m, "version", f->version, sizeof f->version) || !text(m, "hash", f->model_hash, sizeof f->model_hash) ||
         !text(m, "parameters", f->parameters, sizeof f->parameters))
@@ -155,9 +171,8 @@ static bool parse_finding(const findings *f, finding *out, const json_t *j)
 static bool parse_study(const findings *f, study_finding *s, const json_t *j)
 {
     const json_t *probability = json_object_get(j, "probability"), *found = json_object_get(j, "found");
-    bool before = !found && json_object_get(j, "label");
-    size_t n = before ? 1 : json_array_size(found);
-    if (!parse_key(j, "study", s->study_key) || (!before && !json_is_array(found))) return false;
+    size_t n = json_array_size(found);
+    if (!parse_key(j, "study", s->study_key) || !json_is_array(found)) return false;
     if (f->task == TASK_MULTILABEL ? n > (size_t)f->n_labels : n != 1) return false;
     s->frames = (int)json_integer_value(json_object_get(j, "frames"));
     s->probability = calloc((size_t)f->n_labels, sizeof *s->probability);
@@ -170,11 +185,21 @@ static bool parse_study(const findings *f, study_finding *s, const json_t *j)
     }
     while ((size_t)s->n_found < n) {
         const int i = s->n_found++; /* counted first: what it holds is freed with the rest */
-        if (!parse_finding(f, &s->found[i], before ? j : json_array_get(found, (size_t)i))) return false;
+        if (!parse_finding(f, &s->found[i], json_array_get(found, (size_t)i))) return false;
         for (int k = 0; k < i; k++)
             if (s->found[k].label == s->found[i].label) return false;
     }
     return true;
+}
+
+/* The last line: how many studies, and the hash of all before it, which starts at `all`. */
+static bool parse_end(const findings *f, const json_t *j, const char *all, size_t before)
+{
+    char digest[HASH_HEX], said[HASH_HEX];
+    const json_t *n = json_object_get(j, "studies");
+    hash_buffer(all, before, digest);
+    return json_is_integer(n) && (size_t)json_integer_value(n) == f->n_studies && text(j, "sha256", said, HASH_HEX) &&
+           !strcmp(said, digest);
 }
 
 err_code findings_read(const char *path, findings *f, err *e)
@@ -182,6 +207,7 @@ err_code findings_read(const char *path, findings *f, err *e)
     *f = (findings){0};
     char *all = NULL, *next;
     size_t bytes, line = 0, capacity = 0;
+    bool ended = false;
     err_code rc = file_read(path, BYTES_MAX, &all, &bytes, e);
     if (!rc && strlen(all) != bytes) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "findings: the file holds a NUL");
     for (char *p = all; !rc && p && *p; p = next, line++) {
@@ -192,6 +218,8 @@ err_code findings_read(const char *path, findings *f, err *e)
         bool good = json_is_object(j);
         if (good && line == 0)
             good = parse_model(f, j);
+        else if (good && json_object_get(j, "sha256"))
+            ended = good = !*next && n && p[n] == '\n' && parse_end(f, j, all, (size_t)(p - all));
         else if (good) {
             if (f->n_studies == capacity) {
                 capacity = capacity ? 2 * capacity : 64;
@@ -210,6 +238,8 @@ err_code findings_read(const char *path, findings *f, err *e)
         json_decref(j);
         if (!good) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "findings: line %zu is malformed", line + 1);
     }
+    if (!rc && line && !ended)
+        rc = err_set(e, ERR_TRUNCATED, __FILE__, __LINE__, "findings: the file ends before its last line");
     if (!rc && line == 0) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "findings: the file is empty");
     free(all);
     if (rc) findings_fini(f);

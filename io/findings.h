@@ -5,8 +5,8 @@
  * Every other line is a study:
  *   {"study":"<key>","found":[{"label":"pneumonia","evidence":[{"instance","frame","weight"},...]}],
  *    "probability":{"normal":0.03,...},"frames":24}
- * The format before, "radapt-findings/1", is read too: no task (multiclass), one finding, its label and evidence
- * directly in the study. */
+ * The last says that this is all:  {"studies":12,"sha256":"<of every byte before this line>"}
+ */
 #ifndef RADAPT_FINDINGS_H
 #define RADAPT_FINDINGS_H
 #include <stdbool.h>

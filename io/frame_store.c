@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include "io/safetensors.h"
 
@@ -15,6 +16,7 @@ enum { SHARDS_MAX = 1000000 };
 
 typedef struct {
     tensor t;
+    int64_t checksum;
     char name[KEY_HEX + 16];
 } pending_frame;
 
@@ -93,6 +95,16 @@ static size_t frame_bytes(const frame_info *f)
     return f->channels == 3 && f->type == PIXEL_U8 ? 3 * n : 0;
 }
 
+static int64_t checksum_of(const void *pixels, size_t bytes)
+{
+    return (int64_t)crc32_z(0, pixels, bytes);
+}
+
+bool frame_store_intact(const frame_info *f, const void *pixels)
+{
+    return f->checksum < 0 || checksum_of(pixels, frame_bytes(f)) == f->checksum;
+}
+
 err_code frame_store_put(frame_store *s, const frame_info *info, const void *pixels, err *e)
 {
     size_t bytes = frame_bytes(info);
@@ -109,6 +121,7 @@ err_code frame_store_put(frame_store *s, const frame_info *info, const void *pix
     memcpy(copy, pixels, bytes);
     pending_frame *f = &s->pending[s->n++];
     *f = (pending_frame){.t = {.type = stored_type(info->type), .dims = info->channels == 3 ? 3 : 2, .data = copy}};
+    f->checksum = checksum_of(copy, bytes);
     f->t.shape[0] = (size_t)info->rows;
     f->t.shape[1] = (size_t)info->columns;
     f->t.shape[2] = 3;
@@ -148,6 +161,7 @@ err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e)
         if (!w)
             rc = err_set(e, ERR_INTERNAL, __FILE__, __LINE__, "frame store: frame %zu is not in its shard", i);
         else {
+            placed[i].checksum = s->pending[i].checksum;
             placed[i].shard = s->next;
             placed[i].offset = (uint64_t)((const unsigned char *)w->data - written.map.data);
         }

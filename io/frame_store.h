@@ -13,14 +13,17 @@ typedef struct frame_store frame_store;
 err_code frame_store_open(frame_store **s, const char *work, err *e);
 void frame_store_close(frame_store *s);
 
-/* Copies the pixels; info->instance_key, frame, rows, columns, channels and type say what they are. */
+/* Copies the pixels and sums them; info->instance_key, frame, rows, columns, channels and type say what they are. */
 err_code frame_store_put(frame_store *s, const frame_info *info, const void *pixels, err *e);
 size_t frame_store_pending_bytes(const frame_store *s);
 /* Writes what was put since the last seal as one shard (nothing: no shard). placed[i] (i in order of put, n of them)
- * gets shard and offset. */
+ * gets shard, offset and checksum. */
 err_code frame_store_seal(frame_store *s, frame_info *placed, size_t n, err *e);
 /* Pixels of a stored frame (mapped, valid until close). ERR_TRUNCATED, ERR_FORMAT, ERR_NOTFOUND or ERR_CONFLICT if
  * the shard does not hold it as the catalogue says. Thread-safe. */
 err_code frame_store_pixels(frame_store *s, const frame_info *f, const void **pixels, err *e);
+
+/* Are the pixels those that were stored? All of them are read. true where the checksum is not known. */
+bool frame_store_intact(const frame_info *f, const void *pixels);
 
 #endif

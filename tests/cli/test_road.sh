@@ -325,6 +325,32 @@ expect 3 "run with room again" "${run[@]}" -o full
 outcome full >got
 diff wanted got >difference || fail "after a full disk the end is another: $(head -c 2000 difference)"
 
+echo "== a damaged frame store is made again, and the end is the same"
+for how in flip cut gone; do
+    rm -rf damaged && cp -a work damaged && rm -r damaged/runs/predict-*
+    shard=$(echo damaged/frames/*.safetensors | cut -d' ' -f1)
+    case $how in
+    flip) printf 'damage' | dd of="$shard" bs=1 seek=$(($(stat -c %s "$shard") - 999)) conv=notrunc status=none ;;
+    cut) truncate -s -999 "$shard" ;;
+    gone) rm "$shard" ;;
+    esac
+    cp -a damaged single
+    expect 1 "predict on it ($how)" "$radapt" predict -w single -c tiny.yaml
+    one_line
+    says "radapt prepare makes them again" log
+    rm -rf single
+    expect 3 "run on it ($how)" "${run[@]}" -o damaged
+    outcome damaged >got
+    diff wanted got >difference || fail "the end is another ($how): $(head -c 2000 difference)"
+done
+findings=$(echo work/runs/predict-*/findings.jsonl)
+cp "$findings" findings.jsonl
+head -n 2 findings.jsonl >"$findings"
+expect 1 "a report of findings cut off" "$radapt" report -w work -c tiny.yaml
+one_line
+expect 3 "run makes them again" "${run[@]}" -o work
+cmp "$findings" findings.jsonl || fail "the findings are others"
+
 echo "== without poison and without labels"
 expect 0 "phantom" "$radapt" phantom clean --patients 3 --no-poison
 expect 0 "run without labels" "$radapt" run clean -o unlabelled -c tiny.yaml

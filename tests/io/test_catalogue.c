@@ -137,7 +137,8 @@ static void test_states(void **state)
                         .high = 100,
                         .spacing_mm = {0.5, 0.75},
                         .sort_mm = -(double)i,
-                        .quirks = QUIRK_CONSTANT};
+                        .quirks = QUIRK_CONSTANT,
+                        .checksum = i ? (int64_t)0xfedcba98 : -1};
         snprintf(f.body_part, sizeof f.body_part, "CHEST");
         if (i == 5)
             assert_int_equal(catalogue_set_aside(c, p[i].instance_key, "truncated", "too, \"short\"", &usual, &e),
@@ -170,6 +171,7 @@ static void test_states(void **state)
         assert_true(f[i].window.center == 40 && f[i].window.width == 400 && f[i].spacing_mm[0] == 0.5 &&
                     f[i].spacing_mm[1] == 0.75);
         assert_int_equal(f[i].quirks, QUIRK_CONSTANT);
+        assert_int_equal(f[i].checksum, f[i].sort_mm == 0 ? -1 : (int64_t)0xfedcba98);
         assert_string_equal(f[i].body_part, "CHEST");
         assert_string_equal(f[i].modality, "CT");
         if (i == 0) continue;
@@ -219,6 +221,43 @@ static void test_tried_again(void **state)
     assert_int_equal(catalogue_store(c, key, &f, 1, &e), ERR_OK);
     assert_int_equal(count(c).aside, 0);
     assert_int_equal(count(c).stored, 1);
+    catalogue_close(c);
+}
+
+/* A work directory of a radapt that made no checksums; and frames that are given back. */
+static void test_upgrade_and_unstore(void **state)
+{
+    (void)state;
+    char path[256], key[KEY_HEX];
+    frame_info f = {.frame = 1, .rows = 1, .columns = 1, .channels = 1, .type = PIXEL_U16, .checksum = 7}, *frames;
+    pending_instance *p;
+    sqlite3 *db;
+    size_t n;
+    err e = {0};
+    catalogue *c = open_it();
+    image_header h = header("7", 1, 1, 1);
+    add(c, "file", &h, NULL);
+    key_of(c, ID_SOP, h.sop_uid, key);
+    assert_int_equal(catalogue_store(c, key, &f, 1, &e), ERR_OK);
+    catalogue_close(c);
+    snprintf(path, sizeof path, "%s/catalogue.db", work);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "ALTER TABLE frame DROP COLUMN checksum", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    c = open_it();
+    assert_int_equal(catalogue_frames(c, &frames, &n, &e), ERR_OK);
+    assert_int_equal(n, 1);
+    assert_int_equal(frames[0].checksum, -1);
+    free(frames);
+    assert_int_equal(catalogue_unstore(c, key, &e), ERR_OK);
+    assert_int_equal(count(c).frames, 0);
+    assert_int_equal(catalogue_pending(c, &usual, &p, &n, &e), ERR_OK);
+    assert_int_equal(n, 1);
+    catalogue_pending_free(p, n);
+    assert_int_equal(catalogue_store(c, key, &f, 1, &e), ERR_OK);
+    assert_int_equal(catalogue_frames(c, &frames, &n, &e), ERR_OK);
+    assert_int_equal(frames[0].checksum, 7);
+    free(frames);
     catalogue_close(c);
 }
 
@@ -587,9 +626,9 @@ static void test_damage(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-    const struct CMUnitTest tests[] = {T(test_states),     T(test_tried_again),   T(test_private),
-                                       T(test_duplicates), T(test_second_choice), T(test_changed_files),
-                                       T(test_labels),     T(test_study),         T(test_kill),
-                                       T(test_full_disk),  T(test_damage)};
+    const struct CMUnitTest tests[] = {T(test_states),        T(test_tried_again), T(test_upgrade_and_unstore),
+                                       T(test_private),       T(test_duplicates),  T(test_second_choice),
+                                       T(test_changed_files), T(test_labels),      T(test_study),
+                                       T(test_kill),          T(test_full_disk),   T(test_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

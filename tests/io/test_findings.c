@@ -24,15 +24,12 @@
     "{\"name\":\"y\",\"value\":\"Y\",\"scheme\":\"S\",\"meaning\":\"Y\"}]}\n"
 #define FOUND(found) "{\"study\":\"" KEY_A "\",\"found\":" found ",\"probability\":{\"x\":1,\"y\":0},\"frames\":1}\n"
 #define ONE(label) "{\"label\":\"" label "\",\"evidence\":[{\"instance\":\"" KEY_B "\",\"frame\":1,\"weight\":1}]}"
-/* The format before: one finding, without a list. */
-#define MODEL                                                                                                          \
-    "{\"format\":\"radapt-findings/"                                                                                   \
-    "1\",\"model\":{\"algorithm\":\"a\",\"version\":\"1\",\"hash\":\"h\",\"parameters\":\"\"},"                        \
-    "\"labels\":[{\"name\":\"x\",\"value\":\"X\",\"scheme\":\"S\",\"meaning\":\"X\"},"                                 \
-    "{\"name\":\"y\",\"value\":\"Y\",\"scheme\":\"S\",\"meaning\":\"Y\"}]}\n"
+#define MODEL MODEL_OF("multiclass")
 #define STUDY(key, label, probability, evidence)                                                                       \
-    "{\"study\":\"" key "\",\"label\":\"" label "\",\"probability\":" probability                                      \
-    ",\"frames\":1,\"evidence\":" evidence "}\n"
+    "{\"study\":\"" key "\",\"found\":[{\"label\":\"" label "\",\"evidence\":" evidence                                \
+    "}],\"probability\":" probability ",\"frames\":1}\n"
+#define END(studies, sha256) "{\"studies\":" studies ",\"sha256\":\"" sha256 "\"}\n"
+#define MODEL_SHA256 "8c895aea1ff27ef0a57751f9343dd83860fa0023861e88dd7bad273c195e2e38"
 
 static void check_round_trip(const findings *f)
 {
@@ -124,24 +121,29 @@ static void malformed(void **state)
         err_code rc;
         int line; /* that the message names; 0: none */
     } rows[] = {
-        {MODEL, ERR_OK, 0},
-        {MODEL STUDY(KEY_A, "x", "{\"x\":1,\"y\":0}", "[]"), ERR_OK, 0},
+        {MODEL, ERR_TRUNCATED, 0}, /* whole lines, but not the last */
+        {MODEL STUDY(KEY_A, "x", "{\"x\":1,\"y\":0}", "[]"), ERR_TRUNCATED, 0},
         {MODEL STUDY(KEY_A, "x", "{\"x\":1,\"y\":0}", "[{\"instance\":\"" KEY_B "\",\"frame\":1,\"weight\":1}]"),
-         ERR_OK, 0},
+         ERR_TRUNCATED, 0},
+        {MODEL END("0", "00"), ERR_FORMAT, 2},
+        {MODEL END("0", MODEL_SHA256), ERR_OK, 0},
+        {MODEL END("1", MODEL_SHA256), ERR_FORMAT, 2},
+        {MODEL END("0", MODEL_SHA256) "\n", ERR_FORMAT, 2},
+        {END("0", MODEL_SHA256), ERR_FORMAT, 1},
         {"", ERR_FORMAT, 0},
         {"\n", ERR_FORMAT, 1},
         {"{}\n", ERR_FORMAT, 1},
         {"[]\n", ERR_FORMAT, 1},
         {"not json\n", ERR_FORMAT, 1},
-        {"{\"format\":\"radapt-findings/3\"}\n", ERR_FORMAT, 1},
+        {"{\"format\":\"radapt-findings/1\"}\n", ERR_FORMAT, 1},
         {"{\"format\":\"radapt-findings/2\"}\n", ERR_FORMAT, 1},
-        {MODEL_OF("multiclass") FOUND("[" ONE("x") "]"), ERR_OK, 0},
+        {MODEL_OF("multiclass") FOUND("[" ONE("x") "]"), ERR_TRUNCATED, 0},
         {MODEL_OF("guess") FOUND("[" ONE("x") "]"), ERR_FORMAT, 1},
         {MODEL_OF("multiclass") FOUND("[" ONE("x") "," ONE("y") "]"), ERR_FORMAT, 2}, /* of classes there is one */
         {MODEL_OF("ordinal") FOUND("[]"), ERR_FORMAT, 2},
-        {MODEL_OF("ordinal") FOUND("[" ONE("y") "]"), ERR_OK, 0},
-        {MODEL_OF("multilabel") FOUND("[]"), ERR_OK, 0},
-        {MODEL_OF("multilabel") FOUND("[" ONE("y") "," ONE("x") "]"), ERR_OK, 0},
+        {MODEL_OF("ordinal") FOUND("[" ONE("y") "]"), ERR_TRUNCATED, 0},
+        {MODEL_OF("multilabel") FOUND("[]"), ERR_TRUNCATED, 0},
+        {MODEL_OF("multilabel") FOUND("[" ONE("y") "," ONE("x") "]"), ERR_TRUNCATED, 0},
         {MODEL_OF("multilabel") FOUND("[" ONE("y") "," ONE("y") "]"), ERR_FORMAT, 2},
         {MODEL_OF("multilabel") FOUND("[" ONE("z") "]"), ERR_FORMAT, 2},
         {MODEL_OF("multilabel") FOUND("{}"), ERR_FORMAT, 2},
@@ -181,6 +183,40 @@ static void malformed(void **state)
     assert_int_equal(findings_read(FILE_NAME, &f, NULL), ERR_FORMAT);
     unlink(FILE_NAME);
     assert_int_equal(findings_read(FILE_NAME, &f, NULL), ERR_NOTFOUND);
+}
+
+/* Cut anywhere, at a line's end too, or with a byte changed, a file is not taken for what was written. */
+static void damaged(void **state)
+{
+    (void)state;
+    double p[2] = {0.25, 0.75};
+    label_code labels[2] = {{"x", "X", "S", "X"}, {"y", "Y", "S", "Y"}};
+    finding one = {.label = 1};
+    study_finding studies[3];
+    for (int i = 0; i < 3; i++) {
+        studies[i] = (study_finding){.probability = p, .frames = 1, .found = &one, .n_found = 1};
+        snprintf(studies[i].study_key, KEY_HEX, "%032d", i);
+    }
+    findings f = {.labels = labels, .n_labels = 2, .studies = studies, .n_studies = 3}, g;
+    char *text;
+    size_t bytes;
+    err e = {0};
+    if (findings_write(FILE_NAME, &f, &e)) fail_msg("%s", e.msg);
+    if (file_read(FILE_NAME, 1 << 20, &text, &bytes, &e)) fail_msg("%s", e.msg);
+    for (size_t n = 0; n < bytes; n++) {
+        assert_int_equal(file_write(FILE_NAME, text, n, NULL), ERR_OK);
+        if (!findings_read(FILE_NAME, &g, NULL)) fail_msg("the first %zu of %zu bytes pass", n, bytes);
+    }
+    for (size_t n = 0; n < bytes; n++) {
+        text[n] ^= 1;
+        assert_int_equal(file_write(FILE_NAME, text, bytes, NULL), ERR_OK);
+        if (!findings_read(FILE_NAME, &g, NULL)) fail_msg("byte %zu of %zu may be another", n, bytes);
+        text[n] ^= 1;
+    }
+    assert_int_equal(file_write(FILE_NAME, text, bytes, NULL), ERR_OK);
+    assert_int_equal(findings_read(FILE_NAME, &g, NULL), ERR_OK);
+    findings_fini(&g);
+    free(text);
 }
 
 static void codes(void **state)
@@ -230,7 +266,7 @@ static void codes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip), cmocka_unit_test(malformed),
-                                       cmocka_unit_test(codes)};
+                                       cmocka_unit_test(damaged), cmocka_unit_test(codes)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(FILE_NAME);
     return failed;

@@ -83,6 +83,16 @@ static void check(frame_store *s, const frame_info *f, int i, uint32_t seed)
     err e = {0};
     if (frame_store_pixels(s, f, &got, &e)) fail_msg("frame %d: %s", i, e.msg);
     assert_memory_equal(got, want, n);
+    assert_true(f->checksum >= 0 && frame_store_intact(f, got));
+    for (size_t k = 0; k < n; k++) { /* any byte that changed is seen */
+        want[k] ^= 0x40;
+        assert_false(frame_store_intact(f, want));
+        want[k] ^= 0x40;
+    }
+    frame_info unknown = *f; /* of an earlier radapt */
+    unknown.checksum = -1;
+    want[0] ^= 1;
+    assert_true(frame_store_intact(&unknown, want));
     assert_int_equal((uintptr_t)got % (f->type == PIXEL_U8 ? 1 : 2), 0);
 }
 
