@@ -13,7 +13,8 @@ enum {
     STATUS_STOPPED = 130
 };
 
-/* *status: STATUS_DONE, or STATUS_ASIDE where inputs were set aside; an error chooses its own. Results go to stdout. */
+/* *status: stage_status of what the command was given and could not use; an error chooses its own. Results go to
+ * stdout. */
 err_code cmd_run(const options *o, int *status, err *e);
 err_code cmd_scan(const options *o, int *status, err *e);
 err_code cmd_prepare(const options *o, int *status, err *e);

@@ -296,7 +296,7 @@ err_code cmd_evaluate(const options *o, int *status, err *e)
     stage s;
     TRY(stage_open(&s, o, STAGE_NEEDS_CATALOGUE, e));
     err_code rc = evaluate(&s, e);
-    *status = STATUS_DONE;
+    *status = stage_status(s.cohort.rows_without_image + s.cohort.rows_conflicting + s.cohort.rows_empty);
     stage_close(&s);
     return rc;
 }

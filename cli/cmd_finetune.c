@@ -258,7 +258,7 @@ err_code cmd_finetune(const options *o, int *status, err *e)
         if (t->has_test) cmd_finetune_print("Held-out test patients", &t->test);
         printf("Model: %s\n", r.model);
     }
-    *status = r.rows_aside ? STATUS_ASIDE : STATUS_DONE;
+    *status = stage_status(r.rows_aside);
     stage_close(&s);
     return rc;
 }

@@ -228,7 +228,7 @@ err_code cmd_prepare(const options *o, int *status, err *e)
                (unsigned long long)r.frames, (unsigned long long)r.aside);
         if (c.aside) printf("Set aside, with reasons: %s/quarantine.csv\n", s.work);
     }
-    *status = c.aside ? STATUS_ASIDE : STATUS_DONE;
+    *status = stage_status(c.aside);
     stage_close(&s);
     return rc;
 }

@@ -196,7 +196,7 @@ err_code cmd_report(const options *o, int *status, err *e)
         if (r.failed) printf("%zu studies have identities that no report can carry (see the log)\n", r.failed);
         printf("Reports: %s\n", r.folder);
     }
-    *status = r.failed ? STATUS_ASIDE : STATUS_DONE;
+    *status = stage_status(r.failed);
     stage_close(&s);
     return rc;
 }

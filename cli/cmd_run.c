@@ -158,8 +158,7 @@ err_code cmd_run(const options *o, int *status, err *e)
     summary r = {.labelled = options_has(o, "labels")};
     TRY(stage_open(&s, o, STAGE_MAKE, e));
     err_code rc = stages(&s, &r, e);
-    bool aside = r.counts.aside || r.scan.aside || r.finetune.rows_aside || r.report.failed;
-    *status = aside ? STATUS_ASIDE : STATUS_DONE;
+    *status = stage_status(r.counts.aside + r.scan.aside + r.finetune.rows_aside + r.report.failed);
     if (!rc && options_flag(o, "dry-run"))
         print_dry(&r);
     else if (!rc && options_flag(o, "json"))

@@ -69,7 +69,7 @@ err_code cmd_scan(const options *o, int *status, err *e)
                    (unsigned long long)c.studies, (unsigned long long)c.series);
         if (c.aside) printf("Set aside, with reasons: %s/quarantine.csv\n", s.work);
     }
-    *status = c.aside || r.aside ? STATUS_ASIDE : STATUS_DONE;
+    *status = stage_status(c.aside + r.aside); /* r: of a dry run, which the catalogue does not know */
     stage_close(&s);
     return rc;
 }

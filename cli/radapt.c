@@ -58,8 +58,9 @@ static void overview(FILE *f)
     for (int i = 0; i < COMMANDS; i++) fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].summary);
     fputs("\nradapt COMMAND --help tells all about one. To try it on a made-up export:\n"
           "  radapt phantom export && radapt run export -o work --labels export.labels.csv\n\n"
-          "Exit codes: 0 all done, 1 failed, 2 nothing usable found, 3 done but some inputs were set aside,\n"
-          "64 wrong usage, 130 stopped (the same command goes on).\n",
+          "Exit codes: 0 all done, 1 failed, 2 nothing usable found, 3 done but some inputs are set aside\n"
+          "(now or by an earlier run; quarantine.csv names the files), 64 wrong usage, 130 stopped (the same command "
+          "goes on).\n",
           f);
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "cli/cmd.h"
 
 /* What is trained on when nothing is given: small, and it says so. */
 #define RANDOM_BACKBONE "vit-ti/16"
@@ -21,6 +22,11 @@ err_code stage_blame(const char *option, const char *path, const err *why, err *
     const size_t n = strlen(path);
     return err_set(e, why->code, why->file, why->line, "%s %s%s: %s", option, n > SHOWN ? "..." : "",
                    n > SHOWN ? path + n - SHOWN : path, why->msg);
+}
+
+int stage_status(uint64_t inputs_aside)
+{
+    return inputs_aside ? STATUS_ASIDE : STATUS_DONE;
 }
 
 json_t *stage_real(double x)
@@ -89,7 +95,8 @@ err_code stage_open(stage *s, const options *o, stage_mode mode, err *e)
         if (s->temporary) remove_temporary(s);
         return stage_blame("work directory", s->work, &why, e);
     }
-    err_code rc = sweep(s, e); /* the catalogue is locked: nobody else is at work here */
+    /* The catalogue is locked: nobody else is at work here. */
+    err_code rc = catalogue_was_killed(s->cat) ? sweep(s, e) : ERR_OK;
     if (rc) stage_close(s);
     return rc;
 }

@@ -120,6 +120,21 @@ static err_code load_secret(catalogue *c, err *e)
     return run(c, s, "storing the pseudonyms' key", e);
 }
 
+/* Where catalogue.db was lost, files are not known any more. A catalogue.db that is not new has been matched before
+ * (user_version 1): all rows would be read at every start. */
+static err_code match(catalogue *c, err *e)
+{
+    sqlite3_stmt *s;
+    TRY(catalogue_query(c, &s, e, "PRAGMA main.user_version", NULL));
+    bool matched = sqlite3_step(s) == SQLITE_ROW && sqlite3_column_int(s, 0) == 1;
+    sqlite3_finalize(s);
+    if (matched) return ERR_OK;
+    return catalogue_exec(c,
+                          "DELETE FROM ident.file WHERE reason='' AND instance NOT IN (SELECT key FROM instance);"
+                          "PRAGMA main.user_version=1",
+                          "matching the databases", e);
+}
+
 /* Tables of an earlier radapt. */
 static err_code upgrade(catalogue *c, err *e)
 {
@@ -157,6 +172,11 @@ err_code catalogue_open(catalogue **out, const char *work, err *e)
     }
     if (flock(c->lock, LOCK_EX | LOCK_NB))
         FAIL_DONE(rc, e, CONFLICT, "another radapt is working in this work directory");
+    c->was_killed = !fstat(c->lock, &st) && st.st_size > 0;
+    if (pwrite(c->lock, "!", 1, 0) != 1) {
+        rc = err_errno(e, errno, __FILE__, __LINE__, "cannot write in the work directory");
+        goto done;
+    }
     TRY_DONE(rc, file_path(path, e, "%s/catalogue.db", work));
     if (sqlite3_open_v2(path, &c->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) != SQLITE_OK) {
         rc = catalogue_fail(c->db, "opening catalogue.db", e);
@@ -174,10 +194,9 @@ err_code catalogue_open(catalogue **out, const char *work, err *e)
     TRY_DONE(rc, catalogue_exec(c, schema, "creating tables", e));
     TRY_DONE(rc, upgrade(c, e));
     TRY_DONE(rc, load_secret(c, e));
-    TRY_DONE(rc, catalogue_exec(c, /* where catalogue.db was lost, files are not known any more */
-                                "DELETE FROM ident.file WHERE reason='' AND instance NOT IN (SELECT key FROM instance)",
-                                "matching the databases", e));
+    TRY_DONE(rc, match(c, e));
     TRY_DONE(rc, catalogue_commit(c, e));
+    c->opened = true;
     *out = c;
     return ERR_OK;
 done:
@@ -185,10 +204,16 @@ done:
     return rc;
 }
 
+bool catalogue_was_killed(const catalogue *c)
+{
+    return c->was_killed;
+}
+
 void catalogue_close(catalogue *c)
 {
     if (!c) return;
     sqlite3_close(c->db);
+    if (c->lock >= 0 && c->opened && ftruncate(c->lock, 0)) {} /* then the next one looks for what is left: no harm */
     if (c->lock >= 0) close(c->lock);
     explicit_bzero(c->key, sizeof c->key);
     free(c);

@@ -15,6 +15,8 @@ typedef struct catalogue catalogue;
 /* Opens or makes both databases under work (made if needed). ERR_CONFLICT: another radapt holds this work directory. */
 err_code catalogue_open(catalogue **c, const char *work, err *e);
 void catalogue_close(catalogue *c);
+/* true: the one before in this work directory was killed. */
+bool catalogue_was_killed(const catalogue *c);
 
 /* One frame in the frame store, all that sampling needs; no PHI. */
 typedef struct frame_info {

@@ -12,7 +12,8 @@
 
 struct catalogue {
     sqlite3 *db;
-    int lock; /* work/.lock, held */
+    int lock; /* work/.lock, held; a byte in it says that someone is, or was killed, at work */
+    bool was_killed, opened;
     char work[FILE_PATH_MAX];
     bool took; /* the last file added is not set aside */
     uint64_t work_device, work_inode;

@@ -75,6 +75,8 @@ cp -a export export.before
 
 echo "== the whole road"
 expect 3 "scan" "$radapt" scan export -w base
+expect 3 "scan again" "$radapt" scan export -w base
+says "^nothing to do" out
 cp -a base work
 expect 3 "run" "${run[@]}" -o work --json
 [ "$(value out report.written)" = "$studies" ] || fail "not one report a study: $(cat out)"

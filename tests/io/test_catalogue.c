@@ -224,6 +224,32 @@ static void test_tried_again(void **state)
     catalogue_close(c);
 }
 
+/* Whoever was killed at work is told from whoever ended: only then are there leftovers to look for. */
+static void test_was_killed(void **state)
+{
+    (void)state;
+    catalogue *c = open_it(), *second;
+    err e = {0};
+    assert_false(catalogue_was_killed(c));
+    assert_int_equal(catalogue_open(&second, work, &e), ERR_CONFLICT); /* leaves no mark */
+    catalogue_close(c);
+    c = open_it();
+    assert_false(catalogue_was_killed(c));
+    catalogue_close(c);
+    pid_t child = fork();
+    if (child == 0) {
+        open_it();
+        raise(SIGKILL);
+    }
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    c = open_it();
+    assert_true(catalogue_was_killed(c));
+    catalogue_close(c);
+    c = open_it();
+    assert_false(catalogue_was_killed(c));
+    catalogue_close(c);
+}
+
 /* A work directory of a radapt that made no checksums; and frames that are given back. */
 static void test_upgrade_and_unstore(void **state)
 {
@@ -626,9 +652,10 @@ static void test_damage(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-    const struct CMUnitTest tests[] = {T(test_states),        T(test_tried_again), T(test_upgrade_and_unstore),
-                                       T(test_private),       T(test_duplicates),  T(test_second_choice),
-                                       T(test_changed_files), T(test_labels),      T(test_study),
-                                       T(test_kill),          T(test_full_disk),   T(test_damage)};
+    const struct CMUnitTest tests[] = {T(test_states),        T(test_tried_again),   T(test_upgrade_and_unstore),
+                                       T(test_was_killed),    T(test_private),       T(test_duplicates),
+                                       T(test_second_choice), T(test_changed_files), T(test_labels),
+                                       T(test_study),         T(test_kill),          T(test_full_disk),
+                                       T(test_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
