@@ -30,6 +30,12 @@ static inline dv *dv_at(const dv *p, size_t bytes)
     return (dv *)((char *)(uintptr_t)p + bytes);
 }
 
+/* Bytes of a row of F derivatives in 10 bits: linear_gelu_slope_fwd. */
+static inline size_t op_slope_bytes(size_t F)
+{
+    return F + (F + 3) / 4;
+}
+
 /* A linear layer's live weight. The back end caches packed copies in packed[] while version stands still; whoever
  * changes w bumps version. frozen: never changes, so packing both directions pays. */
 typedef struct linear_w {
@@ -96,6 +102,9 @@ typedef struct op_table {
     void (*linear_fwd)(device *d, dv *y /*(N,O)*/, const dv *x /*(N,I)*/, linear_w *w, size_t N);
     /* y = GELU(pre), pre = x W^T + b; exact (erf) GELU. pre may be NULL when nothing is to be differentiated. */
     void (*linear_gelu_fwd)(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
+    /* y = GELU(x W^T + b), and GELU' there in 10 bits (within 1/1600): slope, N rows of op_slope_bytes(O) bytes, in the
+     * back end's own order, for gelu_slope_bwd. */
+    void (*linear_gelu_slope_fwd)(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
     void (*linear_dx)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, size_t N);
     /* dw (R,I) f32 += dy[:,rows]^T x; db (R) f32 += column sums. rows int32 (R) or NULL (R == O). dw or db may be NULL.
      */
@@ -133,8 +142,9 @@ typedef struct op_table {
     /* dbranch = ls * dout; dls f32 += sum dout*branch, or NULL. (dx is dout itself.) */
     void (*residual_bwd)(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
                          size_t C);
-    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                  /* y may be pre */
-    void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n); /* dpre may be dy */
+    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                                    /* y may be pre */
+    void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);                   /* dpre may be dy */
+    void (*gelu_slope_bwd)(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F); /* dpre may be dy */
     /* o (B,T,C) from qkv (B,T,3C), scale 1/sqrt(D); lse f32 (B,H,T) log-sum-exp of the scaled scores, or NULL. */
     void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
     void (*attention_bwd)(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,

@@ -208,6 +208,7 @@ static const op_table cpu_table = {
     op_cpu_scatter_add,
     op_cpu_l2_fwd,
     op_cpu_l2_bwd,
+    op_cpu_linear_gelu_slope_fwd,
     op_cpu_weight_norm_fwd,
     op_cpu_weight_norm_bwd,
     op_cpu_teacher_softmax,
@@ -225,6 +226,7 @@ static const op_table cpu_table = {
     op_cpu_refresh,
 };
 
+    op_cpu_gelu_slope_bwd,
 err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
 {
     *d = (device){0};

@@ -1,10 +1,9 @@
 /* op_cpu.h: the CPU's ops, one function per entry of op.h's table, and what their files share. Nothing above model/
  * includes it.
  *
- * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN. op_cpu_attention.c (and _amx.c), op_cpu_vit.c: the
- * transformer.
- * op_cpu_loss.c: the objective. op_cpu_optim.c: the optimiser. Rows are loaded into fp32, computed in fp32 and stored
- * as ct. */
+ * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN. op_cpu_attention.c (and _amx.c), op_cpu_vit.c,
+ * op_cpu_gelu.c: the transformer. op_cpu_loss.c: the objective. op_cpu_optim.c: the optimiser. Rows are loaded into
+ * fp32, computed in fp32 and stored as ct. */
 #ifndef RADAPT_OP_CPU_H
 #define RADAPT_OP_CPU_H
 #include <string.h>
@@ -146,6 +145,7 @@ void op_cpu_linear_release(device *d, linear_w *w);
 void op_cpu_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p);
 void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
                       const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t S, size_t C);
+void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cpu_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
                       const dv *mask, bool cls, size_t B, size_t P, size_t R, size_t S, size_t C);
 void op_cpu_prompt_fwd(device *d, dv *x, const dv *prompts, size_t B, size_t T, size_t first, size_t n, size_t C);
@@ -168,6 +168,7 @@ void op_cpu_mean_token_fwd(device *d, dv *out, const dv *x, size_t B, size_t T, 
 void op_cpu_mean_token_bwd(device *d, dv *dx, const dv *dout, size_t B, size_t T, size_t first, size_t C);
 void op_cpu_gather(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
 void op_cpu_scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);
+void op_cpu_gelu_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F);
 void op_cpu_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C);
 void op_cpu_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C);
 void op_cpu_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C);

@@ -2,8 +2,8 @@
  * line.
  *
  * What a pass keeps for backward is what dX needs: each block's input, LayerNorm statistics, Q, K, V, attention output,
- * log-sum-exp and the MLP's pre-activation. Outputs of LayerNorm and GELU are made again where a weight gradient asks
- * for them.
+ * log-sum-exp and the MLP's pre-activation, or GELU' there in 10 bits where no weight gradient asks for hidden units.
+ * Outputs of LayerNorm and GELU are made again where a weight gradient asks for them.
  *
  * A block goes over the batch in tiles of an image or a few: all its ops on one tile, then the next. A tile's
  * activations and the block's weights stay in a core's cache, and cores meet once a block instead of once an op. */
@@ -89,8 +89,9 @@ static void plan_tiles(vit_pass_impl *k, const vit *m, const vit_pass *a)
 }
 
 /* C channels, F hidden; every tensor ct unless said. */
-static void plan_block(vit_block_acts *b, arena *m, const vit *v, const vit_pass *a, const vit_pass_impl *k)
+static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, const vit_pass_impl *k)
 {
+    vit_block_acts *b = &k->block[l];
     size_t N = k->N, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
     b->x = arena_take(m, N * C, ct); /* (N,C)  */
     if (a->keep != VIT_GRAD) return;
@@ -102,7 +103,9 @@ static void plan_block(vit_block_acts *b, arena *m, const vit *v, const vit_pass
     b->lse = arena_take(m, a->B * (size_t)v->c.heads * k->Ti, sizeof(float)); /* (B,H,T) */
     b->mean2 = arena_take(m, N, sizeof(float));
     b->rstd2 = arena_take(m, N, sizeof(float));
-    b->pre = arena_take(m, N * (size_t)v->c.hidden, ct); /* (N,F) */
+    bool whole = a->exact || v->d->ct == COMPUTE_F32 || vit_wants_hidden(&v->block[l]) || v->block[l].fc1.n_lora;
+    b->pre = whole ? arena_take(m, N * (size_t)v->c.hidden, ct) : NULL; /* (N,F) */
+    b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
 }
 
 err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t height, size_t width, vit_keep keep,
@@ -114,7 +117,9 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     size_t P = height / p * (width / p), T = 1 + (size_t)v->c.registers + v->prompts + P;
     bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep && a->T == T;
     if (!same) {
+        bool exact = a->exact;
         vit_pass_fini(a);
+        a->exact = exact;
         a->B = B;
         a->height = height;
         a->width = width;
@@ -137,7 +142,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     k->cols = arena_take(m, B * a->P, 3 * p * p * ct);
     for (size_t l = 0; l < k->L; l++) {
         if (l == 0 || grad)
-            plan_block(&k->block[l], m, v, a, k);
+            plan_block(l, m, v, a, k);
         else
             k->block[l] = k->block[0];
     }
@@ -255,7 +260,8 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     dv *qkv = grad ? vit_rows(&t, b->qkv, 3 * C) : vit_scratch(&t, k->qkv, 3 * C);
     dv *o = grad ? vit_rows(&t, b->o, C) : vit_scratch(&t, k->o, C);
     dv *mid = grad ? vit_rows(&t, b->mid, C) : vit_scratch(&t, k->mid, C);
-    dv *pre = grad ? vit_rows(&t, b->pre, (size_t)m->c.hidden) : NULL;
+    dv *pre = grad && b->pre ? vit_rows(&t, b->pre, (size_t)m->c.hidden) : NULL;
+    dv *slope = grad && b->slope ? dv_at(b->slope, t.first * op_slope_bytes((size_t)m->c.hidden)) : NULL;
     dv *norm = vit_scratch(&t, k->norm, C), *branch = vit_scratch(&t, k->branch, C);
     dv *hidden = vit_scratch(&t, k->hidden, (size_t)m->c.hidden);
     if (w->prompts.count) op->prompt_fwd(d, x, w->prompts.live[who], t.images, k->Ti, k->prompt, m->prompts, C);
@@ -267,7 +273,9 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     op->residual_fwd(d, mid, x, branch, w->ls1.live[who], N, C);
     op->norm_fwd(d, norm, vit_f32(b->mean2, t.first), vit_f32(b->rstd2, t.first), mid, w->norm2_weight.live[who],
                  w->norm2_bias.live[who], m->c.eps, N, C);
-    if (w->fc1.n_lora) {
+    if (slope) {
+        op->linear_gelu_slope_fwd(d, hidden, slope, norm, w->fc1.live[who], N);
+    } else if (w->fc1.n_lora) {
         dv *sum = pre ? pre : hidden;
         layer_fwd(c, &t, &w->fc1, sum, norm);
         op->gelu_fwd(d, hidden, sum, N * (size_t)m->c.hidden);

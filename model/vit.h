@@ -95,6 +95,7 @@ typedef struct vit_pass {
      * patches' are the last P. */
     size_t B, height, width, P, T;
     vit_keep keep;
+    bool exact;  /* set before the first plan: GELU's input is kept whole in bf16 too, not its derivative in 10 bits */
     dv *patches; /* (B*P, C) ct: patch embedding, before positions and mask */
     dv *out;     /* (B,T,C) ct: after the final norm */
     dv *x_last;  /* (B,T,C) ct: before it */

@@ -94,11 +94,14 @@ static void mlp_bwd(const half *h, size_t l)
     const vit_block_acts *b = &h->k->block[l];
     size_t N = h->t.rows;
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
-    const dv *pre = vit_rows(&h->t, b->pre, h->F), *o = vit_rows(&h->t, b->o, h->C);
-    if (vit_needs_input(&w->fc2) || w->ls2.param != VIT_FROZEN) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
+    const dv *pre = b->pre ? vit_rows(&h->t, b->pre, h->F) : NULL, *o = vit_rows(&h->t, b->o, h->C);
+    if (vit_wants_hidden(w)) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
     const dv *g = branch_grad(h, &w->ls2, &w->fc2, h->hidden);
     layer_bwd(h, &w->fc2, h->hidden, g, h->hidden);
-    h->op->gelu_bwd(h->d, h->hidden, h->hidden, pre, N * h->F);
+    if (b->slope)
+        h->op->gelu_slope_bwd(h->d, h->hidden, h->hidden, dv_at(b->slope, h->t.first * op_slope_bytes(h->F)), N, h->F);
+    else
+        h->op->gelu_bwd(h->d, h->hidden, h->hidden, pre, N * h->F);
     if (vit_needs_input(&w->fc1)) norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
     layer_bwd(h, &w->fc1, last ? NULL : h->branch, h->hidden, h->norm);
     if (last) return;

@@ -107,6 +107,12 @@ static inline bool vit_trains(const vit_linear *w)
     return vit_needs_input(w) || w->bias != VIT_FROZEN;
 }
 
+/* Does a weight gradient ask for the MLP's hidden units? Then backward makes them again from `pre`. */
+static inline bool vit_wants_hidden(const vit_block *w)
+{
+    return vit_needs_input(&w->fc2) || w->ls2.param != VIT_FROZEN;
+}
+
 /* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
  * scratch of a tile. */
 struct vit_block_acts {
@@ -117,7 +123,8 @@ struct vit_block_acts {
     dv *lse;           /* (B,H,T) f32 */
     dv *mid;           /* (N,C) between attention and MLP */
     dv *mean2, *rstd2;
-    dv *pre; /* (N,hidden) before GELU */
+    dv *pre;   /* (N,hidden) before GELU; or, where nothing but dX asks for it, NULL and */
+    dv *slope; /* (N) rows of op_slope_bytes(hidden): GELU' there in 10 bits */
 };
 
 /* A pass in pieces: `images` of them in each of n tiles (the last may have fewer). One tile: the whole batch at once,
