@@ -65,7 +65,7 @@ static err_code add(dino_head *h, const char *name, size_t rows, size_t cols, fl
         free(values);
         FAIL(e, NOMEM, "no memory for the head");
     }
-    for (size_t i = 0; std > 0 && i < rows * cols; i++) values[i] = rng_trunc_normal(r, std, 2 * std);
+    for (size_t i = 0; std > 0 && !h->d->counts && i < rows * cols; i++) values[i] = rng_trunc_normal(r, std, 2 * std);
     p->head = true;
     p->decay = cols > 1;
     err_code rc = param_alloc(h->d, p, values, true, e);

@@ -86,13 +86,40 @@ static void buffers_close(buffers *b, device *d)
     vit_pass_fini(&b->pass);
 }
 
+static size_t batch_of(const view_options *v, size_t n)
+{
+    size_t batch = v->batch > 0 ? (size_t)v->batch : FEATURES_BATCH;
+    return batch > n ? n : batch;
+}
+
+static void run_batch(vit *m, vit_who who, buffers *b, const float *pixels)
+{
+    device *d = vit_device(m);
+    size_t C = (size_t)vit_get_config(m)->dim, B = b->pass.B;
+    d->op->upload(d, b->pixels, pixels, B * 3 * b->pass.height * b->pass.width * sizeof *pixels);
+    vit_patches(m, who, &b->pass, b->pixels);
+    vit_fwd(m, who, &b->pass, b->pass.patches, NULL);
+    d->op->gather(d, b->token, b->pass.out, b->rows, B, C);
+    d->op->to_f32(d, b->token_f32, b->token, B * C);
+}
+
+err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host, err *e)
+{
+    buffers b = {0};
+    size_t batch = batch_of(v, n);
+    err_code rc = buffers_open(&b, m, batch, v->size, e);
+    if (!rc) run_batch(m, VIT_STUDENT, &b, NULL);
+    buffers_close(&b, vit_device(m));
+    *host = 2 * batch * 3 * (size_t)v->size * (size_t)v->size * sizeof(float); /* loader.c's two */
+    return rc;
+}
+
 err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *index, size_t n, const view_options *v,
                           float *out, err *e)
 {
     device *d = vit_device(m);
-    size_t C = (size_t)vit_get_config(m)->dim, batch = v->batch > 0 ? (size_t)v->batch : 32, floats;
+    size_t C = (size_t)vit_get_config(m)->dim, batch = batch_of(v, n), floats;
     if (!n) return ERR_OK;
-    if (batch > n) batch = n;
     if (v->size < 1 || v->size > 4096 || !(v->share > 0 && v->share <= 4))
         FAIL(e, USAGE, "features: images of %d pixels that show %g of each side", v->size, (double)v->share);
     source s = {.c = c, .index = index, .n = n, .batch = batch, .size = v->size};
@@ -114,11 +141,7 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
         size_t first = (size_t)step * batch, here = n - first < batch ? n - first : batch;
         TRY_DONE(rc, stop_check(e));
         TRY_DONE(rc, loader_take(l, step, &pixels, e));
-        d->op->upload(d, b.pixels, pixels, floats * sizeof(float));
-        vit_patches(m, who, &b.pass, b.pixels);
-        vit_fwd(m, who, &b.pass, b.pass.patches, NULL);
-        d->op->gather(d, b.token, b.pass.out, b.rows, batch, C);
-        d->op->to_f32(d, b.token_f32, b.token, batch * C);
+        run_batch(m, who, &b, pixels);
         d->op->download(d, out + first * C, b.token_f32, here * C * sizeof(float));
         TRY_DONE(rc, device_sync(d, e));
         if (v->shown) progress_add(v->shown, here);

@@ -6,6 +6,8 @@
 #include "model/vit.h"
 #include "preprocess/sampler.h"
 
+enum { FEATURES_BATCH = 32 };
+
 typedef struct {
     int size;    /* 224 */
     float share; /* of each side of the frame, made square, that is seen: the centre; 0.875 */
@@ -19,5 +21,8 @@ sampler_norm features_norm(const vit *m, const view_options *v);
 /* out (n, dim) f32, for frames[index[i]] of the cohort. ERR_INTERRUPTED when asked to stop. */
 err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *index, size_t n, const view_options *v,
                           float *out, err *e);
+/* For plan.h: on a device that counts, what an extraction of n frames takes there and does; host: bytes of its batches.
+ */
+err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host, err *e);
 
 #endif

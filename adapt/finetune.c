@@ -425,3 +425,19 @@ done:
     free(j.class_weight);
     return rc;
 }
+
+err_code finetune_measure(vit *m, param_set *adapter, const finetune_options *o, int classes, finetune_measured *out,
+                          err *e)
+{
+    cohort c = {.n_labels = classes};
+    finetune_job j = {
+        .m = m, .d = vit_device(m), .c = &c, .o = o, .dim = (size_t)vit_get_config(m)->dim, .classes = classes, .outputs = classes};
+    head h = {0};
+    size_t before = j.d->bytes;
+    *out = (finetune_measured){0};
+    err_code rc = head_init(&h, &j, adapter, e);
+    out->head = j.d->bytes - before;
+    if (!rc) rc = finetune_train_measure(&j, out, e);
+    head_fini(&h, &j);
+    return rc;
+}

@@ -52,6 +52,14 @@ typedef struct {
 err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetune_options *o, const bundle_info *info,
                       const char *run_dir, finetune_result *out, err *e);
 
+/* For plan.h, on a device that counts: what training takes there beside the model and the adapter's params, by what it
+ * is for; held: all of the device before an evaluation; host: of the loader. */
+typedef struct {
+    size_t head, best, batch, packed, held, host;
+} finetune_measured;
+err_code finetune_measure(vit *m, param_set *adapter, const finetune_options *o, int classes, finetune_measured *out,
+                          err *e);
+
 /* SHA-256 of all that decides the result: backbone, adapter as it is now, options, labels, split, frames. A good name
  * for run_dir. */
 err_code finetune_identity(vit *m, const param_set *adapter, const cohort *c, const finetune_options *o,

@@ -318,21 +318,14 @@ static err_code evaluate(loop *t, err *e)
     return save(t, e);
 }
 
-static err_code train_step(loop *t, err *e)
+/* Loss and gradients of the batch on the device; scale: of the loss. */
+static void gradients(loop *t, float scale)
 {
     finetune_job *j = t->j;
-    const finetune_options *o = j->o;
     device *d = j->d;
     const op_table *op = d->op;
-    size_t B = t->batch, C = j->dim, O = t->outputs, targets = B * O * sizeof(float);
+    size_t B = t->batch, C = j->dim, O = t->outputs;
     param *W = head_weight(j), *b = head_bias(j);
-    const float *taken;
-    float loss;
-    TRY(loader_take(t->l, t->step, &taken, e));
-    const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
-    op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
-    op->upload(d, t->target, v.target, targets);
-    op->upload(d, t->weight, v.weight, targets);
     op->zero(d, t->loss, sizeof(float));
     optim_zero(&t->optim);
 
@@ -342,9 +335,9 @@ static err_code train_step(loop *t, err *e)
     op->linear_fwd(d, t->logits, t->token, &j->head, B); /* (B,O) */
     op->to_f32(d, t->logits_f32, t->logits, B * O);
     if (j->c->task == TASK_MULTICLASS)
-        op->softmax_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, *v.scale, B, O);
+        op->softmax_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, scale, B, O);
     else
-        op->sigmoid_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, t->weight, *v.scale, B, O);
+        op->sigmoid_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, t->weight, scale, B, O);
 
     op->to_ct(d, t->d_logits, t->d_logits_f32, B * O);
     op->linear_dw(d, W->grad, b->grad, t->d_logits, t->token, NULL, O, B, O, C);
@@ -352,7 +345,23 @@ static err_code train_step(loop *t, err *e)
     op->zero(d, t->pass.dout, B * t->pass.T * C * d->ct_bytes);
     op->scatter_add(d, t->pass.dout, t->d_token, t->rows, B, C);
     vit_bwd(j->m, &t->pass, t->pixels, NULL);
+}
 
+static err_code train_step(loop *t, err *e)
+{
+    finetune_job *j = t->j;
+    const finetune_options *o = j->o;
+    device *d = j->d;
+    const op_table *op = d->op;
+    size_t B = t->batch, targets = B * t->outputs * sizeof(float);
+    const float *taken;
+    float loss;
+    TRY(loader_take(t->l, t->step, &taken, e));
+    const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
+    op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
+    op->upload(d, t->target, v.target, targets);
+    op->upload(d, t->weight, v.weight, targets);
+    gradients(t, *v.scale);
     op->download(d, &loss, t->loss, sizeof loss);
     TRY(device_sync(d, e));
     if (!isfinite(loss))
@@ -458,6 +467,33 @@ err_code finetune_train(finetune_job *j, err *e)
     j->out->steps = t->step;
     j->out->seconds = t->seconds;
     j->out->images_per_s = t->train_seconds > 0 ? (double)(t->step * t->batch) / t->train_seconds : 0;
+    fini(t);
+    free(t);
+    return rc;
+}
+
+err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
+{
+    size_t looked;
+    loop *t = calloc(1, sizeof *t);
+    if (!t) FAIL(e, NOMEM, "finetune: no memory");
+    t->j = j;
+    t->batch = t->source.batch = (size_t)j->o->batch;
+    t->outputs = t->source.outputs = (size_t)j->outputs;
+    t->source.image_floats = 3 * (size_t)j->o->view.size * (size_t)j->o->view.size;
+    err_code rc = alloc_host(t, e);
+    if (!rc) rc = alloc_device(t, e);
+    if (!rc) rc = optim_init(&t->optim, j->d, &j->params, j->o->clip, e);
+    if (!rc) {
+        for (size_t i = 0; i < j->params.n; i++) out->best += t->extra[i].count * sizeof(float);
+        out->batch = t->batch * t->source.image_floats * sizeof(float);
+        gradients(t, 1);
+        out->packed = j->d->bytes_packed;
+        out->held = j->d->bytes;
+        out->host = 2 * labelled_batch_floats(&t->source) * sizeof(float);
+        rc = features_measure(j->m, FEATURES_BATCH, &j->o->view, &looked, e); /* validation, while training waits */
+        out->host += looked;
+    }
     fini(t);
     free(t);
     return rc;

@@ -26,6 +26,8 @@ typedef struct {
 err_code finetune_train_predict(finetune_job *j, const float *features, size_t n, double *out, err *e);
 /* Is there a checkpoint to go on from? */
 bool finetune_train_started(const finetune_job *j);
+/* finetune_measure's part; j's head is there. */
+err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e);
 /* From the params as they are, or from the checkpoint; the best ones are in the params afterwards. */
 err_code finetune_train(finetune_job *j, err *e);
 

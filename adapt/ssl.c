@@ -12,6 +12,8 @@
 #include <unistd.h>
 
 #include "adapt/adapter.h"
+#include "adapt/checkpoint.h"
+#include "adapt/plan.h"
 #include "adapt/ssl_data.h"
 #include "adapt/ssl_eval.h"
 #include "adapt/ssl_mask.h"
@@ -22,7 +24,7 @@
 #include "preprocess/loader.h"
 
 #define NEVER UINT64_MAX
-enum { LOG_STEPS = 10, EVAL_FRAMES = 2000, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
+enum { LOG_STEPS = 10, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
 
 typedef struct {
     vit *m;
@@ -566,14 +568,6 @@ static err_code loop(run *r, uint64_t total, err *e)
     return rc;
 }
 
-/* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
-static int prototypes_for(size_t n)
-{
-    int k = 256;
-    while (k < 8192 && (size_t)k < n) k *= 2;
-    return k;
-}
-
 /* Memory that the run will take beside what is allocated already: the step, and batches waiting on the host. The
  * params' pages may not have been touched yet: they are counted too. */
 static err_code fits(const run *r, const ssl_step_config *k, err *e)
@@ -610,28 +604,10 @@ static err_code open_all(run *r, err *e)
     r->metrics = fopen(path, file_exists(path) ? "r+" : "w+");
     if (!r->metrics) FAIL(e, IO, "adapt: metrics.jsonl cannot be opened");
     TRY(ssl_data_open(&r->data, r->m, r->c, o, e));
-    TRY(ssl_eval_open(&r->eval, r->m, r->c, EVAL_FRAMES, e));
-    size_t grid = r->data.global_size / (size_t)vit_get_config(r->m)->patch;
-    r->mask = (ssl_mask){2 * r->data.batch, grid, grid, o->mask_probability, o->mask_ratio[0], o->mask_ratio[1]};
-    r->mask_bits = calloc(2 * r->data.batch, grid * grid);
+    TRY(ssl_eval_open(&r->eval, r->m, r->c, SSL_EVAL_FRAMES, e));
+    ssl_step_config k = plan_step_config(&r->data, r->m, o, &r->mask);
+    r->mask_bits = calloc(r->mask.crops, r->mask.rows * r->mask.columns);
     if (!r->mask_bits) FAIL(e, NOMEM, "adapt: no memory for masks");
-    ssl_step_config k = {.batch = r->data.batch,
-                         .locals = r->data.locals,
-                         .global_size = r->data.global_size,
-                         .local_size = r->data.local_size,
-                         .masked_most = o->ibot > 0 ? ssl_mask_most(&r->mask) : 0,
-                         .accumulate = r->data.accumulate,
-                         .head = {(size_t)vit_get_config(r->m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
-                                  (size_t)(o->prototypes ? o->prototypes : prototypes_for(r->data.n))},
-                         .separate_heads = o->separate_heads,
-                         .centering = o->sinkhorn ? SSL_SINKHORN : SSL_SOFTMAX,
-                         .dino = o->dino,
-                         .ibot = o->ibot,
-                         .koleo = o->koleo,
-                         .student_temp = o->student_temp,
-                         .center_momentum = o->center_momentum,
-                         .clip = o->clip,
-                         .seed = o->seed};
     peft_spec peft = o->peft;
     peft.teacher = true;
     TRY(vit_train(r->m, &peft, &r->ps, e));
@@ -640,7 +616,6 @@ static err_code open_all(run *r, err *e)
     for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
     TRY(fits(r, &k, e));
     TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
-    r->out->peak_bytes = (double)r->step.bytes;
     log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "accumulate",
               LOG_INT(r->data.accumulate), "prototypes", LOG_INT(k.head.prototypes), "trainable",
               LOG_INT(r->out->trainable), "planned_mib", LOG_INT(r->step.bytes >> 20), NULL);
@@ -667,6 +642,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = images_of(&r, r.at);
+    out->peak_bytes = (double)vit_device(m)->bytes_most;
     rc = finish(&r, e);
 done:
     ssl_step_close(&r.step);

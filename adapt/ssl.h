@@ -41,7 +41,7 @@ typedef struct {
     double seconds, images_per_s;
     double loss_first, loss_last, knn_start, knn_best, rank_start, rank_best;
     size_t trainable;
-    double peak_bytes; /* planned device bytes */
+    double peak_bytes; /* of device memory, at most at once */
     bool resumed, already_done, rolled_back;
 } ssl_result;
 

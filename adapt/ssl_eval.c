@@ -42,6 +42,12 @@ static bool may_be_seen(const cohort *c, size_t frame)
     return c->part[frame] == SPLIT_TRAIN || c->part[frame] == SPLIT_NONE;
 }
 
+size_t ssl_eval_bytes(const vit *m, size_t most)
+{
+    return 2 * (most + 1) * (sizeof(uint32_t) + sizeof(int)) +
+           (2 * most + 1) * (size_t)vit_get_config(m)->dim * sizeof(float);
+}
+
 err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e)
 {
     size_t C = (size_t)vit_get_config(m)->dim;

@@ -18,6 +18,7 @@ enum {
 err_code cmd_run(const options *o, int *status, err *e);
 err_code cmd_scan(const options *o, int *status, err *e);
 err_code cmd_prepare(const options *o, int *status, err *e);
+err_code cmd_plan(const options *o, int *status, err *e);
 err_code cmd_adapt(const options *o, int *status, err *e);
 err_code cmd_finetune(const options *o, int *status, err *e);
 err_code cmd_evaluate(const options *o, int *status, err *e);

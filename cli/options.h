@@ -30,8 +30,9 @@ enum {
     IN_REPORT = 1 << 7,
     IN_INSPECT = 1 << 8,
     IN_PHANTOM = 1 << 9,
+    IN_PLAN = 1 << 10,
     IN_WORK = IN_RUN | IN_SCAN | IN_PREPARE | IN_ADAPT | IN_FINETUNE | IN_EVALUATE | IN_PREDICT | IN_REPORT,
-    IN_ALL = IN_WORK | IN_INSPECT | IN_PHANTOM
+    IN_ALL = IN_WORK | IN_INSPECT | IN_PHANTOM | IN_PLAN
 };
 
 typedef enum {

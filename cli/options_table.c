@@ -38,8 +38,8 @@
     }
 
 static const char DATA[] = "Data", MODELS[] = "Model", AUG[] = "Augmentation", SSL[] = "Self-supervised adaptation",
-                  HEAD[] = "Self-supervised head and losses", SUP[] = "Fine-tuning", OUT[] = "Reports",
-                  COMPUTE[] = "Computing", COMMON[] = "General";
+                  PLAN[] = "What to plan", HEAD[] = "Self-supervised head and losses", SUP[] = "Fine-tuning",
+                  OUT[] = "Reports", COMPUTE[] = "Computing", COMMON[] = "General";
 
 const option_def options_table[] = {
     {.section = "",
@@ -122,7 +122,7 @@ const option_def options_table[] = {
      .kind = OPTION_TEXT,
      .fallback = "",
      .what = "FILE|NAME",
-     .commands = TRAIN,
+     .commands = TRAIN | IN_PLAN,
      .outside = true,
      .group = MODELS,
      .help = "pretrained weights (safetensors or torch.save: timm, DINOv2, Hugging Face); or vit-ti/16, vit-s/14, ... "
@@ -145,14 +145,15 @@ const option_def options_table[] = {
      .what = "N",
      .low = 0,
      .high = 256,
-     .commands = TRAIN,
+     .commands = TRAIN | IN_PLAN,
      .group = MODELS,
      .help = "attention heads; 0: one for every 64 channels"},
     CHOICE("", "normalisation", "auto", "auto|imagenet|half", TRAIN, MODELS,
            "mean and deviation that the weights were trained with"),
     TEXT("", "window", "auto", "WINDOW", TRAIN | IN_INSPECT, MODELS,
          "auto, header, percentile, ct3, CENTRE/WIDTH, or three of these with commas between"),
-    INT("", "size", "224", 16, 2048, TRAIN | IN_INSPECT, MODELS, "side of the square that the model sees, in pixels"),
+    INT("", "size", "224", 16, 2048, TRAIN | IN_INSPECT | IN_PLAN, MODELS,
+        "side of the square that the model sees, in pixels"),
     REAL("", "center-crop", "0.875", 0.1, 1, TRAIN, MODELS, "share of each side that it sees of a frame"),
     {.section = "",
      .name = "model",
@@ -173,6 +174,22 @@ const option_def options_table[] = {
      .group = MODELS,
      .help = "the bundle's backbone, if it is no longer where it was"},
     CHOICE("", "part", "test", "test|validation|train", IN_EVALUATE, MODELS, "whose patients to evaluate on"),
+
+    CHOICE("plan", "stage", "adapt", "adapt|finetune|predict", IN_PLAN, PLAN, "the stage"),
+    CHOICE("plan", "method", "apla", "apla|full|linear", IN_PLAN, PLAN, "what trains in the backbone"),
+    CHOICE("plan", "device", "cpu", "cpu|cuda", IN_PLAN, PLAN, "cuda: the engine's own arrays; no speed"),
+    CHOICE("plan", "recipe", "default", "default|essa", IN_PLAN, PLAN, "adapt: what is not given below"),
+    INT("plan", "rows", "0", 0, 65536, IN_PLAN, PLAN, "APLA: trained output features a block; 0: all"),
+    INT("plan", "batch", "0", 0, 65536, IN_PLAN, PLAN, "images a step; 0 here and below: the stage's default"),
+    INT("plan", "frames", "5000", 2, 1e9, IN_PLAN, PLAN, "adapt: training frames (prototypes go by them)"),
+    INT("plan", "locals", "-1", -1, 64, IN_PLAN, PLAN, "adapt: local crops an image; -1: the recipe's"),
+    INT("plan", "global-size", "0", 0, 2048, IN_PLAN, PLAN, "adapt: side of the global crops, in pixels"),
+    INT("plan", "local-size", "0", 0, 2048, IN_PLAN, PLAN, "adapt: side of the local crops"),
+    INT("plan", "prototypes", "0", 0, 1 << 20, IN_PLAN, PLAN, "adapt: the head's"),
+    INT("plan", "hidden", "0", 0, 65536, IN_PLAN, PLAN, "adapt: width of the head's hidden layers"),
+    INT("plan", "bottleneck", "0", 0, 8192, IN_PLAN, PLAN, "adapt: width before the prototypes"),
+    INT("plan", "classes", "2", 2, 10000, IN_PLAN, PLAN, "finetune: labels"),
+    REAL("plan", "gflops", "0", 0, 1e9, IN_PLAN, PLAN, "rate of matrix products; 0: measured now"),
 
     CHOICE("adapt", "recipe", "default", "default|essa", ADAPT, SSL, "sets all that follows, unless given"),
     CHOICE("adapt", "method", "apla", "linear|apla|full|lora|bitfit|vpt", ADAPT, SSL,
@@ -372,11 +389,11 @@ const option_def options_table[] = {
      .what = "N",
      .low = 0,
      .high = 4096,
-     .commands = MODEL | IN_SCAN | IN_PREPARE,
+     .commands = MODEL | IN_SCAN | IN_PREPARE | IN_PLAN,
      .outside = true,
      .group = COMPUTE,
      .help = "0: one a processor"},
-    CHOICE("", "compute", "auto", "auto|f32|bf16", MODEL, COMPUTE,
+    CHOICE("", "compute", "auto", "auto|f32|bf16", MODEL | IN_PLAN, COMPUTE,
            "arithmetic; auto: bf16 where the processor multiplies it, else f32"),
 
     {.section = "",

@@ -30,6 +30,10 @@ static const command commands[] = {
     {"prepare", "", "decode what was found into the frame store",
      "Decodes in separate processes: a file that crashes its decoder costs that file alone.", IN_PREPARE, cmd_prepare,
      NULL},
+    {"plan", "", "what a stage would take of memory and arithmetic",
+     "Bytes by class and operations of a step, for any model and batch; nothing is started or loaded.\n"
+     "Example: radapt plan --backbone vit-b/14 --method apla --batch 8",
+     IN_PLAN, cmd_plan, NULL},
     {"adapt", "", "adapt the backbone to the unlabelled frames (self-supervised)",
      "Frames of test and validation patients are left out. Writes WORK/runs/adapt-<id>/adapter.safetensors.", IN_ADAPT,
      cmd_adapt, cmd_adapt_defaults},

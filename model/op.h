@@ -211,6 +211,10 @@ typedef struct op_table {
     void (*refresh)(device *d, param *p, size_t n); /* live and live_teacher from master and teacher, after a load */
 } op_table;
 
+/* Whether a device computes, or only counts (op_count.h): with the CPU back end's packed weights, or bare. */
+typedef enum { COUNTS_NOT, COUNTS_PACKED, COUNTS_BARE } device_counts;
+enum { FLOP_FORWARD, FLOP_DX, FLOP_DW, FLOP_KINDS };
+
 struct device {
     const op_table *op;
     compute_type ct; /* COMPUTE_F32 or COMPUTE_BF16, never AUTO */
@@ -218,7 +222,11 @@ struct device {
     int threads;
     dv *work; /* scratch of ops */
     size_t work_bytes;
-    void *impl; /* the back end's own */
+    size_t bytes, bytes_most,
+        bytes_packed; /* of its memory that are in use, and were at most; packed weights of them */
+    device_counts counts;
+    double flop[FLOP_KINDS]; /* of a device that counts */
+    void *impl;              /* the back end's own */
     err sticky;
 };
 

@@ -91,20 +91,41 @@ size_t op_cpu_slots(const device *d)
     return (size_t)d->threads;
 }
 
+void op_cpu_account(device *d, size_t taken, size_t given)
+{
+    size_t now = __atomic_add_fetch(&d->bytes, taken - given, __ATOMIC_RELAXED);
+    size_t most = __atomic_load_n(&d->bytes_most, __ATOMIC_RELAXED);
+    while (now > most &&
+           !__atomic_compare_exchange_n(&d->bytes_most, &most, now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
+
+/* A block's size lies in front of it. */
+enum { HEADER = ARENA_ALIGN };
+
+size_t op_cpu_alloc_bytes(size_t bytes)
+{
+    size_t rounded = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    return rounded < bytes || rounded > SIZE_MAX - HEADER ? 0 : rounded + HEADER;
+}
+
 err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e)
 {
-    (void)d;
-    size_t rounded = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
-    *out = rounded >= bytes ? aligned_alloc(ARENA_ALIGN, rounded ? rounded : ARENA_ALIGN) : NULL;
-    if (!*out) FAIL(e, NOMEM, "no memory for %zu bytes of model data", bytes);
-    memset(*out, 0, rounded ? rounded : ARENA_ALIGN);
+    size_t all = op_cpu_alloc_bytes(bytes), *head = all ? aligned_alloc(ARENA_ALIGN, all) : NULL;
+    *out = NULL;
+    if (!head) FAIL(e, NOMEM, "no memory for %zu bytes of model data", bytes);
+    memset(head, 0, all);
+    *head = all;
+    op_cpu_account(d, all, 0);
+    *out = dv_at((dv *)head, HEADER);
     return ERR_OK;
 }
 
 void op_cpu_free(device *d, dv *p)
 {
-    (void)d;
-    free(p);
+    if (!p) return;
+    size_t *head = (size_t *)((char *)p - HEADER);
+    op_cpu_account(d, 0, *head);
+    free(head);
 }
 
 void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes)
@@ -185,6 +206,7 @@ static const op_table cpu_table = {
     op_cpu_slots,
     op_cpu_linear_fwd,
     op_cpu_linear_gelu_fwd,
+    op_cpu_linear_gelu_slope_fwd,
     op_cpu_linear_dx,
     op_cpu_linear_dw,
     op_cpu_linear_release,
@@ -200,6 +222,7 @@ static const op_table cpu_table = {
     op_cpu_residual_bwd,
     op_cpu_gelu_fwd,
     op_cpu_gelu_bwd,
+    op_cpu_gelu_slope_bwd,
     op_cpu_attention_fwd,
     op_cpu_attention_bwd,
     op_cpu_mean_token_fwd,
@@ -208,7 +231,6 @@ static const op_table cpu_table = {
     op_cpu_scatter_add,
     op_cpu_l2_fwd,
     op_cpu_l2_bwd,
-    op_cpu_linear_gelu_slope_fwd,
     op_cpu_weight_norm_fwd,
     op_cpu_weight_norm_bwd,
     op_cpu_teacher_softmax,
@@ -226,7 +248,6 @@ static const op_table cpu_table = {
     op_cpu_refresh,
 };
 
-    op_cpu_gelu_slope_bwd,
 err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
 {
     *d = (device){0};
@@ -261,7 +282,7 @@ void device_close(device *d)
     for (int i = 0; o->matmul && i < d->threads; i++) op_cpu_matmul_close(o->matmul[i]);
     free(o->matmul);
     free(o->row);
-    free(d->work);
+    if (d->work) d->op->free(d, d->work);
     free(o);
     *d = (device){0};
 }

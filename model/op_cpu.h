@@ -41,6 +41,13 @@ float *op_cpu_row(const device *d, int i);
 void *op_cpu_work(device *d, size_t bytes);
 void op_cpu_fail(device *d, err_code code, const char *what);
 
+/* Bytes of device memory taken and given back; from any thread. */
+void op_cpu_account(device *d, size_t taken, size_t given);
+/* What op_cpu_alloc takes for that many. */
+size_t op_cpu_alloc_bytes(size_t bytes);
+/* What a weight (in, out) takes packed, in one direction. */
+size_t op_cpu_linear_packed_bytes(device *d, size_t in, size_t out);
+
 /* A plain product for the other files: c (batch, M, N) = a b with element strides; see op_cpu_matmul.c. */
 typedef struct {
     size_t batch, m, n, k;
@@ -138,6 +145,7 @@ void op_cpu_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t
 size_t op_cpu_slots(const device *d);
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
+void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
 void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
                       size_t O, size_t I);
@@ -161,6 +169,7 @@ void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const 
                          size_t C);
 void op_cpu_gelu_fwd(device *d, dv *y, const dv *pre, size_t n);
 void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);
+void op_cpu_gelu_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F);
 void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
 void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                           size_t T, size_t H, size_t D);
@@ -168,7 +177,6 @@ void op_cpu_mean_token_fwd(device *d, dv *out, const dv *x, size_t B, size_t T, 
 void op_cpu_mean_token_bwd(device *d, dv *dx, const dv *dout, size_t B, size_t T, size_t first, size_t C);
 void op_cpu_gather(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
 void op_cpu_scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);
-void op_cpu_gelu_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F);
 void op_cpu_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C);
 void op_cpu_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C);
 void op_cpu_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C);

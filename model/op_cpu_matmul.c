@@ -29,6 +29,7 @@ typedef struct {
 typedef struct {
     dnnl_memory_desc_t desc;
     void *data;
+    size_t bytes;
 } packed;
 
 struct matmul_cache {
@@ -206,16 +207,19 @@ static dnnl_data_type_t ct_type(const device *d)
     return d->ct == COMPUTE_BF16 ? dnnl_bf16 : dnnl_f32;
 }
 
-static void release(packed *p)
+static void release(device *d, packed *p)
 {
     if (!p) return;
+    op_cpu_account(d, 0, p->bytes);
+    d->bytes_packed -= p->bytes;
     free(p->data);
     free(p);
 }
 
-/* Room for a weight (in, out) in the layout that oneDNN likes best for many rows on one thread: a function of the shape
- * alone, so that every primitive of that shape can read every weight of that shape. */
-static packed *choose(device *d, size_t in, size_t out)
+/* The layout of a weight (in, out) that oneDNN likes best for many rows on one thread: a function of the shape alone,
+ * so that every primitive of that shape can read every weight of that shape. Returns its bytes, rounded up; 0: failed.
+ */
+static size_t layout(device *d, size_t in, size_t out, dnnl_memory_desc_t *desc)
 {
     enum { ROWS = 1024 };
     dnnl_data_type_t ct = ct_type(d);
@@ -229,16 +233,38 @@ static packed *choose(device *d, size_t in, size_t out)
     int threads = one_thread(true);
     if (s == dnnl_success) s = dnnl_primitive_desc_create(&pd, &op, NULL, cache(d)->engine, NULL);
     omp_set_num_threads(threads);
-    packed *p = s == dnnl_success ? calloc(1, sizeof *p) : NULL;
-    if (p) {
-        p->desc = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
-        p->data = aligned_alloc(64, (dnnl_memory_desc_get_size(&p->desc) + 63) & ~(size_t)63);
+    if (s != dnnl_success) {
+        fail(d, "packing a weight", s);
+        return 0;
     }
-    if (pd) dnnl_primitive_desc_destroy(pd);
-    if (p && p->data) return p;
-    release(p);
-    fail(d, "packing a weight", s == dnnl_success ? dnnl_out_of_memory : s);
-    return NULL;
+    *desc = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+    dnnl_primitive_desc_destroy(pd);
+    return (dnnl_memory_desc_get_size(desc) + 63) & ~(size_t)63;
+}
+
+size_t op_cpu_linear_packed_bytes(device *d, size_t in, size_t out)
+{
+    dnnl_memory_desc_t desc;
+    return layout(d, in, out, &desc);
+}
+
+/* Room for a weight (in, out). */
+static packed *choose(device *d, size_t in, size_t out)
+{
+    dnnl_memory_desc_t desc;
+    size_t bytes = layout(d, in, out, &desc);
+    packed *p = bytes ? calloc(1, sizeof *p) : NULL;
+    if (p) p->data = aligned_alloc(64, bytes);
+    if (!p || !p->data) {
+        if (bytes) fail(d, "packing a weight", dnnl_out_of_memory);
+        free(p);
+        return NULL;
+    }
+    p->desc = desc;
+    p->bytes = bytes;
+    op_cpu_account(d, bytes, 0);
+    d->bytes_packed += bytes; /* packing is one at a time */
+    return p;
 }
 
 /* plain (in, out): w as it is stored, seen in this direction. */
@@ -291,9 +317,8 @@ static const packed *pack(device *d, linear_w *w, int direction, const dnnl_memo
 
 void op_cpu_linear_release(device *d, linear_w *w)
 {
-    (void)d;
     for (int i = 0; i < 2; i++) {
-        release(w->packed[i]);
+        release(d, w->packed[i]);
         w->packed[i] = NULL;
         w->packed_version[i] = 0;
     }

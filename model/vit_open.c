@@ -40,11 +40,13 @@ static err_code open_tensors(vit *m, float *values, dv *f32, err *e)
     for (size_t i = 0; i < m->n_tensors && !rc; i++) {
         const vit_tensor *t = &m->tensors[i];
         uint64_t shape[2] = {t->rows, t->cols};
-        rc = vit_load_values(m, t, values, e);
-        if (rc) break;
         hash_str(h, t->name);
         hash_add(h, shape, sizeof shape);
-        hash_add(h, values, t->rows * t->cols * sizeof *values);
+        if (!m->d->counts) {
+            rc = vit_load_values(m, t, values, e);
+            if (rc) break;
+            hash_add(h, values, t->rows * t->cols * sizeof *values);
+        }
         rc = t->vector ? open_vector(m->d, t->vector, values, e)
                        : open_linear(m->d, t->linear, t->is_bias, values, f32, e);
     }

@@ -70,12 +70,12 @@ static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t 
     if (!p) FAIL(e, NOMEM, "no memory for %s", t->name);
     p->full_rows = t->rows;
     p->decay = decays(t);
-    TRY(vit_load_values(m, t, values, e));
+    if (!d->counts) TRY(vit_load_values(m, t, values, e));
     if (rows) {
         p->rows_host = malloc(n_rows * sizeof *rows);
         if (!p->rows_host) FAIL(e, NOMEM, "no memory for %s", t->name);
         memcpy(p->rows_host, rows, n_rows * sizeof *rows);
-        for (size_t i = 0; i < n_rows; i++) /* ascending: never over a row still to be read */
+        for (size_t i = 0; !d->counts && i < n_rows; i++) /* ascending: never over a row still to be read */
             memmove(values + i * t->cols, values + (size_t)rows[i] * t->cols, t->cols * sizeof *values);
     }
     TRY(param_alloc(d, p, values, teacher, e));

@@ -1,0 +1,245 @@
+/* plan.c: see plan.h. A class's bytes are what the device holds more after the call that makes them. */
+#include "adapt/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapt/ssl_eval.h"
+
+const char *const plan_class_name[PLAN_CLASSES] = {"weights",   "packed weights", "trainable",  "gradients",
+                                                   "optimizer", "teacher",        "head",       "activations",
+                                                   "workspace", "batch",          "evaluation", "host"};
+const char *const plan_flop_name[PLAN_FLOPS] = {"forward", "dX", "dW", "teacher", "head"};
+
+/* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
+static size_t prototypes_for(size_t n)
+{
+    size_t k = 256;
+    while (k < 8192 && k < n) k *= 2;
+    return k;
+}
+
+ssl_step_config plan_step_config(const ssl_data *data, const vit *m, const ssl_options *o, ssl_mask *mask)
+{
+    size_t grid = data->global_size / (size_t)vit_get_config(m)->patch;
+    *mask = (ssl_mask){2 * data->batch, grid, grid, o->mask_probability, o->mask_ratio[0], o->mask_ratio[1]};
+    return (ssl_step_config){.batch = data->batch,
+                             .locals = data->locals,
+                             .global_size = data->global_size,
+                             .local_size = data->local_size,
+                             .masked_most = o->ibot > 0 ? ssl_mask_most(mask) : 0,
+                             .accumulate = data->accumulate,
+                             .head = {(size_t)vit_get_config(m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
+                                      o->prototypes ? (size_t)o->prototypes : prototypes_for(data->n)},
+                             .separate_heads = o->separate_heads,
+                             .centering = o->sinkhorn ? SSL_SINKHORN : SSL_SOFTMAX,
+                             .dino = o->dino,
+                             .ibot = o->ibot,
+                             .koleo = o->koleo,
+                             .student_temp = o->student_temp,
+                             .center_momentum = o->center_momentum,
+                             .clip = o->clip,
+                             .seed = o->seed};
+}
+
+static size_t masters_bytes(const param_set *ps, size_t from, size_t to)
+{
+    size_t n = 0;
+    for (size_t i = from; i < to; i++) n += ps->p[i].rows * ps->p[i].cols * sizeof(float);
+    return n;
+}
+
+/* The backbone's part of what trains; `before` and now: bytes on the device. */
+static void count_trained(plan *p, const device *d, const param_set *ps, bool teacher, size_t before)
+{
+    size_t masters = masters_bytes(ps, 0, ps->n), all = d->bytes - before;
+    p->trainable = masters / sizeof(float);
+    p->bytes[PLAN_TRAINABLE] = p->bytes[PLAN_GRADIENT] = masters;
+    p->bytes[PLAN_MOMENTS] = 2 * masters;
+    if (teacher)
+        p->bytes[PLAN_TEACHER] = all - 4 * masters;
+    else
+        p->bytes[PLAN_TRAINABLE] += all - 4 * masters; /* rows' indices */
+}
+
+/* FLOP of a kind since the last call with that device. */
+static double flop_of(device *d, int kind)
+{
+    double f = d->flop[kind];
+    d->flop[kind] = 0;
+    return f;
+}
+
+static void no_flop(device *d)
+{
+    memset(d->flop, 0, sizeof d->flop);
+}
+
+/* Bytes of a pass as the step plans it. */
+static err_code pass_bytes(size_t *sum, const vit *m, const vit_pass *a, err *e)
+{
+    if (!a->B) return ERR_OK;
+    vit_pass again = {.exact = a->exact};
+    arena dry = {0};
+    err_code rc = vit_pass_plan(&again, &dry, m, a->B, a->height, a->width, a->keep, e);
+    vit_pass_fini(&again);
+    *sum += dry.used;
+    return rc;
+}
+
+/* Operations of a step; the backbone's passes once more on their own tell its part. */
+static err_code count_step(plan *p, ssl_step *s, const uint8_t *mask, err *e)
+{
+    device *d = s->d;
+    ssl_step_out out;
+    ssl_step_update_in u = {.momentum = 1};
+    no_flop(d);
+    if (s->patch_trained) vit_patches(s->m, VIT_TEACHER, &s->teacher, s->globals);
+    vit_fwd(s->m, VIT_TEACHER, &s->teacher, s->teacher.patches, NULL);
+    p->flop[PLAN_TEACHER_FORWARD] = flop_of(d, FLOP_FORWARD);
+    vit_pass *student[] = {&s->student, &s->local};
+    for (int i = 0; i < 2; i++) {
+        if (!student[i]->B) continue;
+        vit_patches(s->m, VIT_STUDENT, student[i], s->globals);
+        vit_fwd(s->m, VIT_STUDENT, student[i], student[i]->patches, NULL);
+    }
+    p->flop[PLAN_FORWARD] = flop_of(d, FLOP_FORWARD);
+    for (int i = 0; i < 2; i++)
+        if (student[i]->B) vit_bwd(s->m, student[i], s->globals, NULL);
+    p->flop[PLAN_DX] = flop_of(d, FLOP_DX);
+    p->flop[PLAN_DW] = flop_of(d, FLOP_DW);
+    no_flop(d);
+    size_t packed = d->bytes_packed;
+    TRY(ssl_step_gradients(s, &(ssl_step_in){.mask = mask, .teacher_temp = 1}, &out, e));
+    TRY(ssl_step_update(s, &u, &out, e));
+    p->flop[PLAN_HEAD_ALL] = d->flop[FLOP_FORWARD] + d->flop[FLOP_DX] + d->flop[FLOP_DW] - p->flop[PLAN_FORWARD] -
+                             p->flop[PLAN_DX] - p->flop[PLAN_DW] - p->flop[PLAN_TEACHER_FORWARD];
+    p->bytes[PLAN_HEAD] += d->bytes_packed - packed;
+    p->bytes[PLAN_PACKED] = packed;
+    return ERR_OK;
+}
+
+static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, const ssl_data *data, err *e)
+{
+    device *d = vit_device(m);
+    ssl_mask mask;
+    ssl_step_config k = plan_step_config(data, m, o, &mask);
+    ssl_step s;
+    size_t before = d->bytes, patches = mask.rows * mask.columns, host;
+    uint8_t *bits = calloc(mask.crops, patches);                                       /* the most that can be masked */
+    float *tokens = malloc(mask.crops * (patches + 128) * k.head.in * sizeof *tokens); /* never touched */
+    err_code rc = bits && tokens ? ERR_OK : err_set(e, ERR_NOMEM, __FILE__, __LINE__, "plan: no memory");
+    if (!rc) {
+        memset(bits, 1, k.masked_most);
+        rc = ssl_step_open(&s, m, ps, &k, e);
+        vit_pass *passes[] = {&s.student, &s.teacher, &s.local};
+        for (int i = 0; i < 3 && !rc; i++) rc = pass_bytes(&p->bytes[PLAN_ACTIVATIONS], m, passes[i], e);
+        p->bytes[PLAN_WORK] = d->work_bytes;
+        p->bytes[PLAN_BATCH] = ssl_data_floats(data) * sizeof(float) + mask.crops * patches;
+        p->bytes[PLAN_HEAD] =
+            d->bytes - before - p->bytes[PLAN_ACTIVATIONS] - p->bytes[PLAN_WORK] - p->bytes[PLAN_BATCH];
+        if (!rc) rc = count_step(p, &s, k.masked_most ? bits : NULL, e);
+        size_t held = d->bytes;
+        if (!rc) rc = features_measure(m, data->n < SSL_EVAL_FRAMES ? data->n : SSL_EVAL_FRAMES, &o->view, &host, e);
+        if (!rc && o->data_init) rc = ssl_step_tokens(&s, NULL, tokens, e);
+        p->bytes[PLAN_EVALUATION] = d->bytes_most - held;
+        p->bytes[PLAN_HOST] = 2 * ssl_data_floats(data) * sizeof(float) + host + ssl_eval_bytes(m, SSL_EVAL_FRAMES);
+        ssl_step_close(&s);
+    }
+    free(bits);
+    free(tokens);
+    return rc;
+}
+
+/* device: the most at once; the sum of the classes is that and the host's. */
+static void add_up(plan *p, const device *d)
+{
+    p->device = d->bytes_most;
+    p->host = p->bytes[PLAN_HOST];
+    p->total = p->device + p->host;
+}
+
+err_code plan_adapt(plan *p, vit *m, const ssl_options *o, size_t frames, err *e)
+{
+    device *d = vit_device(m);
+    split_part *part = malloc((frames + 1) * sizeof *part);
+    cohort c = {.n_frames = frames, .part = part};
+    param_set ps = {0};
+    ssl_data data = {0};
+    peft_spec peft = o->peft;
+    err_code rc;
+    *p = (plan){.bytes[PLAN_WEIGHTS] = d->bytes};
+    peft.teacher = true;
+    if (!part) FAIL(e, NOMEM, "plan: no memory for %zu frames", frames);
+    for (size_t i = 0; i < frames; i++) part[i] = SPLIT_TRAIN;
+    TRY_DONE(rc, ssl_data_open(&data, m, &c, o, e));
+    TRY_DONE(rc, vit_train(m, &peft, &ps, e));
+    count_trained(p, d, &ps, true, p->bytes[PLAN_WEIGHTS]);
+    p->images = data.batch;
+    rc = open_step(p, m, &ps, o, &data, e);
+    add_up(p, d);
+done:
+    vit_untrain(m);
+    param_set_free(d, &ps);
+    ssl_data_close(&data);
+    free(part);
+    return rc;
+}
+
+err_code plan_finetune(plan *p, vit *m, const peft_spec *peft, const finetune_options *o, int classes, err *e)
+{
+    device *d = vit_device(m);
+    param_set ps = {0};
+    size_t host = 0;
+    *p = (plan){.bytes[PLAN_WEIGHTS] = d->bytes, .images = (size_t)o->batch};
+    err_code rc;
+    TRY_DONE(rc, vit_train(m, peft, &ps, e));
+    count_trained(p, d, &ps, false, p->bytes[PLAN_WEIGHTS]);
+    no_flop(d);
+    size_t trained = d->bytes;
+    if (o->method != METHOD_LINEAR) {
+        finetune_measured f;
+        TRY_DONE(rc, finetune_measure(m, &ps, o, classes, &f, e));
+        p->bytes[PLAN_TRAINABLE] += f.best;
+        p->bytes[PLAN_HEAD] = f.head;
+        p->bytes[PLAN_BATCH] = f.batch;
+        p->bytes[PLAN_PACKED] = f.packed;
+        p->bytes[PLAN_WORK] = d->work_bytes;
+        host = f.host;
+        p->bytes[PLAN_ACTIVATIONS] = f.held - trained - f.best - f.head - f.batch - f.packed - p->bytes[PLAN_WORK];
+        for (int i = 0; i < FLOP_KINDS; i++) p->flop[PLAN_FORWARD + i] = flop_of(d, i);
+        p->bytes[PLAN_EVALUATION] = d->bytes_most - f.held;
+    }
+    if (o->method == METHOD_LINEAR) {
+        TRY_DONE(rc, features_measure(m, FEATURES_BATCH, &o->view, &host, e));
+        p->flop[PLAN_FORWARD] = flop_of(d, FLOP_FORWARD);
+        p->bytes[PLAN_EVALUATION] = d->bytes_most - trained;
+    }
+    p->bytes[PLAN_HOST] = host;
+    add_up(p, d);
+done:
+    vit_untrain(m);
+    param_set_free(d, &ps);
+    return rc;
+}
+
+err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options *v, err *e)
+{
+    device *d = vit_device(m);
+    param_set ps = {0};
+    *p = (plan){.bytes[PLAN_WEIGHTS] = d->bytes, .images = v->batch > 0 ? (size_t)v->batch : FEATURES_BATCH};
+    err_code rc;
+    TRY_DONE(rc, vit_train(m, peft, &ps, e)); /* as bundle_open does */
+    count_trained(p, d, &ps, false, p->bytes[PLAN_WEIGHTS]);
+    size_t held = d->bytes;
+    no_flop(d);
+    TRY_DONE(rc, features_measure(m, p->images, v, &p->bytes[PLAN_HOST], e));
+    p->flop[PLAN_FORWARD] = flop_of(d, FLOP_FORWARD);
+    p->bytes[PLAN_PACKED] = d->bytes_packed;
+    p->bytes[PLAN_ACTIVATIONS] = d->bytes_most - held - d->bytes_packed;
+    add_up(p, d);
+done:
+    vit_untrain(m);
+    param_set_free(d, &ps);
+    return rc;
+}

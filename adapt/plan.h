@@ -1,0 +1,52 @@
+/* plan.h: what a stage would take, before it is started: memory by class, and the operations of a step. The stages' own
+ * code runs on a device that only counts (model/op_count.h), so that plan and run cannot disagree.
+ *
+ *     device d; TRY(op_count_open(&d, 0, COMPUTE_AUTO, OP_COUNT_CPU, e));
+ *     vit_open(&m, &d, &source, e);
+ *     plan p; TRY(plan_adapt(&p, m, &options, frames, e));      // p.device + p.host bytes, p.flop[PLAN_DW]
+ *     vit_close(m); device_close(&d);
+ *
+ * Not counted: the program and its libraries, oneDNN's compiled kernels and scratch, mapped files, the catalogue. */
+#ifndef RADAPT_PLAN_H
+#define RADAPT_PLAN_H
+#include "adapt/finetune.h"
+#include "adapt/ssl_data.h"
+#include "adapt/ssl_mask.h"
+#include "adapt/ssl_step.h"
+
+typedef enum {
+    PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
+    PLAN_PACKED,      /* the CPU back end's copies of them */
+    PLAN_TRAINABLE,   /* f32 masters of what trains in the backbone; of fine-tuning also the best so far */
+    PLAN_GRADIENT,    /* f32 */
+    PLAN_MOMENTS,     /* Adam's, f32 */
+    PLAN_TEACHER,     /* its own masters and live weights */
+    PLAN_HEAD,        /* head or classifier: weights with all of their state, activations, logits, targets */
+    PLAN_ACTIVATIONS, /* of the passes, with their scratch */
+    PLAN_WORK,        /* workspace of ops */
+    PLAN_BATCH,       /* pixels and masks on the device */
+    PLAN_EVALUATION,  /* what an evaluation takes on top, or more than all of this */
+    PLAN_HOST,        /* batches that wait in the loader, features of evaluations */
+    PLAN_CLASSES
+} plan_class;
+enum { PLAN_FORWARD, PLAN_DX, PLAN_DW, PLAN_TEACHER_FORWARD, PLAN_HEAD_ALL, PLAN_FLOPS };
+
+typedef struct plan {
+    size_t bytes[PLAN_CLASSES];
+    size_t device, host, total; /* device: the most at once of device memory; total: all classes */
+    double flop[PLAN_FLOPS];    /* useful operations of a step: of the backbone, the teacher's, the head's */
+    size_t images;              /* of a step */
+    size_t trainable;           /* values of the backbone */
+} plan;
+extern const char *const plan_class_name[PLAN_CLASSES], *const plan_flop_name[PLAN_FLOPS];
+
+/* m: just opened on a device that counts; of no use for anything else afterwards but vit_close. frames: of the cohort.
+ */
+err_code plan_adapt(plan *p, vit *m, const ssl_options *o, size_t frames, err *e);
+err_code plan_finetune(plan *p, vit *m, const peft_spec *peft, const finetune_options *o, int classes, err *e);
+err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options *v, err *e);
+
+/* What ssl_adapt gives ssl_step_open; mask is filled in too. */
+ssl_step_config plan_step_config(const ssl_data *data, const vit *m, const ssl_options *o, ssl_mask *mask);
+
+#endif

@@ -1,0 +1,227 @@
+/* op_count.c: see op_count.h. Matrix products count their useful operations: a multiplication and an addition for every
+ * term. Attention's backward pass counts its four products of the gradient, not the scores made again. */
+#include "model/op_count.h"
+
+#include <stdlib.h>
+
+#include "base/arena.h"
+#include "model/op_cpu.h"
+
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* most ops have nothing to do here */
+
+/* Before what alloc returns, as op_cpu.c has it: a block's size. */
+enum { HEADER = ARENA_ALIGN };
+
+static err_code count_alloc(device *d, size_t bytes, dv **out, err *e)
+{
+    size_t *p = malloc(HEADER);
+    *out = NULL;
+    if (!p) FAIL(e, NOMEM, "no memory for %zu bytes of model data", bytes);
+    *p = op_cpu_alloc_bytes(bytes);
+    op_cpu_account(d, *p, 0);
+    *out = dv_at((dv *)p, HEADER);
+    return ERR_OK;
+}
+
+static void count_free(device *d, dv *p)
+{
+    if (!p) return;
+    size_t *head = (size_t *)((char *)p - HEADER);
+    op_cpu_account(d, 0, *head);
+    free(head);
+}
+
+static void count_upload(device *d, dv *dst, const void *src, size_t bytes) {}
+static void count_download(device *d, void *dst, const dv *src, size_t bytes)
+{
+    if (bytes) memset(dst, 0, bytes);
+}
+static void count_zero(device *d, dv *p, size_t bytes) {}
+static void count_copy(device *d, dv *dst, const dv *src, size_t bytes) {}
+static void count_cast(device *d, dv *dst, const dv *src, size_t n) {}
+
+static void count_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx)
+{
+    for (size_t i = 0; i < n; i++) fn(ctx, i, 0);
+}
+
+static size_t count_slots(const device *d)
+{
+    return op_cpu_slots(d);
+}
+
+/* --- matrix work */
+
+/* packed_version says which copies there would be. */
+static void count_packed(device *d, linear_w *w, int direction)
+{
+    if (d->counts != COUNTS_PACKED || w->packed_version[direction]) return;
+    w->packed_version[direction] = 1;
+    size_t bytes =
+        direction ? op_cpu_linear_packed_bytes(d, w->out, w->in) : op_cpu_linear_packed_bytes(d, w->in, w->out);
+    op_cpu_account(d, bytes, 0);
+    d->bytes_packed += bytes;
+}
+
+static void count_linear(device *d, dv *y, const dv *x, linear_w *w, size_t N)
+{
+    if (!N) return;
+    count_packed(d, w, 0);
+    d->flop[FLOP_FORWARD] += 2.0 * (double)N * (double)w->out * (double)w->in;
+}
+static void count_linear_gelu(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)
+{
+    count_linear(d, y, x, w, N);
+}
+static void count_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
+{
+    if (!N) return;
+    count_packed(d, w, 1);
+    d->flop[FLOP_DX] += 2.0 * (double)N * (double)w->out * (double)w->in;
+}
+static void count_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N, size_t O,
+                     size_t I)
+{
+    if (dw) d->flop[FLOP_DW] += 2.0 * (double)N * (double)R * (double)I;
+}
+static void count_release(device *d, linear_w *w)
+{
+    for (int i = 0; i < 2; i++) {
+        if (!w->packed_version[i]) continue;
+        w->packed_version[i] = 0;
+        size_t bytes = i ? op_cpu_linear_packed_bytes(d, w->out, w->in) : op_cpu_linear_packed_bytes(d, w->in, w->out);
+        op_cpu_account(d, 0, bytes);
+        d->bytes_packed -= bytes;
+    }
+}
+
+/* --- the transformer */
+
+static void count_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p) {}
+static void count_embed(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
+                        const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C)
+{
+}
+static void count_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
+                            const dv *mask, size_t B, size_t P, size_t R, size_t C)
+{
+}
+static void count_norm(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
+                       size_t N, size_t C)
+{
+}
+static void count_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
+                           const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
+{
+}
+static void count_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma,
+                             const dv *beta, size_t N, size_t C)
+{
+}
+static void count_residual(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C) {}
+static void count_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls,
+                               size_t N, size_t C)
+{
+}
+static void count_gelu(device *d, dv *y, const dv *pre, size_t n) {}
+static void count_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n) {}
+static void count_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F) {}
+static void count_attention(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D)
+{
+    d->flop[FLOP_FORWARD] += 4.0 * (double)(B * T) * (double)T * (double)(H * D);
+}
+static void count_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
+                                size_t T, size_t H, size_t D)
+{
+    d->flop[FLOP_DX] += 8.0 * (double)(B * T) * (double)T * (double)(H * D);
+}
+static void count_mean_token(device *d, dv *out, const dv *x, size_t B, size_t T, size_t first, size_t C) {}
+static void count_rows(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C) {}
+
+/* --- objective and optimiser */
+
+static void count_l2(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C) {}
+static void count_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C) {}
+static void count_weight_norm(device *d, dv *w_ct, const dv *v, size_t K, size_t C) {}
+static void count_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C) {}
+static void count_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
+                                  size_t N, size_t K)
+{
+}
+static void count_center(device *d, dv *center, const dv *sum, float m, size_t N, size_t K) {}
+static void count_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair,
+                          const dv *weight, size_t P, float tau, size_t N, size_t K)
+{
+}
+static void count_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C) {}
+static void count_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label,
+                             const dv *class_weight, float smoothing, float w, size_t N, size_t K)
+{
+}
+static void count_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s) {}
+static void count_adamw(device *d, param *p, size_t n, const adamw_step *s) {}
+static void count_ema(device *d, param *p, size_t n, float m) {}
+static void count_refresh(device *d, param *p, size_t n) {}
+
+static const op_table count_table = {
+    "count",
+    count_alloc,
+    count_free,
+    count_upload,
+    count_download,
+    count_zero,
+    count_copy,
+    count_cast,
+    count_cast,
+    count_cast,
+    count_tiles,
+    count_slots,
+    count_linear,
+    count_linear_gelu,
+    count_linear_gelu,
+    count_dx,
+    count_dw,
+    count_release,
+    count_patchify,
+    count_embed,
+    count_embed_bwd,
+    count_norm,
+    count_norm_bwd,
+    count_norm_again,
+    count_residual,
+    count_residual_bwd,
+    count_gelu,
+    count_gelu_bwd,
+    count_slope_bwd,
+    count_attention,
+    count_attention_bwd,
+    count_mean_token,
+    count_mean_token,
+    count_rows,
+    count_rows,
+    count_l2,
+    count_l2_bwd,
+    count_weight_norm,
+    count_weight_norm_bwd,
+    count_teacher_softmax,
+    count_center,
+    count_soft_ce,
+    count_koleo,
+    count_softmax_ce,
+    count_grad_square,
+    count_adamw,
+    count_ema,
+    count_refresh,
+};
+
+err_code op_count_open(device *d, int threads, compute_type ct, op_count_kind kind, err *e)
+{
+    bool bare = kind == OP_COUNT_BARE;
+    TRY(device_open_cpu(d, bare ? 1 : threads, bare ? COMPUTE_F32 : ct, e));
+    d->op = &count_table;
+    d->counts = bare ? COUNTS_BARE : COUNTS_PACKED;
+    if (!bare || ct == COMPUTE_F32) return ERR_OK;
+    d->ct = COMPUTE_BF16;
+    d->ct_bytes = 2;
+    return ERR_OK;
+}

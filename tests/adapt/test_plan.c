@@ -1,0 +1,202 @@
+/* Plans equal runs: what a device that counts says of a stage is, to the byte, what the stage then took; and plans of
+ * models that this machine could not hold take no time. */
+#include "adapt/plan.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "model/op_count.h"
+#include "model/op_cpu.h"
+#include "tests/adapt/world.h"
+
+/* A device that nothing was done on. */
+static void fresh_device(world *w, compute_type ct)
+{
+    err e = {0};
+    device_close(&w->d);
+    ASSERT_OK(device_open_cpu(&w->d, 2, ct, &e));
+}
+
+static vit *counted_vit(device *d, const char *shape, int threads, compute_type ct, op_count_kind kind)
+{
+    err e = {0};
+    vit *m;
+    vit_source s = {.seed = 5};
+    ASSERT_OK(vit_named_config(shape, &s.random, &e));
+    ASSERT_OK(op_count_open(d, threads, ct, kind, &e));
+    ASSERT_OK(vit_open(&m, d, &s, &e));
+    return m;
+}
+
+static size_t sum(const plan *p)
+{
+    size_t n = 0;
+    for (int i = 0; i < PLAN_CLASSES; i++) n += p->bytes[i];
+    return n;
+}
+
+static ssl_options adapt_options(peft_method method, int rows)
+{
+    ssl_options o;
+    err e = {0};
+    ASSERT_OK(ssl_recipe("default", method, &o, &e));
+    o.epochs = 0.2;
+    o.batch = 5;
+    o.global_size = 32;
+    o.local_size = 16;
+    o.locals = 2;
+    o.hidden = 32;
+    o.bottleneck = 16;
+    o.view = (view_options){.size = 32, .share = 1, .batch = 4};
+    o.peft.rows = rows;
+    return o;
+}
+
+static const struct {
+    const char *what;
+    peft_method method;
+    int rows;
+    compute_type ct;
+} rows[] = {{"apla", METHOD_APLA, 0, COMPUTE_F32},
+            {"apla, 16 rows", METHOD_APLA, 16, COMPUTE_AUTO},
+            {"full", METHOD_FULL, 0, COMPUTE_AUTO}};
+enum { ROWS = sizeof rows / sizeof *rows };
+
+static void adapt_as_planned(void **state)
+{
+    world *w = *state;
+    for (int i = 0; i < ROWS; i++) {
+        err e = {0};
+        char dir[FILE_PATH_MAX], name[32];
+        ssl_options o = adapt_options(rows[i].method, rows[i].rows);
+        ssl_result r;
+        plan p;
+        device d;
+        size_t frames = 0;
+        for (size_t f = 0; f < w->c.n_frames; f++) frames += w->c.part[f] == SPLIT_TRAIN || w->c.part[f] == SPLIT_NONE;
+        vit *m = counted_vit(&d, WORLD_BACKBONE, 2, rows[i].ct, OP_COUNT_CPU);
+        ASSERT_OK(plan_adapt(&p, m, &o, frames, &e));
+        vit_close(m);
+        device_close(&d);
+
+        fresh_device(w, rows[i].ct);
+        snprintf(name, sizeof name, "plan-%d", i);
+        world_path(w, name, "", dir);
+        m = world_vit(w);
+        ASSERT_OK(ssl_adapt(m, &w->c, &o, dir, &r, &e));
+        print_message("adapt %s: planned %zu, used %zu\n", rows[i].what, p.device, w->d.bytes_most);
+        assert_int_equal(p.device, w->d.bytes_most);
+        assert_int_equal(p.device, (size_t)r.peak_bytes);
+        assert_int_equal(sum(&p), p.total);
+        assert_int_equal(p.trainable, r.trainable);
+        vit_close(m);
+        assert_int_equal(w->d.bytes, w->d.work ? op_cpu_alloc_bytes(w->d.work_bytes) : 0); /* all else was given back */
+    }
+}
+
+static void finetune_as_planned(void **state)
+{
+    world *w = *state;
+    for (int i = 0; i < ROWS; i++) {
+        err e = {0};
+        char dir[FILE_PATH_MAX], name[32];
+        finetune_options o;
+        finetune_defaults(&o);
+        o.method = rows[i].method;
+        o.epochs = 1;
+        o.batch = 5;
+        o.view = (view_options){.size = 32, .share = 1, .batch = 4};
+        peft_spec peft = {.method = rows[i].method, .rows = rows[i].rows};
+        finetune_result r;
+        plan p;
+        device d;
+        vit *m = counted_vit(&d, WORLD_BACKBONE, 2, rows[i].ct, OP_COUNT_CPU);
+        ASSERT_OK(plan_finetune(&p, m, &peft, &o, w->c.n_labels, &e));
+        vit_close(m);
+        device_close(&d);
+
+        fresh_device(w, rows[i].ct);
+        snprintf(name, sizeof name, "plan-tune-%d", i);
+        world_path(w, name, "", dir);
+        m = world_vit(w);
+        param_set ps = {0};
+        bundle_info info = {.peft = peft, .n_labels = w->c.n_labels};
+        ASSERT_OK(vit_train(m, &peft, &ps, &e));
+        info.labels = calloc((size_t)w->c.n_labels, sizeof *info.labels);
+        for (int k = 0; k < w->c.n_labels; k++) memcpy(info.labels[k].name, w->c.labels[k], sizeof info.labels[k].name);
+        ASSERT_OK(finetune_run(m, &ps, &w->c, &o, &info, dir, &r, &e));
+        print_message("finetune %s: planned %zu, used %zu\n", rows[i].what, p.device, w->d.bytes_most);
+        assert_int_equal(p.device, w->d.bytes_most);
+        assert_int_equal(sum(&p), p.total);
+        vit_close(m);
+        param_set_free(&w->d, &ps);
+        free(info.labels);
+    }
+}
+
+/* Operations by hand: a block's four layers, attention's two products, the patches. */
+static void operations(void **state)
+{
+    (void)state;
+    err e = {0};
+    device d;
+    ssl_options o = adapt_options(METHOD_FULL, 0);
+    plan full, apla;
+    enum { C = 64, F = 256, L = 3, P = 16, T = 17, LP = 4, LT = 5, B = 5, PATCH = 3 * 8 * 8 };
+    static const char shape[] = "dim=64,depth=3,heads=2,patch=8,grid=4";
+    vit *m = counted_vit(&d, shape, 1, COMPUTE_F32, OP_COUNT_CPU);
+    ASSERT_OK(plan_adapt(&full, m, &o, 100, &e));
+    vit_close(m);
+    device_close(&d);
+    o = adapt_options(METHOD_APLA, 0);
+    m = counted_vit(&d, shape, 1, COMPUTE_F32, OP_COUNT_CPU);
+    ASSERT_OK(plan_adapt(&apla, m, &o, 100, &e));
+    vit_close(m);
+    device_close(&d);
+    double N = 2 * B * T, n = 2 * B * LT, linear = 2 * L * (4.0 * C * C + 2.0 * C * F);
+    double attention = 4.0 * L * C * (N * T + n * LT), patches = 2.0 * 2 * B * (P + LP) * C * PATCH;
+    double forward = linear * (N + n) + attention + patches;
+    assert_true(fabs(full.flop[PLAN_FORWARD] / forward - 1) < 1e-9);
+    assert_true(fabs(full.flop[PLAN_DW] / (linear * (N + n) + patches) - 1) < 1e-9);
+    assert_true(fabs(full.flop[PLAN_DX] / (linear * (N + n) + 2 * attention) - 1) < 1e-9);
+    double teacher = linear * N + 4.0 * L * C * N * T, own = 2.0 * 2 * B * P * C * PATCH; /* full: its own patches */
+    assert_true(fabs(full.flop[PLAN_TEACHER_FORWARD] / (teacher + own) - 1) < 1e-9);
+    assert_true(fabs(apla.flop[PLAN_TEACHER_FORWARD] / teacher - 1) < 1e-9);
+    assert_true(fabs(apla.flop[PLAN_FORWARD] / forward - 1) < 1e-9);
+    assert_true(fabs(apla.flop[PLAN_DW] / (2.0 * L * C * C * (N + n)) - 1) < 1e-9);
+    assert_true(apla.flop[PLAN_DX] < full.flop[PLAN_DX] && apla.flop[PLAN_HEAD_ALL] == full.flop[PLAN_HEAD_ALL]);
+    assert_true(apla.total < full.total && apla.bytes[PLAN_MOMENTS] * 10 < full.bytes[PLAN_MOMENTS]);
+    assert_int_equal(full.bytes[PLAN_MOMENTS], 2 * full.bytes[PLAN_GRADIENT]);
+}
+
+/* A model of a thousand million weights: planned at once, on less memory than one of its layers has. */
+static void nothing_is_made(void **state)
+{
+    (void)state;
+    err e = {0};
+    device d;
+    ssl_options o;
+    plan p;
+    ASSERT_OK(ssl_recipe("default", METHOD_FULL, &o, &e));
+    double start = progress_clock();
+    vit *m =
+        counted_vit(&d, "dim=1536,depth=40,heads=24,patch=14,grid=37,layer_scale=1", 1, COMPUTE_BF16, OP_COUNT_BARE);
+    ASSERT_OK(plan_adapt(&p, m, &o, 1000000, &e));
+    vit_close(m);
+    device_close(&d);
+    print_message("%.1f GB planned in %.2f s\n", (double)p.total * 1e-9, progress_clock() - start);
+    assert_true(p.trainable > 1100000000 && p.total > 20 * p.trainable);
+    assert_int_equal(p.bytes[PLAN_PACKED], 0);
+    long rss_kib = -1;
+    FILE *f = fopen("/proc/self/status", "r");
+    assert_non_null(f);
+    for (char line[128]; fgets(line, sizeof line, f);) sscanf(line, "VmRSS: %ld", &rss_kib);
+    fclose(f);
+    assert_true(rss_kib > 0 && rss_kib < 512 << 10);
+}
+
+int main(void)
+{
+    log_open(stderr, LOG_TEXT, LOG_OFF);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned), cmocka_unit_test(finetune_as_planned),
+                                       cmocka_unit_test(operations), cmocka_unit_test(nothing_is_made)};
+    return cmocka_run_group_tests(tests, world_make, world_unmake);
+}
