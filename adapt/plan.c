@@ -9,7 +9,7 @@
 const char *const plan_class_name[PLAN_CLASSES] = {"weights",   "packed weights", "trainable",  "gradients",
                                                    "optimizer", "teacher",        "head",       "activations",
                                                    "workspace", "batch",          "evaluation", "host"};
-const char *const plan_flop_name[PLAN_FLOPS] = {"forward", "dX", "dW", "teacher", "head"};
+const char *const plan_flop_name[PLAN_FLOPS] = {"forward", "dX", "dW", "teacher", "head", "recomputed"};
 
 /* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
 static size_t prototypes_for(size_t n)
@@ -27,6 +27,7 @@ ssl_step_config plan_step_config(const ssl_data *data, const vit *m, const ssl_o
                              .locals = data->locals,
                              .global_size = data->global_size,
                              .local_size = data->local_size,
+                             .recompute = o->recompute,
                              .masked_most = o->ibot > 0 ? ssl_mask_most(mask) : 0,
                              .accumulate = data->accumulate,
                              .head = {(size_t)vit_get_config(m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
@@ -108,12 +109,13 @@ static err_code count_step(plan *p, ssl_step *s, const uint8_t *mask, err *e)
         if (student[i]->B) vit_bwd(s->m, student[i], s->globals, NULL);
     p->flop[PLAN_DX] = flop_of(d, FLOP_DX);
     p->flop[PLAN_DW] = flop_of(d, FLOP_DW);
+    p->flop[PLAN_AGAIN] = flop_of(d, FLOP_FORWARD);
     no_flop(d);
     size_t packed = d->bytes_packed;
     TRY(ssl_step_gradients(s, &(ssl_step_in){.mask = mask, .teacher_temp = 1}, &out, e));
     TRY(ssl_step_update(s, &u, &out, e));
     p->flop[PLAN_HEAD_ALL] = d->flop[FLOP_FORWARD] + d->flop[FLOP_DX] + d->flop[FLOP_DW] - p->flop[PLAN_FORWARD] -
-                             p->flop[PLAN_DX] - p->flop[PLAN_DW] - p->flop[PLAN_TEACHER_FORWARD];
+                             p->flop[PLAN_DX] - p->flop[PLAN_DW] - p->flop[PLAN_TEACHER_FORWARD] - p->flop[PLAN_AGAIN];
     p->bytes[PLAN_HEAD] += d->bytes_packed - packed;
     p->bytes[PLAN_PACKED] = packed;
     return ERR_OK;
@@ -125,7 +127,7 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
     ssl_mask mask;
     ssl_step_config k = plan_step_config(data, m, o, &mask);
     ssl_step s;
-    size_t before = d->bytes, patches = mask.rows * mask.columns, host;
+    size_t before = d->bytes, patches = mask.rows * mask.columns, host = 0;
     uint8_t *bits = calloc(mask.crops, patches);                                       /* the most that can be masked */
     float *tokens = malloc(mask.crops * (patches + 128) * k.head.in * sizeof *tokens); /* never touched */
     err_code rc = bits && tokens ? ERR_OK : err_set(e, ERR_NOMEM, __FILE__, __LINE__, "plan: no memory");

@@ -29,12 +29,13 @@ typedef enum {
     PLAN_HOST,        /* batches that wait in the loader, features of evaluations */
     PLAN_CLASSES
 } plan_class;
-enum { PLAN_FORWARD, PLAN_DX, PLAN_DW, PLAN_TEACHER_FORWARD, PLAN_HEAD_ALL, PLAN_FLOPS };
+enum { PLAN_FORWARD, PLAN_DX, PLAN_DW, PLAN_TEACHER_FORWARD, PLAN_HEAD_ALL, PLAN_AGAIN, PLAN_FLOPS };
 
 typedef struct plan {
     size_t bytes[PLAN_CLASSES];
     size_t device, host, total; /* device: the most at once of device memory; total: all classes */
-    double flop[PLAN_FLOPS];    /* useful operations of a step: of the backbone, the teacher's, the head's */
+    double flop[PLAN_FLOPS];    /* useful operations of a step: of the backbone, the teacher's, the head's, and what
+                                 * recomputation does again (of fine-tuning that is in `forward`) */
     size_t images;              /* of a step */
     size_t trainable;           /* values of the backbone */
 } plan;

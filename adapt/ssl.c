@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include "adapt/adapter.h"
-#include "adapt/checkpoint.h"
 #include "adapt/plan.h"
 #include "adapt/ssl_data.h"
 #include "adapt/ssl_eval.h"
@@ -582,7 +581,7 @@ static err_code fits(const run *r, const ssl_step_config *k, err *e)
         if (sscanf(line, "MemAvailable: %zu", &available) == 1) break;
     if (f) fclose(f);
     if (available && bytes / 1024 > available)
-        FAIL(e, NOMEM, "adapt: needs %zu MiB, %zu MiB are free; use a smaller batch, fewer crops or a smaller model",
+        FAIL(e, NOMEM, "adapt: needs %zu MiB, %zu MiB are free; use a smaller batch or model, fewer crops (radapt plan)",
              bytes >> 20, available >> 10);
     return ERR_OK;
 }

@@ -102,6 +102,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     TRY(method_spec(o, "adapt", &so.peft, e));
     so.seed = so.peft.seed;
     so.sinkhorn = !strcmp(options_text(o, "adapt.centering"), "sinkhorn");
+    so.recompute = !strcmp(options_text(o, "recompute"), "block");
     TRY(stage_view(s, &so.view, e));
     out->frames = count_training(&s->cohort);
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;

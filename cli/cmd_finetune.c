@@ -195,6 +195,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     binding_take(o, fields, FIELDS, &fo);
     take_choices(o, &fo);
     peft_find(options_text(o, "finetune.method"), &fo.method);
+    fo.recompute = !strcmp(options_text(o, "recompute"), "block");
     fo.seed = (uint64_t)options_int(o, "seed");
     TRY(stage_view(s, &fo.view, e));
     const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;

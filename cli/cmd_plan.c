@@ -48,6 +48,7 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
     if (peft.method == METHOD_LINEAR) FAIL(e, USAGE, "--method linear trains nothing in adapt: --stage finetune");
     TRY(ssl_recipe(options_text(o, "plan.recipe"), peft.method, &so, e));
     so.peft = peft;
+    so.recompute = !strcmp(options_text(o, "recompute"), "block");
     take_int(o, "plan.batch", 0, &so.batch);
     take_int(o, "plan.locals", -1, &so.locals);
     take_int(o, "plan.global-size", 0, &so.global_size);
@@ -72,6 +73,7 @@ static err_code plan_of_stage(planned *k, vit *m, err *e)
     if (!strcmp(k->stage, "adapt")) return plan_of_adapt(k, m, e);
     finetune_defaults(&fo);
     fo.method = peft.method;
+    fo.recompute = !strcmp(options_text(o, "recompute"), "block");
     fo.view.size = (int)options_int(o, "size");
     if (!strcmp(k->stage, "finetune")) {
         take_int(o, "plan.batch", 0, &fo.batch);

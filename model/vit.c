@@ -85,7 +85,23 @@ static void plan_tiles(vit_pass_impl *k, const vit *m, const vit_pass *a)
     k->fwd = choose_tiling(m->d, a->B, k->Ti);
     k->bwd = trains_beyond_projections(m) ? (vit_tiling){a->B, 1} : k->fwd;
     size_t rows = tiling_rows(m->d, &k->fwd, k->Ti), back = tiling_rows(m->d, &k->bwd, k->Ti);
-    k->scratch_rows = a->keep == VIT_GRAD && back > rows ? back : rows;
+    k->scratch_rows = a->keep != VIT_INFER && back > rows ? back : rows;
+}
+
+/* The op that gives GELU' in 10 bits knows nothing of low-rank updates. */
+static bool wants_pre(const vit_block *w)
+{
+    return vit_wants_hidden(w) || w->fc1.n_lora;
+}
+
+/* Whether GELU's input is kept: of block l, or of any where all share one place. */
+static bool keeps_whole(const vit *m, const vit_pass *a, size_t l)
+{
+    if (a->exact || m->d->ct == COMPUTE_F32) return true;
+    if (a->keep != VIT_RECOMPUTE) return wants_pre(&m->block[l]);
+    for (int i = 0; i < m->c.depth; i++)
+        if (wants_pre(&m->block[i])) return true;
+    return false;
 }
 
 /* C channels, F hidden; every tensor ct unless said. */
@@ -93,8 +109,9 @@ static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, cons
 {
     vit_block_acts *b = &k->block[l];
     size_t N = k->N, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
-    b->x = arena_take(m, N * C, ct); /* (N,C)  */
-    if (a->keep != VIT_GRAD) return;
+    if (l && a->keep != VIT_GRAD) *b = k->block[0];
+    if (!l || a->keep != VIT_INFER) b->x = arena_take(m, N * C, ct); /* (N,C)  */
+    if (a->keep == VIT_INFER || (l && a->keep == VIT_RECOMPUTE)) return;
     b->qkv = arena_take(m, N * 3 * C, ct); /* (N,3C) */
     b->o = arena_take(m, N * C, ct);       /* (N,C)  */
     b->mid = arena_take(m, N * C, ct);     /* (N,C)  */
@@ -103,7 +120,7 @@ static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, cons
     b->lse = arena_take(m, a->B * (size_t)v->c.heads * k->Ti, sizeof(float)); /* (B,H,T) */
     b->mean2 = arena_take(m, N, sizeof(float));
     b->rstd2 = arena_take(m, N, sizeof(float));
-    bool whole = a->exact || v->d->ct == COMPUTE_F32 || vit_wants_hidden(&v->block[l]) || v->block[l].fc1.n_lora;
+    bool whole = keeps_whole(v, a, l);
     b->pre = whole ? arena_take(m, N * (size_t)v->c.hidden, ct) : NULL; /* (N,F) */
     b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
 }
@@ -134,18 +151,13 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     }
     vit_pass_impl *k = a->impl;
     size_t N = k->N;
-    bool grad = keep == VIT_GRAD;
+    bool grad = keep != VIT_INFER;
     plan_tiles(k, v, a);
     size_t S = k->scratch_rows;
     k->pos_ready[0] = k->pos_ready[1] = false;
     a->patches = arena_take(m, B * a->P, C * ct);
     k->cols = arena_take(m, B * a->P, 3 * p * p * ct);
-    for (size_t l = 0; l < k->L; l++) {
-        if (l == 0 || grad)
-            plan_block(l, m, v, a, k);
-        else
-            k->block[l] = k->block[0];
-    }
+    for (size_t l = 0; l < k->L; l++) plan_block(l, m, v, a, k);
     a->x_last = grad ? arena_take(m, N * C, ct) : k->block[0].x;
     k->normed = arena_take(m, N * C, ct);
     a->out = v->c.class_token ? k->normed : arena_take(m, B * a->T * C, ct);
@@ -184,8 +196,8 @@ size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, 
 {
     size_t Ti = count_tokens(v, height, width);
     vit_tiling tiles = choose_tiling(v->d, B, Ti), whole = {B, 1};
-    size_t most = attention_bytes(v, &tiles, Ti, keep == VIT_GRAD);
-    if (keep != VIT_GRAD) return most;
+    size_t most = attention_bytes(v, &tiles, Ti, keep != VIT_INFER);
+    if (keep == VIT_INFER) return most;
     size_t other = trains_beyond_projections(v) ? attention_bytes(v, &whole, Ti, true) : 0;
     size_t columns = B * Ti * (size_t)v->c.dim * v->d->ct_bytes; /* row slices of dW: at most all C */
     if (other > most) most = other;
@@ -225,6 +237,73 @@ vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_
     return at;
 }
 
+/* Where a block's activations of a tile are: kept, or in scratch. pre, slope: NULL where not wanted. */
+typedef struct {
+    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *branch, *hidden;
+} block_rows;
+
+static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_tile *t)
+{
+    const vit_pass_impl *k = a->impl;
+    const vit_block_acts *b = &k->block[l];
+    size_t C = (size_t)m->c.dim, F = (size_t)m->c.hidden;
+    bool grad = a->keep != VIT_INFER;
+    return (block_rows){.x = vit_rows(t, b->x, C),
+                        .qkv = grad ? vit_rows(t, b->qkv, 3 * C) : vit_scratch(t, k->qkv, 3 * C),
+                        .o = grad ? vit_rows(t, b->o, C) : vit_scratch(t, k->o, C),
+                        .mid = grad ? vit_rows(t, b->mid, C) : vit_scratch(t, k->mid, C),
+                        .pre = grad && b->pre ? vit_rows(t, b->pre, F) : NULL,
+                        .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
+                        .norm = vit_scratch(t, k->norm, C),
+                        .branch = vit_scratch(t, k->branch, C),
+                        .hidden = vit_scratch(t, k->hidden, F)};
+}
+
+/* y = a layer of x with its low-rank updates. */
+static void layer_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_tile *t, const vit_linear *w, dv *y,
+                      const dv *x)
+{
+    m->d->op->linear_fwd(m->d, y, x, w->live[who], t->rows);
+    if (w->n_lora)
+        vit_lora_fwd(m, who, w, y, x, t->rows, vit_scratch(t, k->low, VIT_UPDATES * m->lora_rank),
+                     vit_scratch(t, k->wide, m->lora_width));
+}
+
+/* A block up to its MLP's hidden units. */
+static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r)
+{
+    const op_table *op = m->d->op;
+    device *d = m->d;
+    const vit_pass_impl *k = a->impl;
+    const vit_block *w = &m->block[l];
+    const vit_block_acts *b = &k->block[l];
+    size_t N = t->rows, C = (size_t)m->c.dim, H = (size_t)m->c.heads;
+    if (w->prompts.count) op->prompt_fwd(d, r->x, w->prompts.live[who], t->images, k->Ti, k->prompt, m->prompts, C);
+    op->norm_fwd(d, r->norm, vit_f32(b->mean1, t->first), vit_f32(b->rstd1, t->first), r->x, w->norm1_weight.live[who],
+                 w->norm1_bias.live[who], m->c.eps, N, C);
+    layer_fwd(m, who, k, t, &w->qkv, r->qkv, r->norm);
+    op->attention_fwd(d, r->o, vit_f32(b->lse, t->first_pair), r->qkv, t->images, k->Ti, H, C / H);
+    layer_fwd(m, who, k, t, &w->proj, r->branch, r->o);
+    op->residual_fwd(d, r->mid, r->x, r->branch, w->ls1.live[who], N, C);
+    op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
+                 w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
+    if (r->slope) {
+        op->linear_gelu_slope_fwd(d, r->hidden, r->slope, r->norm, w->fc1.live[who], N);
+    } else if (w->fc1.n_lora) {
+        dv *sum = r->pre ? r->pre : r->hidden;
+        layer_fwd(m, who, k, t, &w->fc1, sum, r->norm);
+        op->gelu_fwd(d, r->hidden, sum, N * (size_t)m->c.hidden);
+    } else {
+        op->linear_gelu_fwd(d, r->hidden, r->pre, r->norm, w->fc1.live[who], N);
+    }
+}
+
+void vit_block_again(vit *m, vit_pass *a, size_t l, const vit_tile *t)
+{
+    block_rows r = rows_of(m, a, l, t);
+    block_to_hidden(m, VIT_STUDENT, a, l, t, &r);
+}
+
 typedef struct {
     vit *m;
     vit_who who;
@@ -232,58 +311,21 @@ typedef struct {
     size_t l;
 } block_call;
 
-/* y = the layer's output with its low-rank updates, on a tile. */
-static void layer_fwd(const block_call *c, const vit_tile *t, const vit_linear *w, dv *y, const dv *x)
-{
-    const vit_pass_impl *k = c->a->impl;
-    c->m->d->op->linear_fwd(c->m->d, y, x, w->live[c->who], t->rows);
-    if (w->n_lora)
-        vit_lora_fwd(c->m, c->who, w, y, x, t->rows, vit_scratch(t, k->low, VIT_UPDATES * c->m->lora_rank),
-                     vit_scratch(t, k->wide, c->m->lora_width));
-}
-
 /* One block on one tile. */
 static void block_fwd(void *ctx, size_t index, size_t slot)
 {
     const block_call *c = ctx;
     vit *m = c->m;
-    vit_who who = c->who;
     const op_table *op = m->d->op;
-    device *d = m->d;
-    vit_pass_impl *k = c->a->impl;
+    const vit_pass_impl *k = c->a->impl;
     const vit_block *w = &m->block[c->l];
-    vit_block_acts *b = &k->block[c->l];
     vit_tile t = vit_tile_at(m, c->a, &k->fwd, index, slot);
-    size_t N = t.rows, C = (size_t)m->c.dim, H = (size_t)m->c.heads;
-    bool grad = c->a->keep == VIT_GRAD;
-    dv *x = vit_rows(&t, b->x, C), *next = vit_rows(&t, !grad ? b->x : c->l + 1 < k->L ? b[1].x : c->a->x_last, C);
-    dv *qkv = grad ? vit_rows(&t, b->qkv, 3 * C) : vit_scratch(&t, k->qkv, 3 * C);
-    dv *o = grad ? vit_rows(&t, b->o, C) : vit_scratch(&t, k->o, C);
-    dv *mid = grad ? vit_rows(&t, b->mid, C) : vit_scratch(&t, k->mid, C);
-    dv *pre = grad && b->pre ? vit_rows(&t, b->pre, (size_t)m->c.hidden) : NULL;
-    dv *slope = grad && b->slope ? dv_at(b->slope, t.first * op_slope_bytes((size_t)m->c.hidden)) : NULL;
-    dv *norm = vit_scratch(&t, k->norm, C), *branch = vit_scratch(&t, k->branch, C);
-    dv *hidden = vit_scratch(&t, k->hidden, (size_t)m->c.hidden);
-    if (w->prompts.count) op->prompt_fwd(d, x, w->prompts.live[who], t.images, k->Ti, k->prompt, m->prompts, C);
-    op->norm_fwd(d, norm, vit_f32(b->mean1, t.first), vit_f32(b->rstd1, t.first), x, w->norm1_weight.live[who],
-                 w->norm1_bias.live[who], m->c.eps, N, C);
-    layer_fwd(c, &t, &w->qkv, qkv, norm);
-    op->attention_fwd(d, o, vit_f32(b->lse, t.first_pair), qkv, t.images, k->Ti, H, C / H);
-    layer_fwd(c, &t, &w->proj, branch, o);
-    op->residual_fwd(d, mid, x, branch, w->ls1.live[who], N, C);
-    op->norm_fwd(d, norm, vit_f32(b->mean2, t.first), vit_f32(b->rstd2, t.first), mid, w->norm2_weight.live[who],
-                 w->norm2_bias.live[who], m->c.eps, N, C);
-    if (slope) {
-        op->linear_gelu_slope_fwd(d, hidden, slope, norm, w->fc1.live[who], N);
-    } else if (w->fc1.n_lora) {
-        dv *sum = pre ? pre : hidden;
-        layer_fwd(c, &t, &w->fc1, sum, norm);
-        op->gelu_fwd(d, hidden, sum, N * (size_t)m->c.hidden);
-    } else {
-        op->linear_gelu_fwd(d, hidden, pre, norm, w->fc1.live[who], N);
-    }
-    layer_fwd(c, &t, &w->fc2, branch, hidden);
-    op->residual_fwd(d, next, mid, branch, w->ls2.live[who], N, C);
+    block_rows r = rows_of(m, c->a, c->l, &t);
+    size_t C = (size_t)m->c.dim;
+    const dv *to = c->l + 1 < k->L ? k->block[c->l + 1].x : c->a->x_last;
+    block_to_hidden(m, c->who, c->a, c->l, &t, &r);
+    layer_fwd(m, c->who, k, &t, &w->fc2, r.branch, r.hidden);
+    op->residual_fwd(m->d, vit_rows(&t, to, C), r.mid, r.branch, w->ls2.live[c->who], t.rows, C);
 }
 
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)

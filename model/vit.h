@@ -87,7 +87,9 @@ size_t vit_backbone_params(const vit *m);
  * --------------------------------------------------------------------------------------------------------------------
  */
 typedef enum { VIT_STUDENT, VIT_TEACHER } vit_who;
-typedef enum { VIT_INFER, VIT_GRAD } vit_keep;
+/* What a pass keeps: nothing; what backward needs; each block's input alone, from which backward makes the rest again,
+ * to the same bits. */
+typedef enum { VIT_INFER, VIT_GRAD, VIT_RECOMPUTE } vit_keep;
 
 typedef struct vit_block_acts vit_block_acts;
 typedef struct vit_pass {
@@ -99,7 +101,7 @@ typedef struct vit_pass {
     dv *patches; /* (B*P, C) ct: patch embedding, before positions and mask */
     dv *out;     /* (B,T,C) ct: after the final norm */
     dv *x_last;  /* (B,T,C) ct: before it */
-    dv *dout;    /* (B,T,C) ct: fill (zero first) and call vit_bwd; VIT_GRAD only */
+    dv *dout;    /* (B,T,C) ct: fill (zero first) and call vit_bwd; not in VIT_INFER */
     void *impl;  /* the rest: vit.c */
 } vit_pass;
 

@@ -148,7 +148,10 @@ static void block_bwd(void *ctx, size_t tile, size_t slot)
 {
     const grad_call *c = ctx;
     half h = half_of(c->m, c->a, tile, slot);
-    if (c->l + 1 < h.k->L) attention_bwd(&h, c->l + 1);
+    if (c->l + 1 < h.k->L) {
+        attention_bwd(&h, c->l + 1);
+        if (c->a->keep == VIT_RECOMPUTE) vit_block_again(c->m, c->a, c->l, &h.t); /* over what that has now used */
+    }
     mlp_bwd(&h, c->l);
 }
 
@@ -195,7 +198,7 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
     device *d = m->d;
     vit_pass_impl *k = a->impl;
     size_t C = (size_t)m->c.dim;
-    if (!m->trained || a->keep != VIT_GRAD) return;
+    if (!m->trained || a->keep == VIT_INFER) return;
     const dv *dout = a->dout;
     if (!m->c.class_token) {
         op->mean_token_bwd(d, k->dtop, a->dout, a->B, k->Ti, (size_t)m->c.registers + m->prompts, C);

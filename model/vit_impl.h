@@ -114,7 +114,7 @@ static inline bool vit_wants_hidden(const vit_block *w)
 }
 
 /* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
- * scratch of a tile. */
+ * scratch of a tile. Where they are made again all blocks share all but x. */
 struct vit_block_acts {
     dv *x;             /* (N,C) input */
     dv *mean1, *rstd1; /* (N) f32 */
@@ -190,6 +190,8 @@ void vit_prompt_close(vit *m);
 void vit_close_linear(device *d, linear_w *w);
 /* vit_train.c. A copy of device memory. */
 err_code vit_clone(device *d, dv **out, const dv *src, size_t bytes, err *e);
+/* What backward needs of block l's rows of a tile, from the block's input. */
+void vit_block_again(vit *m, vit_pass *a, size_t l, const vit_tile *t);
 
 /* Positional rows on the pass's grid from the live table: once, or each time where the table is trained. */
 void vit_positions(vit *m, vit_who who, vit_pass *a);

@@ -55,9 +55,12 @@ static const struct {
     peft_method method;
     int rows;
     compute_type ct;
-} rows[] = {{"apla", METHOD_APLA, 0, COMPUTE_F32},
-            {"apla, 16 rows", METHOD_APLA, 16, COMPUTE_AUTO},
-            {"full", METHOD_FULL, 0, COMPUTE_AUTO}};
+    bool recompute;
+} rows[] = {{"apla", METHOD_APLA, 0, COMPUTE_F32, false},
+            {"apla, 16 rows", METHOD_APLA, 16, COMPUTE_AUTO, false},
+            {"apla, made again", METHOD_APLA, 0, COMPUTE_AUTO, true},
+            {"full", METHOD_FULL, 0, COMPUTE_AUTO, false},
+            {"full, made again", METHOD_FULL, 0, COMPUTE_AUTO, true}};
 enum { ROWS = sizeof rows / sizeof *rows };
 
 static void adapt_as_planned(void **state)
@@ -67,6 +70,7 @@ static void adapt_as_planned(void **state)
         err e = {0};
         char dir[FILE_PATH_MAX], name[32];
         ssl_options o = adapt_options(rows[i].method, rows[i].rows);
+        o.recompute = rows[i].recompute;
         ssl_result r;
         plan p;
         device d;
@@ -101,6 +105,7 @@ static void finetune_as_planned(void **state)
         finetune_options o;
         finetune_defaults(&o);
         o.method = rows[i].method;
+        o.recompute = rows[i].recompute;
         o.epochs = 1;
         o.batch = 5;
         o.view = (view_options){.size = 32, .share = 1, .batch = 4};
