@@ -38,6 +38,7 @@ static void count_download(device *d, void *dst, const dv *src, size_t bytes)
 }
 static void count_zero(device *d, dv *p, size_t bytes) {}
 static void count_copy(device *d, dv *dst, const dv *src, size_t bytes) {}
+static void count_scale(device *d, dv *x, float by, size_t n) {}
 static void count_cast(device *d, dv *dst, const dv *src, size_t n) {}
 
 static void count_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx)
@@ -55,6 +56,7 @@ static size_t count_slots(const device *d)
 /* packed_version says which copies there would be. */
 static void count_packed(device *d, linear_w *w, int direction)
 {
+    if (w->same) w = w->same;
     if (d->counts != COUNTS_PACKED || w->packed_version[direction]) return;
     w->packed_version[direction] = 1;
     size_t bytes =
@@ -99,13 +101,15 @@ static void count_release(device *d, linear_w *w)
 
 static void count_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p) {}
 static void count_embed(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
-                        const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t C)
+                        const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t S, size_t C)
 {
 }
 static void count_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
-                            const dv *mask, size_t B, size_t P, size_t R, size_t C)
+                            const dv *mask, bool cls, size_t B, size_t P, size_t R, size_t S, size_t C)
 {
 }
+static void count_prompt(device *d, dv *x, const dv *prompts, size_t B, size_t T, size_t first, size_t n, size_t C) {}
+static void count_prompt_bwd(device *d, dv *dx, dv *dprompts, size_t B, size_t T, size_t first, size_t n, size_t C) {}
 static void count_norm(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                        size_t N, size_t C)
 {
@@ -174,6 +178,7 @@ static const op_table count_table = {
     count_cast,
     count_cast,
     count_cast,
+    count_scale,
     count_tiles,
     count_slots,
     count_linear,
@@ -185,6 +190,8 @@ static const op_table count_table = {
     count_patchify,
     count_embed,
     count_embed_bwd,
+    count_prompt,
+    count_prompt_bwd,
     count_norm,
     count_norm_bwd,
     count_norm_again,
