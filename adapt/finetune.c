@@ -430,8 +430,13 @@ err_code finetune_measure(vit *m, param_set *adapter, const finetune_options *o,
                           err *e)
 {
     cohort c = {.n_labels = classes};
-    finetune_job j = {
-        .m = m, .d = vit_device(m), .c = &c, .o = o, .dim = (size_t)vit_get_config(m)->dim, .classes = classes, .outputs = classes};
+    finetune_job j = {.m = m,
+                      .d = vit_device(m),
+                      .c = &c,
+                      .o = o,
+                      .dim = (size_t)vit_get_config(m)->dim,
+                      .classes = classes,
+                      .outputs = classes};
     head h = {0};
     size_t before = j.d->bytes;
     *out = (finetune_measured){0};

@@ -158,8 +158,12 @@ static void count_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, co
 {
 }
 static void count_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C) {}
-static void count_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *label,
-                             const dv *class_weight, float smoothing, float w, size_t N, size_t K)
+static void count_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, float w, size_t N,
+                             size_t K)
+{
+}
+static void count_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, const dv *weight,
+                             float w, size_t N, size_t K)
 {
 }
 static void count_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s) {}
@@ -215,6 +219,7 @@ static const op_table count_table = {
     count_soft_ce,
     count_koleo,
     count_softmax_ce,
+    count_sigmoid_ce,
     count_grad_square,
     count_adamw,
     count_ema,
