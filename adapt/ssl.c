@@ -581,7 +581,8 @@ static err_code fits(const run *r, const ssl_step_config *k, err *e)
         if (sscanf(line, "MemAvailable: %zu", &available) == 1) break;
     if (f) fclose(f);
     if (available && bytes / 1024 > available)
-        FAIL(e, NOMEM, "adapt: needs %zu MiB, %zu MiB are free; use a smaller batch or model, fewer crops (radapt plan)",
+        FAIL(e, NOMEM,
+             "adapt: needs %zu MiB, %zu MiB are free; use a smaller batch or model, fewer crops (radapt plan)",
              bytes >> 20, available >> 10);
     return ERR_OK;
 }

@@ -7,6 +7,7 @@
 
 #include "adapt/metrics.h"
 #include "adapt/probe.h"
+#include "adapt/task.h"
 
 enum { RANK_FRAMES = 512 };
 
@@ -103,18 +104,22 @@ static err_code linear_score(const ssl_eval *s, size_t C, int classes, double *p
     probe fit = {0};
     metrics r;
     float *weight = malloc(s->n_train * sizeof *weight);
-    if (!weight) FAIL(e, NOMEM, "adapt: no memory for evaluation");
+    double *z = malloc(s->n_validation * (size_t)classes * sizeof *z);
+    err_code rc = ERR_OK;
+    if (!weight || !z) FAIL_DONE(rc, e, NOMEM, "adapt: no memory for evaluation");
     for (size_t i = 0; i < s->n_train; i++) weight[i] = 1;
-    const probe_rows rows = {s->features, s->train_label, weight, s->n_train, C, classes};
-    err_code rc = probe_fit(&fit, &rows, &l2, 1, e);
-    if (!rc) {
-        probe_predict(fit.weight, fit.bias, s->features + s->n_train * C, s->n_validation, C, classes, p);
-        metrics_compute(&r, TASK_MULTICLASS, p, s->validation_label, s->n_validation, classes);
-        out->linear_auc = r.auc;
-        out->linear_accuracy = r.accuracy;
-    }
+    const probe_rows rows = {
+        .x = s->features, .label = s->train_label, .weight = weight, .n = s->n_train, .dim = C, .outputs = classes};
+    TRY_DONE(rc, probe_fit(&fit, &rows, &l2, 1, e));
+    probe_logits(fit.weight, fit.bias, s->features + s->n_train * C, s->n_validation, C, classes, z);
+    task_probabilities(TASK_MULTICLASS, classes, z, s->n_validation, p);
+    metrics_compute(&r, TASK_MULTICLASS, p, s->validation_label, s->n_validation, classes);
+    out->linear_auc = r.auc;
+    out->linear_accuracy = r.accuracy;
+done:
     probe_fini(&fit);
     free(weight);
+    free(z);
     return rc;
 }
 

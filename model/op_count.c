@@ -148,8 +148,16 @@ static void count_l2(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C
 static void count_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C) {}
 static void count_weight_norm(device *d, dv *w_ct, const dv *v, size_t K, size_t C) {}
 static void count_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C) {}
-static void count_teacher_softmax(device *d, dv *q, dv *sum, dv *stats, const dv *logits, const dv *center, float tau,
-                                  size_t N, size_t K)
+static void count_teacher_softmax(device *d, dv *q, dv *sum, dv *mean, dv *entropy, const dv *logits, const dv *center,
+                                  float tau, size_t N, size_t K)
+{
+}
+static void count_mean_entropy(device *d, dv *out, const dv *mean, size_t N, size_t K) {}
+static void count_sinkhorn_prototypes(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
+                                      size_t N, size_t K)
+{
+}
+static void count_sinkhorn_rows(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K)
 {
 }
 static void count_center(device *d, dv *center, const dv *sum, float m, size_t N, size_t K) {}
@@ -215,6 +223,9 @@ static const op_table count_table = {
     count_weight_norm,
     count_weight_norm_bwd,
     count_teacher_softmax,
+    count_mean_entropy,
+    count_sinkhorn_prototypes,
+    count_sinkhorn_rows,
     count_center,
     count_soft_ce,
     count_koleo,

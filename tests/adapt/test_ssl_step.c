@@ -1,7 +1,7 @@
-/* Whole steps of self-supervised adaptation against PyTorch in double precision (tests/golden/make_ssa_variants.py): loss terms,
- * entropies, every gradient, weights, teacher and centres after the first step, and the loss terms of ten steps; full
- * training and APLA of all rows and of some, softmax centring and Sinkhorn-Knopp, one head and two. Errors are the
- * largest difference over the tensor's largest value. */
+/* Whole steps of self-supervised adaptation against PyTorch in double precision (tests/golden/make_ssa_variants.py):
+ * loss terms, entropies, every gradient, weights, teacher and centres after the first step, and the loss terms of ten
+ * steps; full training and APLA of all rows and of some, softmax centring and Sinkhorn-Knopp, one head and two. Errors
+ * are the largest difference over the tensor's largest value. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
-/* bench_ssa MODEL METHOD BATCH [PROTOTYPES [LOCALS [STEPS [THREADS]]]]: whole steps of self-supervised adaptation on random
- * weights and images: teacher, student on 2 globals of 224 and the local crops of 98 pixels, a head of 2048-2048-256,
- * half of the globals masked by 30 %, gradients, AdamW, EMA. One JSON line: median step, planned and resident memory.
- * The same work as the PyTorch peer's (engine.sh runs both in turns). */
+/* bench_ssa MODEL METHOD BATCH [PROTOTYPES [LOCALS [STEPS [THREADS]]]]: whole steps of self-supervised adaptation on
+ * random weights and images: teacher, student on 2 globals of 224 and the local crops of 98 pixels, a head of
+ * 2048-2048-256, half of the globals masked by 30 %, gradients, AdamW, EMA. One JSON line: median step, planned and
+ * resident memory. The same work as the PyTorch peer's (engine.sh runs both in turns). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -121,11 +121,12 @@ int main(int argc, char **argv)
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
     double median = took[steps / 2];
-    printf("{\"model\": \"%s\", \"method\": \"%s\", \"batch\": %zu, \"protos\": %zu, \"threads\": %d, \"dtype\": \"%s\", "
-           "\"step_s\": %.3f, \"best_s\": %.3f, \"img_per_s\": %.3f, \"peak_rss_mib\": %ld, \"planned_mib\": %.0f, "
-           "\"loss\": %.4f}\n",
-           argv[1], argv[2], B, K, d.threads, d.ct == COMPUTE_BF16 ? "bf16" : "fp32", median, took[0],
-           (double)B / median, u.ru_maxrss / 1024, (double)s.bytes / 1048576, (double)out.loss);
+    printf(
+        "{\"model\": \"%s\", \"method\": \"%s\", \"batch\": %zu, \"protos\": %zu, \"threads\": %d, \"dtype\": \"%s\", "
+        "\"step_s\": %.3f, \"best_s\": %.3f, \"img_per_s\": %.3f, \"peak_rss_mib\": %ld, \"planned_mib\": %.0f, "
+        "\"loss\": %.4f}\n",
+        argv[1], argv[2], B, K, d.threads, d.ct == COMPUTE_BF16 ? "bf16" : "fp32", median, took[0], (double)B / median,
+        u.ru_maxrss / 1024, (double)s.bytes / 1048576, (double)out.loss);
     free(globals);
     free(locals);
     free(mask);
