@@ -130,8 +130,10 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
     size_t before = d->bytes, patches = mask.rows * mask.columns, host = 0;
     uint8_t *bits = calloc(mask.crops, patches);                                       /* the most that can be masked */
     float *tokens = malloc(mask.crops * (patches + 128) * k.head.in * sizeof *tokens); /* never touched */
-    err_code rc = bits && tokens ? ERR_OK : err_set(e, ERR_NOMEM, __FILE__, __LINE__, "plan: no memory");
-    if (!rc) {
+    err_code rc;
+    if (!bits || !tokens) {
+        rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "plan: no memory");
+    } else {
         memset(bits, 1, k.masked_most);
         rc = ssl_step_open(&s, m, ps, &k, e);
         vit_pass *passes[] = {&s.student, &s.teacher, &s.local};

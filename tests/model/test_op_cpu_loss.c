@@ -268,10 +268,10 @@ static void sinkhorn(void **state)
     for (size_t c = 0; c < 2; c++)
         for (size_t s = 0; s < sizeof teachers / sizeof *teachers; s++)
             for (size_t pieces = 1; pieces < 4; pieces += 2) {
-                device d = open_device(types[c]);
                 size_t N = teachers[s].N, K = teachers[s].K;
                 float tau = (float)teachers[s].tau;
                 if (N < pieces) continue;
+                device d = open_device(types[c]);
                 values x = make(&d, N * K, 1, fmin(teachers[s].scale, 1), false), center = make(&d, K, 3, 1, true);
                 values scale = make(&d, N, 4, 1, true), sum = make(&d, K, 4, 0, true), one = make(&d, 1, 5, 0, true);
                 double *want = room(N * K);
