@@ -6,6 +6,7 @@
 #include "adapt/plan.h"
 #include "base/progress.h"
 #include "cli/cmd.h"
+#include "cli/method.h"
 #include "cli/stage.h"
 #include "model/op_count.h"
 
@@ -19,13 +20,6 @@ typedef struct {
     double gflops; /* 0: not known */
     bool given;
 } planned;
-
-static peft_spec spec_of(const options *o)
-{
-    const char *name = options_text(o, "plan.method");
-    peft_method method = !strcmp(name, "linear") ? METHOD_LINEAR : !strcmp(name, "full") ? METHOD_FULL : METHOD_APLA;
-    return (peft_spec){.method = method, .rows = (int)options_int(o, "plan.rows")};
-}
 
 static compute_type compute_of(const options *o)
 {
@@ -44,8 +38,8 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
 {
     const options *o = k->o;
     ssl_options so;
-    peft_spec peft = spec_of(o);
-    if (peft.method == METHOD_LINEAR) FAIL(e, USAGE, "--method linear trains nothing in adapt: --stage finetune");
+    peft_spec peft;
+    TRY(method_spec(o, "plan", &peft, e));
     TRY(ssl_recipe(options_text(o, "plan.recipe"), peft.method, &so, e));
     so.peft = peft;
     so.recompute = !strcmp(options_text(o, "recompute"), "block");
@@ -68,9 +62,10 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
 static err_code plan_of_stage(planned *k, vit *m, err *e)
 {
     const options *o = k->o;
-    peft_spec peft = spec_of(o);
+    peft_spec peft;
     finetune_options fo;
     if (!strcmp(k->stage, "adapt")) return plan_of_adapt(k, m, e);
+    TRY(method_spec(o, "plan", &peft, e));
     finetune_defaults(&fo);
     fo.method = peft.method;
     fo.recompute = !strcmp(options_text(o, "recompute"), "block");

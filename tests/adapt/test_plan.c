@@ -33,6 +33,17 @@ static size_t sum(const plan *p)
     return n;
 }
 
+static peft_spec spec_of(peft_method method, int r)
+{
+    return (peft_spec){.method = method,
+                       .rows = method == METHOD_APLA ? r : 0,
+                       .rank = 4,
+                       .alpha = 8,
+                       .targets = PEFT_Q | PEFT_V | PEFT_FC1,
+                       .prompts = 3,
+                       .deep = true};
+}
+
 static ssl_options adapt_options(peft_method method, int rows)
 {
     ssl_options o;
@@ -46,7 +57,7 @@ static ssl_options adapt_options(peft_method method, int rows)
     o.hidden = 32;
     o.bottleneck = 16;
     o.view = (view_options){.size = 32, .share = 1, .batch = 4};
-    o.peft.rows = rows;
+    o.peft = spec_of(method, rows);
     return o;
 }
 
@@ -59,6 +70,11 @@ static const struct {
 } rows[] = {{"apla", METHOD_APLA, 0, COMPUTE_F32, false},
             {"apla, 16 rows", METHOD_APLA, 16, COMPUTE_AUTO, false},
             {"apla, made again", METHOD_APLA, 0, COMPUTE_AUTO, true},
+            {"lora", METHOD_LORA, 0, COMPUTE_AUTO, false},
+            {"lora, made again", METHOD_LORA, 0, COMPUTE_AUTO, true},
+            {"bitfit", METHOD_BITFIT, 0, COMPUTE_AUTO, false},
+            {"vpt", METHOD_VPT, 0, COMPUTE_AUTO, false},
+            {"vpt, made again", METHOD_VPT, 0, COMPUTE_F32, true},
             {"full", METHOD_FULL, 0, COMPUTE_AUTO, false},
             {"full, made again", METHOD_FULL, 0, COMPUTE_AUTO, true}};
 enum { ROWS = sizeof rows / sizeof *rows };
@@ -109,7 +125,7 @@ static void finetune_as_planned(void **state)
         o.epochs = 1;
         o.batch = 5;
         o.view = (view_options){.size = 32, .share = 1, .batch = 4};
-        peft_spec peft = {.method = rows[i].method, .rows = rows[i].rows};
+        peft_spec peft = spec_of(rows[i].method, rows[i].rows);
         finetune_result r;
         plan p;
         device d;

@@ -47,7 +47,14 @@ static result run_pass(const vit_source *source, size_t side, compute_type ct, p
     arena dry = {0}, real;
     dv *memory, *dev_pixels, *f32;
     ASSERT_OK(vit_open(&m, &d, source, &e));
-    ASSERT_OK(vit_train(m, &(peft_spec){.method = method}, &ps, &e));
+    ASSERT_OK(vit_train(m,
+                        &(peft_spec){.method = method,
+                                     .rank = 4,
+                                     .alpha = 8,
+                                     .targets = PEFT_V | PEFT_FC1 | PEFT_FC2,
+                                     .prompts = 3,
+                                     .deep = true},
+                        &ps, &e));
     ASSERT_OK(vit_pass_plan(&a, &dry, m, B, side, side, keep, &e));
     ASSERT_OK(d.op->alloc(&d, dry.used, &memory, &e));
     arena_init(&real, memory, dry.used);
@@ -152,11 +159,9 @@ static void made_again(void **state)
         peft_method method;
         compute_type ct;
         size_t model;
-    } rows[] = {{METHOD_APLA, COMPUTE_F32, 0},
-                {METHOD_APLA, COMPUTE_AUTO, 0},
-                {METHOD_FULL, COMPUTE_F32, 0},
-                {METHOD_FULL, COMPUTE_AUTO, 0},
-                {METHOD_APLA, COMPUTE_AUTO, 1}};
+    } rows[] = {{METHOD_APLA, COMPUTE_F32, 0},    {METHOD_APLA, COMPUTE_AUTO, 0}, {METHOD_LORA, COMPUTE_AUTO, 0},
+                {METHOD_BITFIT, COMPUTE_AUTO, 0}, {METHOD_VPT, COMPUTE_AUTO, 0},  {METHOD_VPT, COMPUTE_F32, 0},
+                {METHOD_FULL, COMPUTE_F32, 0},    {METHOD_FULL, COMPUTE_AUTO, 0}, {METHOD_APLA, COMPUTE_AUTO, 1}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         vit_source s;
         if (!make_source(rows[i].model, &s)) continue;
