@@ -1,32 +1,47 @@
-/* checkpoint.c: see checkpoint.h. Everything goes through host memory, tensor by tensor names; the file is written
- * whole or not at all. */
+/* checkpoint.c: see checkpoint.h. Tensors go from the device to the file, and from the file to the device, a piece at a
+ * time: a checkpoint takes no memory of its size. The file is written whole or not at all. */
 #include "adapt/checkpoint.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { PER_PARAM = 5, NAME = 128 };
+enum { PER_PARAM = 5, NAME = 128, PIECE = 1 << 20 };
 
+/* What will be written: tensors, and where on the device each one is. */
 typedef struct {
+    device *d;
     tensor *t;
     char (*names)[NAME];
-    void **owned;
+    const dv **from;
     size_t n;
 } builder;
 
-static err_code add(builder *b, device *d, const char *name, const char *suffix, const dv *data, tensor_type type,
-                    size_t rows, size_t cols, err *e)
+static void add(builder *b, const char *name, const char *suffix, const dv *data, tensor_type type, size_t rows,
+                size_t cols)
 {
-    size_t bytes = rows * cols * 4; /* f32 and int32 */
-    void *host = malloc(bytes ? bytes : 1);
-    if (!host) FAIL(e, NOMEM, "checkpoint: no memory for %zu bytes", bytes);
-    d->op->download(d, host, data, bytes);
     snprintf(b->names[b->n], NAME, "%s%s", name, suffix);
-    b->owned[b->n] = host;
-    b->t[b->n] =
-        (tensor){.name = b->names[b->n], .type = type, .dims = cols > 1 ? 2 : 1, .shape = {rows, cols}, .data = host};
+    b->from[b->n] = data;
+    b->t[b->n] = (tensor){.name = b->names[b->n], .type = type, .dims = cols > 1 ? 2 : 1, .shape = {rows, cols}};
     b->n++;
-    return ERR_OK;
+}
+
+/* safetensors_get */
+static err_code get(void *builder_, size_t i, size_t at, size_t bytes, void *out, err *e)
+{
+    const builder *b = builder_;
+    b->d->op->download(b->d, out, dv_at(b->from[i], at), bytes);
+    return device_sync(b->d, e);
+}
+
+static void add_param(builder *b, const param *p, bool full, bool use_teacher)
+{
+    const dv *weights = use_teacher && p->teacher ? p->teacher : p->master;
+    add(b, p->name, "", weights, TENSOR_F32, p->rows, p->cols);
+    if (p->row_index) add(b, p->name, ".rows", p->row_index, TENSOR_I32, p->rows, 1);
+    if (!full) return;
+    add(b, p->name, ".adam_m", p->m, TENSOR_F32, p->rows, p->cols);
+    add(b, p->name, ".adam_v", p->v, TENSOR_F32, p->rows, p->cols);
+    if (p->teacher) add(b, p->name, ".teacher", p->teacher, TENSOR_F32, p->rows, p->cols);
 }
 
 err_code checkpoint_write(const char *path, device *d, const param_set *ps, bool full, bool use_teacher,
@@ -34,33 +49,21 @@ err_code checkpoint_write(const char *path, device *d, const param_set *ps, bool
                           err *e)
 {
     size_t most = ps->n * PER_PARAM + n_extra + 1;
-    builder b = {calloc(most, sizeof *b.t), calloc(most, sizeof *b.names), calloc(most, sizeof *b.owned), 0};
+    builder b = {d, calloc(most, sizeof *b.t), calloc(most, sizeof *b.names), calloc(most, sizeof(dv *)), 0};
     const char **keys = calloc(n_meta + 1, sizeof *keys), **values = calloc(n_meta + 1, sizeof *values);
     err_code rc = ERR_OK;
-    if (!b.t || !b.names || !b.owned || !keys || !values) FAIL_DONE(rc, e, NOMEM, "checkpoint: no memory");
-    for (size_t i = 0; i < ps->n; i++) {
-        const param *p = &ps->p[i];
-        const dv *weights = use_teacher && p->teacher ? p->teacher : p->master;
-        TRY_DONE(rc, add(&b, d, p->name, "", weights, TENSOR_F32, p->rows, p->cols, e));
-        if (p->row_index) TRY_DONE(rc, add(&b, d, p->name, ".rows", p->row_index, TENSOR_I32, p->rows, 1, e));
-        if (!full) continue;
-        TRY_DONE(rc, add(&b, d, p->name, ".adam_m", p->m, TENSOR_F32, p->rows, p->cols, e));
-        TRY_DONE(rc, add(&b, d, p->name, ".adam_v", p->v, TENSOR_F32, p->rows, p->cols, e));
-        if (p->teacher) TRY_DONE(rc, add(&b, d, p->name, ".teacher", p->teacher, TENSOR_F32, p->rows, p->cols, e));
-    }
-    for (size_t i = 0; i < n_extra; i++)
-        TRY_DONE(rc, add(&b, d, extra[i].name, "", extra[i].data, TENSOR_F32, extra[i].count, 1, e));
-    TRY_DONE(rc, device_sync(d, e));
+    if (!b.t || !b.names || !b.from || !keys || !values) FAIL_DONE(rc, e, NOMEM, "checkpoint: no memory");
+    for (size_t i = 0; i < ps->n; i++) add_param(&b, &ps->p[i], full, use_teacher);
+    for (size_t i = 0; i < n_extra; i++) add(&b, extra[i].name, "", extra[i].data, TENSOR_F32, extra[i].count, 1);
     for (size_t i = 0; i < n_meta; i++) {
         keys[i] = meta[i].key;
         values[i] = meta[i].value;
     }
-    rc = safetensors_write(path, b.t, b.n, keys, values, n_meta, e);
+    rc = safetensors_write_from(path, b.t, b.n, keys, values, n_meta, get, &b, e);
 done:
-    for (size_t i = 0; i < b.n; i++) free(b.owned[i]);
     free(b.t);
     free(b.names);
-    free(b.owned);
+    free(b.from);
     free(keys);
     free(values);
     return rc;
@@ -76,12 +79,14 @@ static err_code load(const safetensors *s, device *d, const char *name, const ch
     if (!t) FAIL(e, CONFLICT, "checkpoint: '%.80s' is not in it", full_name);
     if (t->count != count || t->type != TENSOR_F32)
         FAIL(e, SHAPE, "checkpoint: '%.80s' has %zu values, expected %zu in fp32", full_name, t->count, count);
-    float *host = malloc(count * sizeof *host + 1);
-    if (!host) FAIL(e, NOMEM, "checkpoint: no memory for %zu values", count);
-    err_code rc = tensor_to_f32(t, host, e);
-    if (!rc) d->op->upload(d, to, host, count * sizeof *host);
-    free(host);
-    return rc;
+    size_t bytes = count * sizeof(float), first = (size_t)((const unsigned char *)t->data - s->map.data);
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        size_t n = bytes - at < PIECE ? bytes - at : PIECE;
+        d->op->upload(d, dv_at(to, at), (const char *)t->data + at, n);
+        TRY(device_sync(d, e)); /* before the pages go */
+        file_map_forget(&s->map, first + at, n);
+    }
+    return ERR_OK;
 }
 
 /* Row-sliced weights belong to their rows: another choice of rows is another model. */

@@ -182,6 +182,14 @@ void file_map_close(file_map *m)
     *m = (file_map){0};
 }
 
+void file_map_forget(const file_map *m, size_t at, size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), first = at / page * page, end = at + bytes;
+    if (!m->data || at > m->bytes || bytes > m->bytes - at) return;
+    end = end == m->bytes ? end : end / page * page; /* a page may hold the start of what follows */
+    if (end > first) madvise((void *)(uintptr_t)(m->data + first), end - first, MADV_DONTNEED);
+}
+
 err_code file_read(const char *path, size_t limit, char **text, size_t *bytes, err *e)
 {
     file_map m;

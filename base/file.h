@@ -46,6 +46,8 @@ typedef struct {
 } file_map;
 err_code file_map_open(file_map *m, const char *path, err *e);
 void file_map_close(file_map *m);
+/* Of a map's bytes [at, at + bytes) the process holds no more pages than of the edges, until it reads them again. */
+void file_map_forget(const file_map *m, size_t at, size_t bytes);
 /* Whole small file into malloc'ed, NUL-terminated memory; more than limit bytes is ERR_LIMIT. Caller frees *text. */
 err_code file_read(const char *path, size_t limit, char **text, size_t *bytes, err *e);
 

@@ -63,9 +63,16 @@ void hash_buffer(const void *data, size_t bytes, char out[HASH_HEX])
 
 err_code hash_file(const char *path, char out[HASH_HEX], err *e)
 {
+    enum { PIECE = 1 << 22 };
     file_map m;
     TRY(file_map_open(&m, path, e));
-    hash_buffer(m.data, m.bytes, out);
+    hash *h = hash_new();
+    for (size_t at = 0; at < m.bytes; at += PIECE) {
+        size_t n = m.bytes - at < PIECE ? m.bytes - at : PIECE;
+        hash_add(h, m.data + at, n);
+        file_map_forget(&m, at, n);
+    }
+    hash_hex(h, out);
     file_map_close(&m);
     return ERR_OK;
 }

@@ -180,18 +180,24 @@ const char *safetensors_meta(const safetensors *s, const char *key)
     return NULL;
 }
 
+static size_t bytes_of(const tensor *t)
+{
+    size_t bytes = tensor_type_bytes(t->type);
+    for (int k = 0; k < t->dims; k++) bytes *= t->shape[k];
+    return bytes;
+}
+
 static size_t round64(size_t n)
 {
     return (n + 63) & ~(size_t)63;
 }
 
-err_code safetensors_write(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
-                           const char *const *meta_values, size_t n_meta, err *e)
+/* The header as JSON text; the caller frees. */
+static err_code describe(const tensor *tensors, size_t n, const char *const *meta_keys, const char *const *meta_values,
+                         size_t n_meta, char **text, err *e)
 {
     err_code rc = ERR_OK;
     json_t *root = json_object();
-    char *text = NULL;
-    file_writer *w = NULL;
     size_t offset = 0;
     if (n_meta) {
         json_t *meta = json_object();
@@ -204,12 +210,9 @@ err_code safetensors_write(const char *path, const tensor *tensors, size_t n, co
     }
     for (size_t i = 0; i < n; i++) {
         const tensor *t = &tensors[i];
-        size_t bytes = tensor_type_bytes(t->type);
+        size_t bytes = bytes_of(t);
         json_t *shape = json_array();
-        for (int k = 0; k < t->dims; k++) {
-            bytes *= t->shape[k];
-            json_array_append_new(shape, json_integer((json_int_t)t->shape[k]));
-        }
+        for (int k = 0; k < t->dims; k++) json_array_append_new(shape, json_integer((json_int_t)t->shape[k]));
         if (json_object_set_new(root, t->name,
                                 json_pack("{s:s,s:o,s:[I,I]}", "dtype", type_name(t->type), "shape", shape,
                                           "data_offsets", (json_int_t)offset, (json_int_t)(offset + bytes))))
@@ -217,24 +220,58 @@ err_code safetensors_write(const char *path, const tensor *tensors, size_t n, co
         offset += bytes;
     }
     if (json_object_size(root) != n + (n_meta > 0)) FAIL_DONE(rc, e, INTERNAL, "safetensors: two tensors of one name");
-    text = json_dumps(root, JSON_COMPACT);
-    if (!text) FAIL_DONE(rc, e, NOMEM, "safetensors: no memory for the header");
+    *text = json_dumps(root, JSON_COMPACT);
+    if (!*text) FAIL_DONE(rc, e, NOMEM, "safetensors: no memory for the header");
+done:
+    json_decref(root);
+    return rc;
+}
+
+static void write_header(FILE *f, const char *text)
+{
     size_t used = strlen(text), padded = round64(8 + used) - 8;
-    TRY_DONE(rc, file_begin(&w, path, e));
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)padded >> (8 * i));
-    fwrite(length, 1, sizeof length, w->f);
-    fwrite(text, 1, used, w->f);
-    for (size_t i = used; i < padded; i++) fputc(' ', w->f);
-    for (size_t i = 0; i < n; i++) {
-        size_t bytes = tensor_type_bytes(tensors[i].type);
-        for (int k = 0; k < tensors[i].dims; k++) bytes *= tensors[i].shape[k];
-        if (bytes) fwrite(tensors[i].data, 1, bytes, w->f);
-    }
+    fwrite(length, 1, sizeof length, f);
+    fwrite(text, 1, used, f);
+    for (size_t i = used; i < padded; i++) fputc(' ', f);
+}
+
+err_code safetensors_write_from(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
+                                const char *const *meta_values, size_t n_meta, safetensors_get get, void *ctx, err *e)
+{
+    err_code rc;
+    char *text = NULL;
+    file_writer *w = NULL;
+    unsigned char *piece = malloc(SAFETENSORS_PIECE);
+    if (!piece) FAIL(e, NOMEM, "safetensors: no memory for %d bytes", SAFETENSORS_PIECE);
+    TRY_DONE(rc, describe(tensors, n, meta_keys, meta_values, n_meta, &text, e));
+    TRY_DONE(rc, file_begin(&w, path, e));
+    write_header(w->f, text);
+    for (size_t i = 0; i < n && !ferror(w->f); i++)
+        for (size_t at = 0, all = bytes_of(&tensors[i]); at < all && !ferror(w->f); at += SAFETENSORS_PIECE) {
+            size_t bytes = all - at < SAFETENSORS_PIECE ? all - at : SAFETENSORS_PIECE;
+            TRY_DONE(rc, get(ctx, i, at, bytes, piece, e));
+            fwrite(piece, 1, bytes, w->f);
+        }
     rc = file_commit(&w, e); /* sees any error of the writes above */
 done:
     file_abandon(&w);
     free(text);
-    json_decref(root);
+    free(piece);
     return rc;
+}
+
+static err_code get_data(void *tensors, size_t i, size_t at, size_t bytes, void *out, err *e)
+{
+    (void)e;
+    memcpy(out, (const char *)((const tensor *)tensors)[i].data + at, bytes);
+    return ERR_OK;
+}
+
+err_code safetensors_write(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
+                           const char *const *meta_values, size_t n_meta, err *e)
+{
+    return safetensors_write_from(path, tensors, n, meta_keys, meta_values, n_meta, get_data,
+                                  (void *)(uintptr_t)tensors, e);
 }

@@ -32,5 +32,11 @@ const char *safetensors_meta(const safetensors *s, const char *key); /* NULL: no
  * tensors follow each other in the order given, without holes. */
 err_code safetensors_write(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
                            const char *const *meta_values, size_t n_meta, err *e);
+/* The same of data that is elsewhere (tensors' data is not looked at): get writes `bytes` bytes of tensors[i], from
+ * byte `at` on, to out. It is asked in the file's order, for SAFETENSORS_PIECE bytes at most. */
+enum { SAFETENSORS_PIECE = 1 << 20 };
+typedef err_code (*safetensors_get)(void *ctx, size_t i, size_t at, size_t bytes, void *out, err *e);
+err_code safetensors_write_from(const char *path, const tensor *tensors, size_t n, const char *const *meta_keys,
+                                const char *const *meta_values, size_t n_meta, safetensors_get get, void *ctx, err *e);
 
 #endif

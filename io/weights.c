@@ -188,6 +188,17 @@ void weights_close(weights_file *w)
     *w = (weights_file){0};
 }
 
+void weights_forget(const weights_file *w, const tensor *t)
+{
+    const unsigned char *data = t->data;
+    for (size_t i = 0; i < w->n_parts; i++) {
+        const weights_part *p = &w->parts[i];
+        const file_map *m = p->kind == KIND_PTH ? &p->pth.map : &p->safetensors.map;
+        if (data >= m->data && data < m->data + m->bytes) /* not a copy */
+            file_map_forget(m, (size_t)(data - m->data), t->count * tensor_type_bytes(t->type));
+    }
+}
+
 const tensor *weights_find(const weights_file *w, const char *name)
 {
     return find(w->tensors, w->n, name);

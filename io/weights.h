@@ -26,6 +26,8 @@ typedef struct {
  * ERR_NOTFOUND no such file, or one that the index names; ERR_UNSUPPORTED torch.save's form from before 1.6. */
 err_code weights_open(weights_file *w, const char *path, err *e);
 void weights_close(weights_file *w);
+/* The tensor's values were read and are not needed for now: the process holds none of their pages any more. */
+void weights_forget(const weights_file *w, const tensor *t);
 const tensor *weights_find(const weights_file *w, const char *name);
 
 #endif

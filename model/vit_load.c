@@ -520,6 +520,7 @@ err_code vit_load_values(const vit *m, const vit_tensor *t, float *out, err *e)
     }
     memset(out, 0, t->pad * sizeof *out);
     TRY(read_parts(t, out + t->pad, e));
+    for (int i = 0; i < 3 && t->part[i]; i++) weights_forget(&m->file, t->part[i]);
     for (size_t i = 0; i < n; i++)
         if (!isfinite(out[i])) FAIL(e, NUMERIC, "%s holds a value that is not finite", t->name);
     return ERR_OK;

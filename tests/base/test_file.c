@@ -151,8 +151,12 @@ static void maps(void **state)
     assert_int_equal(file_map_open(&m, NAME, &e), ERR_OK);
     assert_int_equal(m.bytes, 10);
     assert_memory_equal(m.data, "0123456789", 10);
+    for (size_t at = 0; at < 12; at++)
+        for (size_t n = 0; n < 12; n++) file_map_forget(&m, at, n); /* also beyond its end */
+    assert_memory_equal(m.data, "0123456789", 10);
     file_map_close(&m);
     assert_null(m.data);
+    file_map_forget(&m, 0, 1);
     assert_int_equal(file_read(NAME, 9, &text, NULL, &e), ERR_LIMIT);
     e = (err){0};
     assert_int_equal(file_read(NAME, 10, &text, NULL, &e), ERR_OK);

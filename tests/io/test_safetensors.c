@@ -269,6 +269,48 @@ static void write_read(void **state)
     free(second);
 }
 
+/* Bytes of a tensor that is nowhere: tensor i's byte k is i + k * 7. `fail_at`: byte of tensor 1 that cannot be had. */
+typedef struct {
+    size_t fail_at, calls, most;
+} pattern;
+
+static err_code get_pattern(void *ctx, size_t i, size_t at, size_t bytes, void *out, err *e)
+{
+    pattern *p = ctx;
+    p->calls++;
+    if (bytes > p->most) p->most = bytes;
+    if (i == 1 && p->fail_at < at + bytes) FAIL(e, IO, "cannot be had");
+    for (size_t k = 0; k < bytes; k++) ((unsigned char *)out)[k] = (unsigned char)(i + (at + k) * 7);
+    return ERR_OK;
+}
+
+static void write_from(void **state)
+{
+    (void)state;
+    err e = {0};
+    enum { LONG = 2 * SAFETENSORS_PIECE + 1001 };
+    const tensor t[] = {{.name = "b", .type = TENSOR_U8, .dims = 1, .shape = {LONG}},
+                        {.name = "a", .type = TENSOR_I16, .dims = 2, .shape = {3, 5}},
+                        {.name = "c", .type = TENSOR_F32, .dims = 1, .shape = {0}}};
+    pattern p = {.fail_at = SIZE_MAX};
+    assert_int_equal(safetensors_write_from(FILE_NAME, t, 3, NULL, NULL, 0, get_pattern, &p, &e), ERR_OK);
+    assert_int_equal(p.calls, 4);
+    assert_int_equal(p.most, SAFETENSORS_PIECE);
+    p.fail_at = 7; /* the file that is there stays */
+    assert_int_equal(safetensors_write_from(FILE_NAME, t, 3, NULL, NULL, 0, get_pattern, &p, &e), ERR_IO);
+    assert_int_not_equal(system("ls " FILE_NAME ".tmp-* 2>/dev/null | grep -q ."), 0);
+    safetensors s;
+    assert_int_equal(safetensors_open(&s, FILE_NAME, &e), ERR_OK);
+    assert_int_equal(s.n, 3);
+    for (size_t i = 0; i < 3; i++) {
+        const tensor *r = safetensors_find(&s, t[i].name);
+        const unsigned char *data = r->data;
+        for (size_t k = 0; k < r->count * tensor_type_bytes(r->type); k++)
+            assert_int_equal(data[k], (unsigned char)(i + k * 7));
+    }
+    safetensors_close(&s);
+}
+
 static void full_disk(void **state)
 {
     (void)state;
@@ -327,8 +369,9 @@ static int remove_file(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(hostile),   cmocka_unit_test(mutations),
-                                       cmocka_unit_test(wild),      cmocka_unit_test(write_read),
-                                       cmocka_unit_test(full_disk), cmocka_unit_test(python_reads)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(hostile),     cmocka_unit_test(mutations),
+                                       cmocka_unit_test(wild),        cmocka_unit_test(write_read),
+                                       cmocka_unit_test(write_from),  cmocka_unit_test(full_disk),
+                                       cmocka_unit_test(python_reads)};
     return cmocka_run_group_tests(tests, NULL, remove_file);
 }
