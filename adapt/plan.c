@@ -4,44 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapt/ssl_data.h"
 #include "adapt/ssl_eval.h"
 
 const char *const plan_class_name[PLAN_CLASSES] = {"weights",   "packed weights", "trainable",  "gradients",
                                                    "optimizer", "teacher",        "head",       "activations",
                                                    "workspace", "batch",          "evaluation", "host"};
 const char *const plan_flop_name[PLAN_FLOPS] = {"forward", "dX", "dW", "teacher", "head", "recomputed"};
-
-/* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
-static size_t prototypes_for(size_t n)
-{
-    size_t k = 256;
-    while (k < 8192 && k < n) k *= 2;
-    return k;
-}
-
-ssl_step_config plan_step_config(const ssl_data *data, const vit *m, const ssl_options *o, ssl_mask *mask)
-{
-    size_t grid = data->global_size / (size_t)vit_get_config(m)->patch;
-    *mask = (ssl_mask){2 * data->batch, grid, grid, o->mask_probability, o->mask_ratio[0], o->mask_ratio[1]};
-    return (ssl_step_config){.batch = data->batch,
-                             .locals = data->locals,
-                             .global_size = data->global_size,
-                             .local_size = data->local_size,
-                             .recompute = o->recompute,
-                             .masked_most = o->ibot > 0 ? ssl_mask_most(mask) : 0,
-                             .accumulate = data->accumulate,
-                             .head = {(size_t)vit_get_config(m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
-                                      o->prototypes ? (size_t)o->prototypes : prototypes_for(data->n)},
-                             .separate_heads = o->separate_heads,
-                             .centering = o->sinkhorn ? SSL_SINKHORN : SSL_SOFTMAX,
-                             .dino = o->dino,
-                             .ibot = o->ibot,
-                             .koleo = o->koleo,
-                             .student_temp = o->student_temp,
-                             .center_momentum = o->center_momentum,
-                             .clip = o->clip,
-                             .seed = o->seed};
-}
 
 static size_t masters_bytes(const param_set *ps, size_t from, size_t to)
 {
@@ -125,7 +94,7 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
 {
     device *d = vit_device(m);
     ssl_mask mask;
-    ssl_step_config k = plan_step_config(data, m, o, &mask);
+    ssl_step_config k = ssl_data_step_config(data, m, o, &mask);
     ssl_step s;
     size_t before = d->bytes, patches = mask.rows * mask.columns, host = 0;
     uint8_t *bits = calloc(mask.crops, patches);                                       /* the most that can be masked */

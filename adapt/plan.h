@@ -10,9 +10,7 @@
 #ifndef RADAPT_PLAN_H
 #define RADAPT_PLAN_H
 #include "adapt/finetune.h"
-#include "adapt/ssl_data.h"
-#include "adapt/ssl_mask.h"
-#include "adapt/ssl_step.h"
+#include "adapt/ssl.h"
 
 typedef enum {
     PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
@@ -46,8 +44,5 @@ extern const char *const plan_class_name[PLAN_CLASSES], *const plan_flop_name[PL
 err_code plan_adapt(plan *p, vit *m, const ssl_options *o, size_t frames, err *e);
 err_code plan_finetune(plan *p, vit *m, const peft_spec *peft, const finetune_options *o, int classes, err *e);
 err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options *v, err *e);
-
-/* What ssl_adapt gives ssl_step_open; mask is filled in too. */
-ssl_step_config plan_step_config(const ssl_data *data, const vit *m, const ssl_options *o, ssl_mask *mask);
 
 #endif

@@ -1,354 +1,40 @@
-/* ssl.c: the loop of self-supervised adaptation: schedules, metrics, evaluation, checkpoints, guards. A step is
- * ssl_step.c's, its crops are ssl_data.c's. Everything that decides is a function of the step and of what the
- * checkpoint holds, so that a resumed run equals an uninterrupted one. */
-#include "adapt/ssl.h"
-
-#include <errno.h>
-#include <inttypes.h>
-#include <jansson.h>
+/* ssl.c: the loop of self-supervised adaptation: schedules, evaluation, guards. A step is ssl_step.c's, its crops are
+ * ssl_data.c's, what is kept on disk is ssl_state.c's. Everything that decides is a function of the step and of what
+ * the checkpoint holds, so that a resumed run equals an uninterrupted one. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "adapt/adapter.h"
-#include "adapt/plan.h"
-#include "adapt/ssl_data.h"
-#include "adapt/ssl_eval.h"
-#include "adapt/ssl_mask.h"
-#include "adapt/ssl_step.h"
+#include "adapt/ssl_run.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/stop.h"
 #include "preprocess/loader.h"
 
-#define NEVER UINT64_MAX
 enum { LOG_STEPS = 10, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
 
-typedef struct {
-    vit *m;
-    const cohort *c;
-    const ssl_options *o;
-    const char *dir;
-    ssl_result *out;
-    param_set ps;
-    size_t n_backbone; /* params before the head's */
-    ssl_data data;
-    ssl_eval eval;
-    ssl_step step;
-    ssl_mask mask;
-    uint8_t *mask_bits;
-    FILE *metrics;
-    char hash[HASH_HEX]; /* of what a checkpoint must agree with */
-    /* state that a checkpoint holds, beside out's */
-    uint64_t at;        /* next step */
-    uint64_t evaluated; /* step of the last evaluation; NEVER: none */
-    uint64_t best_step; /* of the best teacher, whose state is in best-<step>.safetensors; NEVER: none */
-    double lr_factor;
-    uint64_t roll_backs, bad_steps;
-} run;
-
-static err_code in_dir(const run *r, const char *name, char out[FILE_PATH_MAX], err *e)
+static bool is_better(const ssl_run *r, const ssl_score *s)
 {
-    return file_path(out, e, "%s/%s", r->dir, name);
-}
-
-/* --- metrics.jsonl and result.json
- * ------------------------------------------------------------------------------------ */
-
-static json_t *real_or_null(double v)
-{
-    return isfinite(v) ? json_real(v) : json_null();
-}
-
-static err_code write_line(run *r, json_t *j, err *e)
-{
-    int bad = json_dumpf(j, r->metrics, JSON_COMPACT | JSON_PRESERVE_ORDER);
-    json_decref(j);
-    fputc('\n', r->metrics);
-    if (bad || fflush(r->metrics)) FAIL(e, NOSPACE, "adapt: metrics.jsonl cannot be written");
-    return ERR_OK;
-}
-
-static err_code read_result(const char *path, ssl_result *out, err *e)
-{
-    json_t *j = json_load_file(path, 0, NULL);
-    if (!json_is_object(j)) {
-        json_decref(j);
-        FAIL(e, FORMAT, "adapt: result.json of this run is damaged; remove the run's folder");
-    }
-    const struct {
-        const char *key;
-        double *to;
-    } reals[] = {
-        {"seconds", &out->seconds},       {"images_per_s", &out->images_per_s}, {"loss_first", &out->loss_first},
-        {"loss_last", &out->loss_last},   {"knn_start", &out->knn_start},       {"knn_best", &out->knn_best},
-        {"rank_start", &out->rank_start}, {"rank_best", &out->rank_best},       {"peak_bytes", &out->peak_bytes}};
-    for (size_t i = 0; i < sizeof reals / sizeof *reals; i++) {
-        const json_t *v = json_object_get(j, reals[i].key);
-        *reals[i].to = json_is_number(v) ? json_number_value(v) : NAN;
-    }
-    out->steps = (uint64_t)json_integer_value(json_object_get(j, "steps"));
-    out->images = (uint64_t)json_integer_value(json_object_get(j, "images"));
-    out->trainable = (size_t)json_integer_value(json_object_get(j, "trainable"));
-    out->rolled_back = json_is_true(json_object_get(j, "rolled_back"));
-    out->already_done = true;
-    json_decref(j);
-    return ERR_OK;
-}
-
-static err_code write_result(run *r, err *e)
-{
-    const ssl_result *t = r->out;
-    char path[FILE_PATH_MAX];
-    TRY(in_dir(r, "result.json", path, e));
-    json_t *j =
-        json_pack("{s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "steps", (json_int_t)t->steps, "images",
-                  (json_int_t)t->images, "trainable", (json_int_t)t->trainable, "seconds", real_or_null(t->seconds),
-                  "images_per_s", real_or_null(t->images_per_s), "loss_first", real_or_null(t->loss_first), "loss_last",
-                  real_or_null(t->loss_last), "knn_start", real_or_null(t->knn_start), "knn_best",
-                  real_or_null(t->knn_best), "rank_start", real_or_null(t->rank_start), "rank_best",
-                  real_or_null(t->rank_best), "peak_bytes", real_or_null(t->peak_bytes), "rolled_back", t->rolled_back);
-    char *text = j ? json_dumps(j, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
-    json_decref(j);
-    if (!text) FAIL(e, NOMEM, "adapt: no memory for the result");
-    err_code rc = file_write(path, text, strlen(text), e);
-    free(text);
-    return rc;
-}
-
-/* --- checkpoints
- * ------------------------------------------------------------------------------------------------------- */
-
-static void config_hash(run *r)
-{
-    hash *h = hash_new();
-    ssl_options o = *r->o;
-    hash_str(h, "radapt-ssl/2");
-    hash_str(h, vit_hash(r->m));
-    hash_str(h, r->c->data_hash);
-    hash_str(h, r->c->split_hash);
-    /* Field by field: padding between them is not the configuration's. */
-    const double v[] = {(double)o.peft.method,
-                        o.peft.rows,
-                        (double)o.peft.seed,
-                        o.epochs,
-                        o.warmup_epochs,
-                        o.head_warmup_epochs,
-                        o.batch,
-                        o.accumulate,
-                        o.layer_decay,
-                        o.patch_lr,
-                        o.separate_heads,
-                        o.sinkhorn,
-                        o.knn,
-                        o.knn_temp,
-                        o.global_size,
-                        o.local_size,
-                        o.locals,
-                        o.lr,
-                        o.head_lr,
-                        o.lr_last,
-                        o.weight_decay,
-                        o.weight_decay_last,
-                        o.clip,
-                        o.momentum,
-                        o.momentum_last,
-                        o.teacher_temp,
-                        o.teacher_temp_last,
-                        o.teacher_temp_epochs,
-                        o.student_temp,
-                        o.center_momentum,
-                        o.dino,
-                        o.ibot,
-                        o.koleo,
-                        o.mask_probability,
-                        o.mask_ratio[0],
-                        o.mask_ratio[1],
-                        o.hidden,
-                        o.bottleneck,
-                        o.prototypes,
-                        o.data_init,
-                        o.freeze_prototypes_epochs,
-                        o.evaluate_epochs,
-                        o.collapse_rank,
-                        (double)o.seed,
-                        o.view.size,
-                        o.view.share,
-                        (double)o.view.window.mode,
-                        (double)vit_device(r->m)->ct,
-                        o.peft.rank,
-                        (double)o.peft.alpha,
-                        o.peft.targets,
-                        o.peft.prompts,
-                        o.peft.deep};
-    hash_add(h, v, sizeof v);
-    for (int i = 0; i < 3; i++) {
-        const voi_window *w = &o.view.window.fixed[i];
-        hash_add(h, (const double[]){w->center, w->width, (double)w->function}, 3 * sizeof(double));
-    }
-    hash_add(h, &o.augment, sizeof o.augment); /* floats only */
-    hash_hex(h, r->hash);
-}
-
-enum { CENTERS = 2 };
-
-/* What a checkpoint holds beside the params. */
-static void centers(const run *r, checkpoint_extra out[CENTERS])
-{
-    static const char *const names[CENTERS] = {"center.class", "center.patch"};
-    for (int i = 0; i < CENTERS; i++)
-        out[i] = (checkpoint_extra){names[i], r->step.group[i].center, r->step.config.head.prototypes};
-}
-
-/* The whole state: weights, teacher, Adam's moments, centres, and the loop's numbers in one text, exact in both
- * directions. */
-static err_code save_state(run *r, const char *path, err *e)
-{
-    char state[640];
-    const ssl_result *t = r->out;
-    long metrics_bytes = ftell(r->metrics);
-    snprintf(state, sizeof state,
-             "%" PRIu64 " %" PRIu64 " %" PRIu64 " %a %" PRIu64 " %" PRIu64 " %d %a %a %a %a %a %a %a %ld", r->at,
-             r->evaluated, r->best_step, r->lr_factor, r->roll_backs, r->bad_steps, t->rolled_back, t->seconds,
-             t->loss_first, t->loss_last, t->knn_start, t->knn_best, t->rank_start, t->rank_best, metrics_bytes);
-    const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/2"}, {"config", r->hash}, {"state", state}};
-    checkpoint_extra extra[CENTERS];
-    centers(r, extra);
-    if (metrics_bytes < 0 || fflush(r->metrics) || fdatasync(fileno(r->metrics)))
-        FAIL_ERRNO(e, "adapt: metrics.jsonl cannot be written");
-    return checkpoint_write(path, r->step.d, &r->ps, true, false, extra, CENTERS, meta, sizeof meta / sizeof *meta, e);
-}
-
-static err_code best_path(const run *r, uint64_t step, char out[FILE_PATH_MAX], err *e)
-{
-    return file_path(out, e, "%s/best-%" PRIu64 ".safetensors", r->dir, step);
-}
-
-static err_code save_checkpoint(run *r, err *e)
-{
-    char path[FILE_PATH_MAX];
-    TRY(in_dir(r, "checkpoint.safetensors", path, e));
-    return save_state(r, path, e);
-}
-
-/* This evaluation's teacher is the best: its whole state is kept beside the checkpoint, which names it. Killed between
- * two of these lines, the checkpoint still names a state that is there. */
-static err_code keep_best(run *r, err *e)
-{
-    char path[FILE_PATH_MAX], old[FILE_PATH_MAX];
-    uint64_t before = r->best_step;
-    r->best_step = r->at;
-    TRY(best_path(r, r->at, path, e));
-    TRY(save_state(r, path, e));
-    TRY(save_checkpoint(r, e));
-    if (before == NEVER || before == r->at) return ERR_OK;
-    TRY(best_path(r, before, old, e));
-    unlink(old);
-    return ERR_OK;
-}
-
-static err_code load_tensors(run *r, const safetensors *s, err *e)
-{
-    checkpoint_extra extra[CENTERS];
-    centers(r, extra);
-    TRY(checkpoint_load(s, r->step.d, &r->ps, true, extra, CENTERS, e));
-    ssl_step_refresh(&r->step);
-    return ERR_OK;
-}
-
-/* A checkpoint, if there is one; metrics.jsonl is cut back to it. */
-static err_code load_checkpoint(run *r, err *e)
-{
-    char path[FILE_PATH_MAX];
-    safetensors s;
-    ssl_result *t = r->out;
-    long metrics_bytes;
-    int rolled_back;
-    err_code rc = ERR_OK;
-    TRY(in_dir(r, "checkpoint.safetensors", path, e));
-    if (!file_exists(path)) return ERR_OK;
-    TRY(safetensors_open(&s, path, e));
-    const char *config = safetensors_meta(&s, "config"), *state = safetensors_meta(&s, "state");
-    if (!config || !state || strcmp(config, r->hash) != 0)
-        FAIL_DONE(rc, e, CONFLICT, "adapt: the checkpoint in this run's folder is of another configuration");
-    if (sscanf(state,
-               "%" SCNu64 " %" SCNu64 " %" SCNu64 " %la %" SCNu64 " %" SCNu64 " %d %la %la %la %la %la %la %la %ld",
-               &r->at, &r->evaluated, &r->best_step, &r->lr_factor, &r->roll_backs, &r->bad_steps, &rolled_back,
-               &t->seconds, &t->loss_first, &t->loss_last, &t->knn_start, &t->knn_best, &t->rank_start, &t->rank_best,
-               &metrics_bytes) != 15)
-        FAIL_DONE(rc, e, FORMAT, "adapt: the checkpoint is damaged; remove the run's folder");
-    TRY_DONE(rc, load_tensors(r, &s, e));
-    t->rolled_back = rolled_back;
-    t->resumed = true;
-    if (ftruncate(fileno(r->metrics), metrics_bytes) || fseek(r->metrics, metrics_bytes, SEEK_SET))
-        FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be cut back to the checkpoint");
-    log_event(LOG_INFO, "adapt.resumed", "step", LOG_INT(r->at), NULL);
-done:
-    safetensors_close(&s);
-    return rc;
-}
-
-/* Back to the best teacher's state: weights, head, moments, centres. What is drawn goes on from here. */
-static err_code restore_best(run *r, err *e)
-{
-    char path[FILE_PATH_MAX];
-    safetensors s;
-    TRY(best_path(r, r->best_step, path, e));
-    TRY(safetensors_open(&s, path, e));
-    err_code rc = load_tensors(r, &s, e);
-    safetensors_close(&s);
-    return rc;
-}
-
-/* The stage's product: the teacher's trainable backbone weights. */
-static err_code save_adapter(run *r, err *e)
-{
-    char path[FILE_PATH_MAX];
-    TRY(in_dir(r, "adapter.safetensors", path, e));
-    param_set backbone = {.p = r->ps.p, .n = r->n_backbone};
-    return adapter_write(path, r->m, &backbone, &r->o->peft, e);
-}
-
-/* The end: the best teacher's adapter, then result.json, which says that it is all there; what only a run under way
- * needs goes. */
-static err_code finish(run *r, err *e)
-{
-    char path[FILE_PATH_MAX];
-    TRY(restore_best(r, e));
-    TRY(save_adapter(r, e));
-    TRY(write_result(r, e));
-    TRY(in_dir(r, "checkpoint.safetensors", path, e));
-    unlink(path);
-    TRY(best_path(r, r->best_step, path, e));
-    unlink(path);
-    return ERR_OK;
-}
-
-/* --- the loop
- * -------------------------------------------------------------------------------------------------------------- */
-
-static bool is_better(const run *r, const ssl_score *s)
-{
-    if (r->best_step == NEVER || !isfinite(s->knn_auc)) return true;
+    if (r->best_step == SSL_RUN_NEVER || !isfinite(s->knn_auc)) return true;
     return s->knn_auc >= r->out->knn_best;
 }
 
 /* The teacher's rank fell below the limit: back to the best with half the rate, and after too many times no further. */
-static err_code collapsed(run *r, bool *over, err *e)
+static err_code collapsed(ssl_run *r, bool *over, err *e)
 {
     log_event(LOG_WARN, "adapt.collapse", "step", LOG_INT(r->at), "roll_backs", LOG_INT(r->roll_backs), NULL);
     r->out->rolled_back = true;
-    *over = r->best_step == NEVER || r->roll_backs++ >= ROLL_BACKS;
+    *over = r->best_step == SSL_RUN_NEVER || r->roll_backs++ >= ROLL_BACKS;
     if (*over) return ERR_OK; /* what is best stays */
     r->lr_factor *= 0.5;
-    TRY(restore_best(r, e));
-    return save_checkpoint(r, e);
+    TRY(ssl_state_restore_best(r, e));
+    return ssl_state_save(r, e);
 }
 
 /* Evaluates the teacher and keeps it if it is the best so far: with labels the best kNN wins, ties go to the later;
  * without, the latest that has not collapsed. */
-static err_code evaluate(run *r, bool *over, err *e)
+static err_code evaluate(ssl_run *r, bool *over, err *e)
 {
     ssl_score s;
     TRY(ssl_eval_run(&r->eval, r->m, VIT_TEACHER, r->c, r->o, &s, e));
@@ -357,12 +43,13 @@ static err_code evaluate(run *r, bool *over, err *e)
         r->out->rank_start = s.rank;
         r->out->knn_start = s.knn_auc;
     }
-    TRY(write_line(r,
-                   json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)r->at, "epoch",
-                             (double)r->at / (double)r->data.steps_per_epoch, "knn_auc", real_or_null(s.knn_auc),
-                             "knn_accuracy", real_or_null(s.knn_accuracy), "linear_auc", real_or_null(s.linear_auc),
-                             "linear_accuracy", real_or_null(s.linear_accuracy), "rank", real_or_null(s.rank)),
-                   e));
+    TRY(ssl_record_line(r,
+                        json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)r->at, "epoch",
+                                  (double)r->at / (double)r->data.steps_per_epoch, "knn_auc",
+                                  ssl_record_real(s.knn_auc), "knn_accuracy", ssl_record_real(s.knn_accuracy),
+                                  "linear_auc", ssl_record_real(s.linear_auc), "linear_accuracy",
+                                  ssl_record_real(s.linear_accuracy), "rank", ssl_record_real(s.rank)),
+                        e));
     log_event(LOG_INFO, "adapt.evaluate", "step", LOG_INT(r->at), "knn_auc", LOG_REAL(s.knn_auc), "linear_auc",
               LOG_REAL(s.linear_auc), "rank", LOG_REAL(s.rank), NULL);
     r->evaluated = r->at;
@@ -370,11 +57,11 @@ static err_code evaluate(run *r, bool *over, err *e)
     if (!is_better(r, &s)) return ERR_OK;
     r->out->knn_best = s.knn_auc;
     r->out->rank_best = s.rank;
-    return keep_best(r, e);
+    return ssl_state_keep_best(r, e);
 }
 
 /* CLS and a few patch tokens of training crops through the frozen backbone, for the head's initialisation. */
-static err_code init_head(run *r, err *e)
+static err_code init_head(ssl_run *r, err *e)
 {
     size_t crops = 2 * r->data.batch, T = r->step.T, C = r->step.config.head.in, n = 0;
     size_t batches = (INIT_CROPS + crops - 1) / crops, each = INIT_TOKENS / (batches * crops);
@@ -406,19 +93,19 @@ done:
 }
 
 /* Frames that n updates take. */
-static uint64_t images_of(const run *r, uint64_t n)
+static uint64_t images_of(const ssl_run *r, uint64_t n)
 {
     return n * r->data.accumulate * r->data.batch;
 }
 
-static uint64_t steps_of(const run *r, double epochs)
+static uint64_t steps_of(const ssl_run *r, double epochs)
 {
     return (uint64_t)llround(epochs * (double)r->data.steps_per_epoch);
 }
 
 /* The schedules at one step. The head warms up first, with the backbone frozen; the backbone's own schedule begins
  * behind that. */
-static void schedule(const run *r, uint64_t total, ssl_step_update_in *u, ssl_step_in *in)
+static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ssl_step_in *in)
 {
     const ssl_options *o = r->o;
     uint64_t head_only = steps_of(r, o->head_warmup_epochs), warm = steps_of(r, o->warmup_epochs), t = r->at;
@@ -446,27 +133,27 @@ static void schedule(const run *r, uint64_t total, ssl_step_update_in *u, ssl_st
     in->head_only = frozen;
 }
 
-static err_code log_step(run *r, const ssl_step_out *s, const ssl_step_update_in *u, double images_per_s, err *e)
+static err_code log_step(ssl_run *r, const ssl_step_out *s, const ssl_step_update_in *u, double images_per_s, err *e)
 {
-    return write_line(r,
-                      json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o}", "step", (json_int_t)r->at,
-                                "epoch", (double)r->at / (double)r->data.steps_per_epoch, "loss", real_or_null(s->loss),
-                                "dino", real_or_null(s->dino), "ibot", real_or_null(s->ibot), "koleo",
-                                real_or_null(s->koleo), "target_entropy", real_or_null(s->target_entropy[0]),
-                                real_or_null(s->target_entropy[1]), "marginal_entropy",
-                                real_or_null(s->marginal_entropy[0]), real_or_null(s->marginal_entropy[1]), "grad_norm",
-                                real_or_null(s->grad_norm), "lr", (double)(u->adam.skip_backbone ? 0 : u->adam.lr),
-                                "images_per_s", real_or_null(images_per_s)),
-                      e);
+    return ssl_record_line(
+        r,
+        json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o}", "step", (json_int_t)r->at, "epoch",
+                  (double)r->at / (double)r->data.steps_per_epoch, "loss", ssl_record_real(s->loss), "dino",
+                  ssl_record_real(s->dino), "ibot", ssl_record_real(s->ibot), "koleo", ssl_record_real(s->koleo),
+                  "target_entropy", ssl_record_real(s->target_entropy[0]), ssl_record_real(s->target_entropy[1]),
+                  "marginal_entropy", ssl_record_real(s->marginal_entropy[0]), ssl_record_real(s->marginal_entropy[1]),
+                  "grad_norm", ssl_record_real(s->grad_norm), "lr", (double)(u->adam.skip_backbone ? 0 : u->adam.lr),
+                  "images_per_s", ssl_record_real(images_per_s)),
+        e);
 }
 
 /* A gradient that is not finite: the step is left out; three in a row, and the last good state comes back with half the
  * rate. */
-static err_code bad_step(run *r, err *why, err *e)
+static err_code bad_step(ssl_run *r, err *why, err *e)
 {
     log_event(LOG_WARN, "adapt.not_finite", "step", LOG_INT(r->at), NULL);
     if (++r->bad_steps < NAN_ROW) return ERR_OK;
-    if (r->roll_backs >= ROLL_BACKS || r->best_step == NEVER) {
+    if (r->roll_backs >= ROLL_BACKS || r->best_step == SSL_RUN_NEVER) {
         *e = *why;
         return why->code;
     }
@@ -474,11 +161,11 @@ static err_code bad_step(run *r, err *why, err *e)
     r->lr_factor *= 0.5;
     r->bad_steps = 0;
     r->out->rolled_back = true;
-    return restore_best(r, e);
+    return ssl_state_restore_best(r, e);
 }
 
 /* One micro-batch: its crops and masks are a function of its number, its gradients add to the update's. */
-static err_code micro_step(run *r, loader *l, uint64_t micro, ssl_step_in *in, ssl_step_out *s, err *e)
+static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *in, ssl_step_out *s, err *e)
 {
     const float *batch;
     size_t S = r->data.global_size;
@@ -491,7 +178,7 @@ static err_code micro_step(run *r, loader *l, uint64_t micro, ssl_step_in *in, s
     return ssl_step_gradients(&r->step, in, s, e);
 }
 
-static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
+static err_code one_step(ssl_run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
 {
     ssl_step_in in = {0};
     schedule(r, total, u, &in);
@@ -508,7 +195,7 @@ static err_code one_step(run *r, loader *l, uint64_t total, ssl_step_out *s, ssl
 }
 
 /* One step, its line in metrics.jsonl, and a checkpoint when it is time. */
-static err_code advance(run *r, loader *l, uint64_t total, progress *bar, double *saved, err *e)
+static err_code advance(ssl_run *r, loader *l, uint64_t total, progress *bar, double *saved, err *e)
 {
     ssl_step_out s = {0};
     ssl_step_update_in u;
@@ -525,12 +212,12 @@ static err_code advance(run *r, loader *l, uint64_t total, progress *bar, double
     double now = progress_clock();
     if ((now - *saved) / 60 < r->o->checkpoint_minutes) return ERR_OK;
     *saved = now;
-    return save_checkpoint(r, e);
+    return ssl_state_save(r, e);
 }
 
 /* seconds: of steps and evaluations, over all sittings. Between the lines of this loop the state is whole: whoever asks
  * it to stop, in a step or in an evaluation, finds a checkpoint of just that. */
-static err_code loop(run *r, uint64_t total, err *e)
+static err_code loop(ssl_run *r, uint64_t total, err *e)
 {
     loader *l = NULL;
     progress bar;
@@ -559,7 +246,7 @@ static err_code loop(run *r, uint64_t total, err *e)
     }
     if (rc == ERR_INTERRUPTED) {
         err second = {0};
-        if (save_checkpoint(r, &second)) log_event(LOG_WARN, "adapt.not_saved", "reason", LOG_STR(second.msg), NULL);
+        if (ssl_state_save(r, &second)) log_event(LOG_WARN, "adapt.not_saved", "reason", LOG_STR(second.msg), NULL);
     }
     r->out->images_per_s = r->out->seconds > 0 ? (double)images_of(r, r->at) / r->out->seconds : 0;
     progress_end(&bar);
@@ -569,7 +256,7 @@ static err_code loop(run *r, uint64_t total, err *e)
 
 /* Memory that the run will take beside what is allocated already: the step, and batches waiting on the host. The
  * params' pages may not have been touched yet: they are counted too. */
-static err_code fits(const run *r, const ssl_step_config *k, err *e)
+static err_code fits(const ssl_run *r, const ssl_step_config *k, err *e)
 {
     enum { COPIES = 5, BATCHES = 3 }; /* master, gradient, two moments, teacher; as the loader holds them */
     size_t bytes, available = 0;
@@ -588,24 +275,24 @@ static err_code fits(const run *r, const ssl_step_config *k, err *e)
 }
 
 /* Of the backbone's params: the heads are not there yet. */
-static void layer_rates(run *r)
+static void layer_rates(ssl_run *r)
 {
     optim_layer_decay(&r->ps, vit_get_config(r->m)->depth, r->o->layer_decay);
     for (size_t i = 0; i < r->ps.n; i++)
         if (!strncmp(r->ps.p[i].name, "patch_embed.", 12)) r->ps.p[i].lr_scale *= r->o->patch_lr;
 }
 
-static err_code open_all(run *r, err *e)
+static err_code open_all(ssl_run *r, err *e)
 {
     const ssl_options *o = r->o;
     char path[FILE_PATH_MAX];
     TRY(file_mkdirs(r->dir, e));
-    TRY(in_dir(r, "metrics.jsonl", path, e));
+    TRY(ssl_run_path(r, "metrics.jsonl", path, e));
     r->metrics = fopen(path, file_exists(path) ? "r+" : "w+");
     if (!r->metrics) FAIL(e, IO, "adapt: metrics.jsonl cannot be opened");
     TRY(ssl_data_open(&r->data, r->m, r->c, o, e));
     TRY(ssl_eval_open(&r->eval, r->m, r->c, SSL_EVAL_FRAMES, e));
-    ssl_step_config k = plan_step_config(&r->data, r->m, o, &r->mask);
+    ssl_step_config k = ssl_data_step_config(&r->data, r->m, o, &r->mask);
     r->mask_bits = calloc(r->mask.crops, r->mask.rows * r->mask.columns);
     if (!r->mask_bits) FAIL(e, NOMEM, "adapt: no memory for masks");
     peft_spec peft = o->peft;
@@ -624,16 +311,22 @@ static err_code open_all(run *r, err *e)
 
 err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e)
 {
-    run r = {
-        .m = m, .c = c, .o = o, .dir = run_dir, .out = out, .lr_factor = 1, .evaluated = NEVER, .best_step = NEVER};
+    ssl_run r = {.m = m,
+                 .c = c,
+                 .o = o,
+                 .dir = run_dir,
+                 .out = out,
+                 .lr_factor = 1,
+                 .evaluated = SSL_RUN_NEVER,
+                 .best_step = SSL_RUN_NEVER};
     char path[FILE_PATH_MAX];
     *out = (ssl_result){.knn_start = NAN, .knn_best = NAN, .rank_start = NAN, .rank_best = NAN};
-    TRY(in_dir(&r, "result.json", path, e));
-    if (file_exists(path)) return read_result(path, out, e);
-    config_hash(&r);
+    TRY(ssl_run_path(&r, "result.json", path, e));
+    if (file_exists(path)) return ssl_record_read(path, out, e);
+    ssl_state_hash(&r);
     err_code rc;
     TRY_DONE(rc, open_all(&r, e));
-    TRY_DONE(rc, load_checkpoint(&r, e));
+    TRY_DONE(rc, ssl_state_load(&r, e));
     if (!out->resumed) {
         if (ftruncate(fileno(r.metrics), 0)) FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be written");
         if (o->data_init) TRY_DONE(rc, init_head(&r, e));
@@ -643,7 +336,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     out->steps = r.at;
     out->images = images_of(&r, r.at);
     out->peak_bytes = (double)vit_device(m)->bytes_most;
-    rc = finish(&r, e);
+    rc = ssl_state_finish(&r, e);
 done:
     ssl_step_close(&r.step);
     vit_untrain(m);

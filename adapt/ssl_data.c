@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapt/ssl_mask.h"
-
 static size_t to_patches(int size, int patch)
 {
     int n = (size + patch / 2) / patch;
@@ -90,4 +88,36 @@ err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
     }
     if (sampler_run(s->threads, &s->norm, s->jobs, n)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
     return ERR_OK;
+}
+
+/* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
+static size_t prototypes_for(size_t n)
+{
+    size_t k = 256;
+    while (k < 8192 && k < n) k *= 2;
+    return k;
+}
+
+ssl_step_config ssl_data_step_config(const ssl_data *data, const vit *m, const ssl_options *o, ssl_mask *mask)
+{
+    size_t grid = data->global_size / (size_t)vit_get_config(m)->patch;
+    *mask = (ssl_mask){2 * data->batch, grid, grid, o->mask_probability, o->mask_ratio[0], o->mask_ratio[1]};
+    return (ssl_step_config){.batch = data->batch,
+                             .locals = data->locals,
+                             .global_size = data->global_size,
+                             .local_size = data->local_size,
+                             .recompute = o->recompute,
+                             .masked_most = o->ibot > 0 ? ssl_mask_most(mask) : 0,
+                             .accumulate = data->accumulate,
+                             .head = {(size_t)vit_get_config(m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,
+                                      o->prototypes ? (size_t)o->prototypes : prototypes_for(data->n)},
+                             .separate_heads = o->separate_heads,
+                             .centering = o->sinkhorn ? SSL_SINKHORN : SSL_SOFTMAX,
+                             .dino = o->dino,
+                             .ibot = o->ibot,
+                             .koleo = o->koleo,
+                             .student_temp = o->student_temp,
+                             .center_momentum = o->center_momentum,
+                             .clip = o->clip,
+                             .seed = o->seed};
 }

@@ -2,6 +2,8 @@
 #ifndef RADAPT_SSL_DATA_H
 #define RADAPT_SSL_DATA_H
 #include "adapt/ssl.h"
+#include "adapt/ssl_mask.h"
+#include "adapt/ssl_step.h"
 
 typedef struct {
     const cohort *c;
@@ -25,5 +27,7 @@ void ssl_data_close(ssl_data *s);
 size_t ssl_data_floats(const ssl_data *s);
 /* loader_fill; micro: the number of a micro-batch, from 0 over all updates. */
 err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e);
+/* The step that takes these micro-batches; mask is filled in too. */
+ssl_step_config ssl_data_step_config(const ssl_data *data, const vit *m, const ssl_options *o, ssl_mask *mask);
 
 #endif

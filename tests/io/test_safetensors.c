@@ -274,13 +274,13 @@ typedef struct {
     size_t fail_at, calls, most;
 } pattern;
 
-static err_code get_pattern(void *ctx, size_t i, size_t at, size_t bytes, void *out, err *e)
+static err_code get_pattern(void *ctx, size_t i, size_t at, size_t n, void *out, err *e)
 {
     pattern *p = ctx;
     p->calls++;
-    if (bytes > p->most) p->most = bytes;
-    if (i == 1 && p->fail_at < at + bytes) FAIL(e, IO, "cannot be had");
-    for (size_t k = 0; k < bytes; k++) ((unsigned char *)out)[k] = (unsigned char)(i + (at + k) * 7);
+    if (n > p->most) p->most = n;
+    if (i == 1 && p->fail_at < at + n) FAIL(e, IO, "cannot be had");
+    for (size_t k = 0; k < n; k++) ((unsigned char *)out)[k] = (unsigned char)(i + (at + k) * 7);
     return ERR_OK;
 }
 
