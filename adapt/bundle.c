@@ -227,7 +227,7 @@ static err_code read_tensor(const safetensors *s, const char *name, size_t rows,
 /* What was trained, into the backbone: a pass then costs what the backbone's does. */
 static err_code apply(bundle *b, const safetensors *s, const peft_spec *spec, bool base, err *e)
 {
-    param_set ps = {0};
+    param_set ps = {.weights_only = true};
     if (spec->method == METHOD_LINEAR) return ERR_OK;
     err_code rc = vit_train(b->m, spec, &ps, e);
     for (size_t i = 0; base && i < ps.n; i++) rename_base(&ps.p[i]);

@@ -227,13 +227,24 @@ static void host_linear(float *y, const float *x, const float *w, const float *b
         }
 }
 
+/* Of its layers' inputs and outputs. */
+static size_t widest_of(const dino_head_config *k)
+{
+    size_t most = k->in > k->hidden ? k->in : k->hidden;
+    return k->bottleneck > most ? k->bottleneck : most;
+}
+
+size_t dino_head_init_bytes(const dino_head_config *k, size_t n)
+{
+    size_t widest = widest_of(k);
+    return (2 * n * widest + widest * widest + widest + k->prototypes * k->bottleneck) * sizeof(float);
+}
+
 err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uint64_t seed, err *e)
 {
     layer_shape s[DINO_HEAD_LAYERS];
     shapes(&h->config, s);
-    size_t K = h->config.prototypes, Z = h->config.bottleneck, widest = h->config.in;
-    if (h->config.hidden > widest) widest = h->config.hidden;
-    if (Z > widest) widest = Z;
+    size_t K = h->config.prototypes, Z = h->config.bottleneck, widest = widest_of(&h->config);
     if (n < 2) FAIL(e, EMPTY, "the head cannot be initialised on %zu tokens", n);
     rng r = rng_at(seed, RNG_HEAD, 1, (uint32_t)h->which);
     float *in = malloc(n * widest * sizeof *in), *out = malloc(n * widest * sizeof *out);

@@ -4,13 +4,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapt/ssl_data.h"
-#include "adapt/ssl_eval.h"
+#include "adapt/ssl_run.h"
+#include "base/headroom.h"
+#include "model/op_count.h"
 
 const char *const plan_class_name[PLAN_CLASSES] = {"weights",   "packed weights", "trainable",  "gradients",
                                                    "optimizer", "teacher",        "head",       "activations",
                                                    "workspace", "batch",          "evaluation", "host"};
 const char *const plan_flop_name[PLAN_FLOPS] = {"forward", "dX", "dW", "teacher", "head", "recomputed"};
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
 
 static size_t masters_bytes(const param_set *ps, size_t from, size_t to)
 {
@@ -97,7 +103,8 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
     ssl_step_config k = ssl_data_step_config(data, m, o, &mask);
     ssl_step s;
     size_t before = d->bytes, patches = mask.rows * mask.columns, host = 0;
-    uint8_t *bits = calloc(mask.crops, patches);                                       /* the most that can be masked */
+    size_t looked = data->n < SSL_EVAL_FRAMES ? data->n : SSL_EVAL_FRAMES; /* frames of a part in an evaluation */
+    uint8_t *bits = calloc(mask.crops, patches);                           /* the most that can be masked */
     float *tokens = malloc(mask.crops * (patches + 128) * k.head.in * sizeof *tokens); /* never touched */
     err_code rc;
     if (!bits || !tokens) {
@@ -113,10 +120,12 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
             d->bytes - before - p->bytes[PLAN_ACTIVATIONS] - p->bytes[PLAN_WORK] - p->bytes[PLAN_BATCH];
         if (!rc) rc = count_step(p, &s, k.masked_most ? bits : NULL, e);
         size_t held = d->bytes;
-        if (!rc) rc = features_measure(m, data->n < SSL_EVAL_FRAMES ? data->n : SSL_EVAL_FRAMES, &o->view, &host, e);
+        if (!rc) rc = features_measure(m, looked, &o->view, &host, e);
         if (!rc && o->data_init) rc = ssl_step_tokens(&s, NULL, tokens, e);
         p->bytes[PLAN_EVALUATION] = d->bytes_most - held;
-        p->bytes[PLAN_HOST] = 2 * ssl_data_floats(data) * sizeof(float) + host + ssl_eval_bytes(m, SSL_EVAL_FRAMES);
+        host += 2 * ssl_data_floats(data) * sizeof(float); /* the loader's, while training waits for an evaluation */
+        if (!rc && o->data_init) host = larger(host, ssl_init_bytes(data, &s)); /* before the first step */
+        p->bytes[PLAN_HOST] = host + ssl_eval_bytes(m, looked);
         ssl_step_close(&s);
     }
     free(bits);
@@ -199,12 +208,14 @@ done:
 err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options *v, err *e)
 {
     device *d = vit_device(m);
-    param_set ps = {0};
+    param_set ps = {.weights_only = true};
     *p = (plan){.bytes[PLAN_WEIGHTS] = d->bytes, .images = v->batch > 0 ? (size_t)v->batch : FEATURES_BATCH};
     err_code rc;
     TRY_DONE(rc, vit_train(m, peft, &ps, e)); /* as bundle_open does */
-    count_trained(p, d, &ps, false, p->bytes[PLAN_WEIGHTS]);
-    size_t held = d->bytes;
+    p->trainable = masters_bytes(&ps, 0, ps.n) / sizeof(float);
+    TRY_DONE(rc, vit_merge(m, false, e));
+    param_set_free(d, &ps);
+    size_t held = p->bytes[PLAN_WEIGHTS] = d->bytes;
     no_flop(d);
     TRY_DONE(rc, features_measure(m, p->images, v, &p->bytes[PLAN_HOST], e));
     p->flop[PLAN_FORWARD] = flop_of(d, FLOP_FORWARD);
@@ -215,4 +226,26 @@ done:
     vit_untrain(m);
     param_set_free(d, &ps);
     return rc;
+}
+
+err_code plan_shape(vit **m, device *d, const vit *of, err *e)
+{
+    const device *real = vit_device(of);
+    vit_source source = {.random = *vit_get_config(of)};
+    TRY(op_count_open(d, real->threads, real->ct, OP_COUNT_CPU, e));
+    err_code rc = vit_open(m, d, &source, e);
+    if (rc) device_close(d);
+    return rc;
+}
+
+err_code plan_fits(const plan *p, size_t held, const char *stage, err *e)
+{
+    headroom h = headroom_get();
+    size_t need = p->total - (held < p->total ? held : p->total) + PLAN_SPARE;
+    if (need > h.bytes)
+        FAIL(e, NOMEM,
+             "%s needs %zu MiB more, %zu MiB are left of %s: a smaller batch or model, fewer crops, --recompute block "
+             "(radapt plan)",
+             stage, need >> 20, h.bytes >> 20, h.of);
+    return ERR_OK;
 }

@@ -6,11 +6,15 @@
  *     plan p; TRY(plan_adapt(&p, m, &options, frames, e));      // p.device + p.host bytes, p.flop[PLAN_DW]
  *     vit_close(m); device_close(&d);
  *
- * Not counted: the program and its libraries, oneDNN's compiled kernels and scratch, mapped files, the catalogue. */
+ * Not counted: the program and its libraries, oneDNN's compiled kernels and scratch, the catalogue: PLAN_CONSTANT
+ * bytes, in which a process's peak agrees with the plan to 5 % (tests/cli/test_memory.sh). Nor the pages of mapped
+ * files, which the system takes back when it wants them. */
 #ifndef RADAPT_PLAN_H
 #define RADAPT_PLAN_H
 #include "adapt/finetune.h"
 #include "adapt/ssl.h"
+
+enum { PLAN_CONSTANT = 128 << 20, PLAN_SPARE = 64 << 20 /* of PLAN_CONSTANT, what is yet to come after the start */ };
 
 typedef enum {
     PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
@@ -44,5 +48,11 @@ extern const char *const plan_class_name[PLAN_CLASSES], *const plan_flop_name[PL
 err_code plan_adapt(plan *p, vit *m, const ssl_options *o, size_t frames, err *e);
 err_code plan_finetune(plan *p, vit *m, const peft_spec *peft, const finetune_options *o, int classes, err *e);
 err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options *v, err *e);
+/* A model of the shape of `of`, on a device that counts as its own would: for the functions above. The caller closes
+ * both. */
+err_code plan_shape(vit **m, device *d, const vit *of, err *e);
+/* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h). held: bytes of the plan that
+ * are allocated already. */
+err_code plan_fits(const plan *p, size_t held, const char *stage, err *e);
 
 #endif

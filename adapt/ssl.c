@@ -12,7 +12,7 @@
 #include "base/stop.h"
 #include "preprocess/loader.h"
 
-enum { LOG_STEPS = 10, INIT_TOKENS = 4096, INIT_CROPS = 512, ROLL_BACKS = 2, NAN_ROW = 3 };
+enum { LOG_STEPS = 10, ROLL_BACKS = 2, NAN_ROW = 3 };
 
 static bool is_better(const ssl_run *r, const ssl_score *s)
 {
@@ -58,38 +58,6 @@ static err_code evaluate(ssl_run *r, bool *over, err *e)
     r->out->knn_best = s.knn_auc;
     r->out->rank_best = s.rank;
     return ssl_state_keep_best(r, e);
-}
-
-/* CLS and a few patch tokens of training crops through the frozen backbone, for the head's initialisation. */
-static err_code init_head(ssl_run *r, err *e)
-{
-    size_t crops = 2 * r->data.batch, T = r->step.T, C = r->step.config.head.in, n = 0;
-    size_t batches = (INIT_CROPS + crops - 1) / crops, each = INIT_TOKENS / (batches * crops);
-    if (each < 2) each = 2;
-    size_t capacity = batches * crops * each;
-    float *pixels = malloc(ssl_data_floats(&r->data) * sizeof *pixels),
-          *tokens = malloc(crops * T * C * sizeof *tokens);
-    float *x = malloc(capacity * C * sizeof *x);
-    err_code rc = ERR_OK;
-    if (!pixels || !tokens || !x) FAIL_DONE(rc, e, NOMEM, "adapt: no memory to initialise the head");
-    for (size_t b = 0; b < batches; b++) {
-        TRY_DONE(rc, stop_check(e));
-        TRY_DONE(rc, ssl_data_fill(&r->data, b, pixels, e));
-        TRY_DONE(rc, ssl_step_tokens(&r->step, pixels, tokens, e));
-        rng g = rng_at(r->o->seed, RNG_HEAD, 2, (uint32_t)b);
-        for (size_t i = 0; i < crops; i++)
-            for (size_t k = 0; k < each; k++) { /* the class token, then random patches */
-                size_t t = k == 0 ? 0 : T - r->step.P + rng_below(&g, (uint32_t)r->step.P);
-                memcpy(x + n++ * C, tokens + (i * T + t) * C, C * sizeof *x);
-            }
-    }
-    for (int i = 0; i < 1 + r->step.config.separate_heads && !rc; i++)
-        rc = dino_head_init(&r->step.head[i], x, n, 0.1f, r->o->seed, e);
-done:
-    free(pixels);
-    free(tokens);
-    free(x);
-    return rc;
 }
 
 /* Frames that n updates take. */
@@ -254,26 +222,6 @@ static err_code loop(ssl_run *r, uint64_t total, err *e)
     return rc;
 }
 
-/* Memory that the run will take beside what is allocated already: the step, and batches waiting on the host. The
- * params' pages may not have been touched yet: they are counted too. */
-static err_code fits(const ssl_run *r, const ssl_step_config *k, err *e)
-{
-    enum { COPIES = 5, BATCHES = 3 }; /* master, gradient, two moments, teacher; as the loader holds them */
-    size_t bytes, available = 0;
-    TRY(ssl_step_bytes(r->m, k, &bytes, e));
-    bytes += BATCHES * ssl_data_floats(&r->data) * sizeof(float) + COPIES * r->out->trainable * sizeof(float);
-    FILE *f = fopen("/proc/meminfo", "r");
-    char line[128];
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %zu", &available) == 1) break;
-    if (f) fclose(f);
-    if (available && bytes / 1024 > available)
-        FAIL(e, NOMEM,
-             "adapt: needs %zu MiB, %zu MiB are free; use a smaller batch or model, fewer crops (radapt plan)",
-             bytes >> 20, available >> 10);
-    return ERR_OK;
-}
-
 /* Of the backbone's params: the heads are not there yet. */
 static void layer_rates(ssl_run *r)
 {
@@ -301,7 +249,6 @@ static err_code open_all(ssl_run *r, err *e)
     r->n_backbone = r->ps.n;
     layer_rates(r);
     for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
-    TRY(fits(r, &k, e));
     TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
     log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "accumulate",
               LOG_INT(r->data.accumulate), "prototypes", LOG_INT(k.head.prototypes), "trainable",
@@ -329,7 +276,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     TRY_DONE(rc, ssl_state_load(&r, e));
     if (!out->resumed) {
         if (ftruncate(fileno(r.metrics), 0)) FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be written");
-        if (o->data_init) TRY_DONE(rc, init_head(&r, e));
+        if (o->data_init) TRY_DONE(rc, ssl_init_head(&r, e));
     }
     uint64_t total = steps_of(&r, o->epochs + o->head_warmup_epochs);
     TRY_DONE(rc, loop(&r, total ? total : 1, e));

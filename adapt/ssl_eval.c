@@ -46,7 +46,20 @@ static bool may_be_seen(const cohort *c, size_t frame)
 size_t ssl_eval_bytes(const vit *m, size_t most)
 {
     return 2 * (most + 1) * (sizeof(uint32_t) + sizeof(int)) +
-           (2 * most + 1) * (size_t)vit_get_config(m)->dim * sizeof(float);
+           (3 * most + 1) * (size_t)vit_get_config(m)->dim * sizeof(float);
+}
+
+/* No kNN: the rank of frames spread over all that may be seen. */
+static void take_any(ssl_eval *s, const cohort *c, size_t most)
+{
+    size_t may = 0, seen = 0, want = most < RANK_FRAMES ? most : RANK_FRAMES;
+    s->n_train = s->n_validation = 0;
+    for (size_t i = 0; i < c->n_frames; i++) may += may_be_seen(c, i);
+    for (size_t i = 0; i < c->n_frames; i++) {
+        if (!may_be_seen(c, i) || !among(seen++, may, want)) continue;
+        s->train_label[s->n_train] = -1;
+        s->train[s->n_train++] = (uint32_t)i;
+    }
 }
 
 err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e)
@@ -57,20 +70,13 @@ err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, 
     s->validation = malloc((most + 1) * sizeof *s->validation);
     s->train_label = malloc((most + 1) * sizeof *s->train_label);
     s->validation_label = malloc((most + 1) * sizeof *s->validation_label);
-    s->features = malloc((2 * most + 1) * C * sizeof *s->features);
-    if (!s->train || !s->validation || !s->train_label || !s->validation_label || !s->features)
+    if (!s->train || !s->validation || !s->train_label || !s->validation_label)
         FAIL(e, NOMEM, "adapt: no memory for evaluation");
     take_part(c, SPLIT_TRAIN, most, s->train, s->train_label, &s->n_train);
     take_part(c, SPLIT_VALIDATION, most, s->validation, s->validation_label, &s->n_validation);
-    if (s->n_train && s->n_validation) return ERR_OK;
-    s->n_train = s->n_validation = 0; /* no kNN: the rank of frames spread over all that may be seen */
-    size_t may = 0, seen = 0, want = most < RANK_FRAMES ? most : RANK_FRAMES;
-    for (size_t i = 0; i < c->n_frames; i++) may += may_be_seen(c, i);
-    for (size_t i = 0; i < c->n_frames; i++) {
-        if (!may_be_seen(c, i) || !among(seen++, may, want)) continue;
-        s->train_label[s->n_train] = -1;
-        s->train[s->n_train++] = (uint32_t)i;
-    }
+    if (!s->n_train || !s->n_validation) take_any(s, c, most);
+    s->features = malloc(((s->n_train + s->n_validation) * C + 1) * sizeof *s->features);
+    if (!s->features) FAIL(e, NOMEM, "adapt: no memory for evaluation");
     return ERR_OK;
 }
 

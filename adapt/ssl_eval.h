@@ -20,7 +20,8 @@ typedef struct {
 /* At most `most` frames a part, spread evenly over the cases (over the frames where there are no labels). */
 enum { SSL_EVAL_FRAMES = 2000 };
 err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e);
-size_t ssl_eval_bytes(const vit *m, size_t most); /* that it holds on the host */
+/* That it holds on the host with `most` frames a part, and takes in a run: the linear classifier's copy. */
+size_t ssl_eval_bytes(const vit *m, size_t most);
 void ssl_eval_close(ssl_eval *s);
 err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const ssl_options *o, ssl_score *out, err *e);
 

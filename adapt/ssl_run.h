@@ -1,5 +1,5 @@
-/* ssl_run.h: an adaptation under way: what ssl.c (the loop), ssl_state.c (what is kept on disk to go on from) and
- * ssl_record.c (metrics.jsonl, result.json) share. */
+/* ssl_run.h: an adaptation under way: what ssl.c (the loop), ssl_init.c (its start), ssl_state.c (what is kept on disk
+ * to go on from) and ssl_record.c (metrics.jsonl, result.json) share. */
 #ifndef RADAPT_SSL_RUN_H
 #define RADAPT_SSL_RUN_H
 #include <jansson.h>
@@ -39,6 +39,11 @@ static inline err_code ssl_run_path(const ssl_run *r, const char *name, char out
 {
     return file_path(out, e, "%s/%s", r->dir, name);
 }
+
+/* --- ssl_init.c */
+
+err_code ssl_init_head(ssl_run *r, err *e);
+size_t ssl_init_bytes(const ssl_data *data, const ssl_step *s); /* on the host, while it is done */
 
 /* --- ssl_state.c */
 

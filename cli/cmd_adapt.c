@@ -2,7 +2,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "base/log.h"
+#include "adapt/plan.h"
 #include "cli/binding.h"
 #include "cli/cmd.h"
 #include "cli/method.h"
@@ -89,6 +89,18 @@ static size_t count_training(const cohort *c)
     return n;
 }
 
+static err_code check_memory(const stage *s, const ssl_options *so, size_t frames, err *e)
+{
+    device d;
+    vit *shape;
+    plan p;
+    TRY(plan_shape(&shape, &d, s->vit, e));
+    err_code rc = plan_adapt(&p, shape, so, frames, e);
+    vit_close(shape);
+    device_close(&d);
+    return rc ? rc : plan_fits(&p, s->device.bytes, "adapt", e);
+}
+
 err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
 {
     const options *o = s->o;
@@ -113,7 +125,10 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
         out->ssl.already_done = file_exists(result);
         return ERR_OK;
     }
-    if (!file_exists(result)) TRY(stage_check(s, e));
+    if (!file_exists(result)) {
+        TRY(check_memory(s, &so, out->frames, e));
+        TRY(stage_check(s, e));
+    }
     snprintf(note, sizeof note, "# backbone %s\n# frames and labels %s\n# split %s\n", backbone, data, split);
     TRY(stage_run_begin(s, out->id, IN_ADAPT, note, e));
     return ssl_adapt(s->vit, &s->cohort, &so, folder, &out->ssl, e);

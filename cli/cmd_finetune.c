@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "adapt/adapter.h"
+#include "adapt/plan.h"
 #include "base/log.h"
 #include "cli/binding.h"
 #include "cli/cmd.h"
@@ -182,6 +183,18 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, con
     return ERR_OK;
 }
 
+static err_code check_memory(const stage *s, const finetune_options *fo, const peft_spec *spec, err *e)
+{
+    device d;
+    vit *shape;
+    plan p;
+    TRY(plan_shape(&shape, &d, s->vit, e));
+    err_code rc = plan_finetune(&p, shape, spec, fo, s->cohort.n_labels, e);
+    vit_close(shape);
+    device_close(&d);
+    return rc ? rc : plan_fits(&p, s->device.bytes, "finetune", e);
+}
+
 static err_code finetune(stage *s, const char *adapter, bundle_info *info, finetune_outcome *out, err *e)
 {
     const options *o = s->o;
@@ -207,7 +220,10 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
         out->result.already_done = file_exists(result);
         return ERR_OK;
     }
-    if (!file_exists(result)) TRY(stage_check(s, e));
+    if (!file_exists(result)) {
+        TRY(check_memory(s, &fo, &spec, e));
+        TRY(stage_check(s, e));
+    }
     snprintf(note, sizeof note, "# backbone %s\n# adapter %s\n# frames and labels %s\n# split %s\n", info->backbone,
              from, data, split);
     TRY(stage_run_begin(s, out->id, IN_FINETUNE, note, e));

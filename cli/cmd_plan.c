@@ -112,6 +112,7 @@ static err_code measure_rate(planned *k, err *e)
     device d;
     dv *x = NULL, *y = NULL;
     linear_w w = {.in = (size_t)k->shape.dim, .out = (size_t)k->shape.hidden, .frozen = true, .version = 1};
+    TRY(stage_address_space(e));
     TRY(device_open_cpu(&d, (int)options_int(k->o, "threads"), compute_of(k->o), e));
     err_code rc = d.op->alloc(&d, ROWS * w.in * d.ct_bytes, &x, e);
     if (!rc) rc = d.op->alloc(&d, ROWS * w.out * d.ct_bytes, &y, e);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/headroom.h"
 #include "base/log.h"
 #include "cli/cmd.h"
 
@@ -160,6 +161,16 @@ err_code stage_check(stage *s, err *e)
     return ERR_OK;
 }
 
+err_code stage_address_space(err *e)
+{
+    enum { LEAST_MIB = 512 };
+    size_t mib = headroom_address_space() >> 20;
+    if (mib < LEAST_MIB)
+        FAIL(e, NOMEM, "%zu MiB are left of the address space (ulimit -v): computing needs %d MiB at least", mib,
+             LEAST_MIB);
+    return ERR_OK;
+}
+
 err_code stage_device(stage *s, err *e)
 {
     static const struct {
@@ -167,6 +178,7 @@ err_code stage_device(stage *s, err *e)
         compute_type type;
     } types[] = {{"auto", COMPUTE_AUTO}, {"f32", COMPUTE_F32}, {"bf16", COMPUTE_BF16}};
     if (s->has_device) return ERR_OK;
+    TRY(stage_address_space(e));
     const char *name = options_text(s->o, "compute");
     compute_type type = COMPUTE_AUTO;
     for (int i = 0; i < 3; i++)

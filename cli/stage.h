@@ -48,6 +48,8 @@ void stage_cohort_close(stage *s);
 /* Before work begins on the frames (not where a stage is done already: reading them all takes time). */
 err_code stage_check(stage *s, err *e);
 err_code stage_device(stage *s, err *e);
+/* Before oneDNN is called, which crashes where the address space ends: ERR_NOMEM. */
+err_code stage_address_space(err *e);
 /* The exit code of what went well: STATUS_ASIDE where any of a command's inputs (files, label rows, studies) are set
  * aside, by this run or by one before, so that the same command on the same inputs always ends alike; else STATUS_DONE.
  */

@@ -63,6 +63,7 @@ typedef struct param {
     bool live_ct;
     linear_w *linear, *linear_teacher; /* whose version to bump, or NULL */
     float lr_scale;                    /* layer-wise decay, patch-embedding factor */
+    bool weights_only;                 /* no grad, m, v */
     bool decay;                        /* weight decay applies (not on biases and other 1-D tensors) */
     bool head;                         /* SSL head or classifier: has its own learning rate */
     bool prototypes;                   /* last layer of the SSL head: gradients cancelled at first */

@@ -15,7 +15,7 @@ param *param_add(param_set *ps, const char *name, size_t rows, size_t cols)
         ps->capacity = capacity;
     }
     param *p = &ps->p[ps->n++];
-    *p = (param){.rows = rows, .cols = cols, .full_rows = rows, .lr_scale = 1};
+    *p = (param){.rows = rows, .cols = cols, .full_rows = rows, .lr_scale = 1, .weights_only = ps->weights_only};
     strncpy(p->name, name, sizeof p->name - 1);
     return p;
 }
@@ -26,9 +26,11 @@ err_code param_alloc(device *d, param *p, const float *values, bool teacher, err
     if (!size_mul(p->rows, p->cols, &bytes) || !size_mul(bytes, sizeof(float), &bytes))
         FAIL(e, LIMIT, "%s is too large", p->name);
     TRY(d->op->alloc(d, bytes, &p->master, e));
-    TRY(d->op->alloc(d, bytes, &p->grad, e));
-    TRY(d->op->alloc(d, bytes, &p->m, e));
-    TRY(d->op->alloc(d, bytes, &p->v, e));
+    if (!p->weights_only) {
+        TRY(d->op->alloc(d, bytes, &p->grad, e));
+        TRY(d->op->alloc(d, bytes, &p->m, e));
+        TRY(d->op->alloc(d, bytes, &p->v, e));
+    }
     d->op->upload(d, p->master, values, bytes);
     if (teacher) {
         TRY(d->op->alloc(d, bytes, &p->teacher, e));

@@ -63,11 +63,12 @@ vit_named_config(const char *name, vit_config *out,
 typedef struct param_set {
     param *p;
     size_t n, capacity;
+    bool weights_only; /* set before the first is added: no gradients, no moments: for what is loaded and merged */
 } param_set;
 /* Room for one more; zeroed, lr_scale 1. NULL when out of memory. The pointer is valid until the next add. */
 param *param_add(param_set *ps, const char *name, size_t rows, size_t cols);
-/* Allocates master/grad/m/v/teacher of p on the device (teacher if wanted), master from host values (rows, cols) f32,
- * the teacher equal. */
+/* Allocates master/grad/m/v/teacher of p on the device (teacher if wanted, grad/m/v unless weights_only), master from
+ * host values (rows, cols) f32, the teacher equal. */
 err_code param_alloc(device *d, param *p, const float *values, bool teacher, err *e);
 param *param_find(const param_set *ps, const char *name);
 void param_set_free(device *d, param_set *ps);

@@ -69,8 +69,10 @@ static err_code merge_tensor(vit *m, vit_tensor *t, bool again, float *values, d
 {
     bool updated = t->linear && !t->is_bias && t->linear->n_lora;
     if (index_of(t) == VIT_FROZEN && !updated) return ERR_OK;
-    TRY(vit_load_values(m, t, values, e));
-    TRY(merged_values(m, t, values, e));
+    if (!m->d->counts) {
+        TRY(vit_load_values(m, t, values, e));
+        TRY(merged_values(m, t, values, e));
+    }
     write_live(m, t, values, f32);
     if (!again) return ERR_OK;
     size_t bytes = t->rows * t->cols * sizeof *values;

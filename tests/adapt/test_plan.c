@@ -1,5 +1,6 @@
 /* Plans equal runs: what a device that counts says of a stage is, to the byte, what the stage then took; and plans of
  * models that this machine could not hold take no time. */
+#include "adapt/bundle.h"
 #include "adapt/plan.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -153,6 +154,59 @@ static void finetune_as_planned(void **state)
     }
 }
 
+/* A bundle on its backbone, looking at the cohort: what trains is merged and gone by then. */
+static void predict_as_planned(void **state)
+{
+    world *w = *state;
+    for (int i = 0; i < ROWS; i++) {
+        if (rows[i].recompute) continue;
+        err e = {0};
+        char path[FILE_PATH_MAX], name[32];
+        peft_spec peft = spec_of(rows[i].method, rows[i].rows);
+        view_options v = {.size = 32, .share = 1};
+        plan p;
+        device d;
+        vit *m = counted_vit(&d, WORLD_BACKBONE, 2, rows[i].ct, OP_COUNT_CPU);
+        ASSERT_OK(plan_predict(&p, m, &peft, &v, &e));
+        vit_close(m);
+        device_close(&d);
+
+        fresh_device(w, rows[i].ct);
+        snprintf(name, sizeof name, "plan-predict-%d", i);
+        world_path(w, name, "", path);
+        ASSERT_OK(file_mkdirs(path, &e));
+        world_path(w, name, "model.safetensors", path);
+        m = world_vit(w);
+        param_set ps = {0};
+        bundle_info info = {.peft = peft, .n_labels = w->c.n_labels, .heads = 2, .size = 32, .share = 1};
+        float head[64] = {0};
+        ASSERT_OK(vit_train(m, &peft, &ps, &e));
+        for (int k = 0; k < 2; k++) {
+            param *q = param_add(&ps, k ? "head.bias" : "head.weight", (size_t)w->c.n_labels, k ? 1 : 32);
+            ASSERT_OK(param_alloc(&w->d, q, head, false, &e));
+        }
+        snprintf(info.backbone, sizeof info.backbone, "%s", vit_hash(m));
+        snprintf(info.backbone_random, sizeof info.backbone_random, "%s seed=5", WORLD_BACKBONE);
+        info.labels = calloc((size_t)w->c.n_labels, sizeof *info.labels);
+        for (int k = 0; k < w->c.n_labels; k++) memcpy(info.labels[k].name, w->c.labels[k], sizeof info.labels[k].name);
+        ASSERT_OK(bundle_write(path, &w->d, &ps, &info, &e));
+        vit_close(m);
+        param_set_free(&w->d, &ps);
+        free(info.labels);
+
+        fresh_device(w, rows[i].ct);
+        bundle *b;
+        findings f;
+        ASSERT_OK(bundle_open(&b, &w->d, path, NULL, &e));
+        ASSERT_OK(bundle_predict(b, &w->c, &f, &e));
+        print_message("predict %s: planned %zu, used %zu\n", rows[i].what, p.device, w->d.bytes_most);
+        assert_int_equal(p.device, w->d.bytes_most);
+        assert_int_equal(sum(&p), p.total);
+        findings_fini(&f);
+        bundle_close(b);
+    }
+}
+
 /* Operations by hand: a block's four layers, attention's two products, the patches. */
 static void operations(void **state)
 {
@@ -218,6 +272,7 @@ int main(void)
 {
     log_open(stderr, LOG_TEXT, LOG_OFF);
     const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned), cmocka_unit_test(finetune_as_planned),
-                                       cmocka_unit_test(operations), cmocka_unit_test(nothing_is_made)};
+                                       cmocka_unit_test(predict_as_planned), cmocka_unit_test(operations),
+                                       cmocka_unit_test(nothing_is_made)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }
