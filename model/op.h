@@ -104,9 +104,15 @@ typedef struct op_table {
     /* y = GELU(pre), pre = x W^T + b; exact (erf) GELU. pre may be NULL when nothing is to be differentiated. */
     void (*linear_gelu_fwd)(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
     /* y = GELU(x W^T + b), and GELU' there in 10 bits (within 1/1600): slope, N rows of op_slope_bytes(O) bytes, in the
-     * back end's own order, for gelu_slope_bwd. */
+     * back end's own order, for linear_dx_slope. */
     void (*linear_gelu_slope_fwd)(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
+    /* out (N,O) = x + ls * (in W^T + b), ls f32 (O) or NULL (1); out may be x. branch (N,O): scratch. */
+    void (*linear_residual_fwd)(device *d, dv *out, const dv *x, const dv *in /*(N,I)*/, linear_w *w, const dv *ls,
+                                dv *branch, size_t N);
     void (*linear_dx)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, size_t N);
+    /* dx = (dy W) * GELU', slope (N) rows of I derivatives: linear_gelu_slope_fwd's of the layer below. */
+    void (*linear_dx_slope)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, const dv *slope,
+                            size_t N);
     /* dw (R,I) f32 += dy[:,rows]^T x; db (R) f32 += column sums. rows int32 (R) or NULL (R == O). dw or db may be NULL.
      */
     void (*linear_dw)(device *d, dv *dw, dv *db, const dv *dy /*(N,O)*/, const dv *x /*(N,I)*/, const dv *rows,
@@ -143,9 +149,8 @@ typedef struct op_table {
     /* dbranch = ls * dout; dls f32 += sum dout*branch, or NULL. (dx is dout itself.) */
     void (*residual_bwd)(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
                          size_t C);
-    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                                    /* y may be pre */
-    void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);                   /* dpre may be dy */
-    void (*gelu_slope_bwd)(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F); /* dpre may be dy */
+    void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                  /* y may be pre */
+    void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n); /* dpre may be dy */
     /* o (B,T,C) from qkv (B,T,3C), scale 1/sqrt(D); lse f32 (B,H,T) log-sum-exp of the scaled scores, or NULL. */
     void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
     void (*attention_bwd)(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,

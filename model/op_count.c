@@ -75,11 +75,20 @@ static void count_linear_gelu(device *d, dv *y, dv *pre, const dv *x, linear_w *
 {
     count_linear(d, y, x, w, N);
 }
+static void count_linear_residual(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
+                                  size_t N)
+{
+    count_linear(d, out, in, w, N);
+}
 static void count_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 {
     if (!N) return;
     count_packed(d, w, 1);
     d->flop[FLOP_DX] += 2.0 * (double)N * (double)w->out * (double)w->in;
+}
+static void count_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N)
+{
+    count_dx(d, dx, dy, w, N);
 }
 static void count_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N, size_t O,
                      size_t I)
@@ -129,7 +138,6 @@ static void count_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, 
 }
 static void count_gelu(device *d, dv *y, const dv *pre, size_t n) {}
 static void count_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n) {}
-static void count_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F) {}
 static void count_attention(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D)
 {
     d->flop[FLOP_FORWARD] += 4.0 * (double)(B * T) * (double)T * (double)(H * D);
@@ -196,7 +204,9 @@ static const op_table count_table = {
     count_linear,
     count_linear_gelu,
     count_linear_gelu,
+    count_linear_residual,
     count_dx,
+    count_dx_slope,
     count_dw,
     count_release,
     count_patchify,
@@ -211,7 +221,6 @@ static const op_table count_table = {
     count_residual_bwd,
     count_gelu,
     count_gelu_bwd,
-    count_slope_bwd,
     count_attention,
     count_attention_bwd,
     count_mean_token,

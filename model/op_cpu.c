@@ -207,7 +207,9 @@ static const op_table cpu_table = {
     op_cpu_linear_fwd,
     op_cpu_linear_gelu_fwd,
     op_cpu_linear_gelu_slope_fwd,
+    op_cpu_linear_residual_fwd,
     op_cpu_linear_dx,
+    op_cpu_linear_dx_slope,
     op_cpu_linear_dw,
     op_cpu_linear_release,
     op_cpu_patchify,
@@ -222,7 +224,6 @@ static const op_table cpu_table = {
     op_cpu_residual_bwd,
     op_cpu_gelu_fwd,
     op_cpu_gelu_bwd,
-    op_cpu_gelu_slope_bwd,
     op_cpu_attention_fwd,
     op_cpu_attention_bwd,
     op_cpu_mean_token_fwd,
@@ -261,6 +262,7 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     d->ct = ct == COMPUTE_AUTO ? (native ? COMPUTE_BF16 : COMPUTE_F32) : ct;
     d->ct_bytes = d->ct == COMPUTE_BF16 ? 2 : 4;
     d->threads = threads > 0 ? threads : pool_processors();
+    op_cpu_linear_amx_open();
     omp_set_num_threads(d->threads);
     omp_set_dynamic(0);
     omp_set_max_active_levels(1); /* loops of ops inside a tile are its thread's alone */

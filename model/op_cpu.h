@@ -1,7 +1,8 @@
 /* op_cpu.h: the CPU's ops, one function per entry of op.h's table, and what their files share. Nothing above model/
  * includes it.
  *
- * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN. op_cpu_attention.c (and _amx.c), op_cpu_vit.c,
+ * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN, and which products go to op_cpu_linear_amx.c instead.
+ * op_cpu_attention.c (and _amx.c), op_cpu_vit.c,
  * op_cpu_gelu.c: the transformer. op_cpu_loss.c: the objective. op_cpu_optim.c: the optimiser. Rows are loaded into
  * fp32, computed in fp32 and stored as ct. */
 #ifndef RADAPT_OP_CPU_H
@@ -17,6 +18,10 @@
 #else
 #define OP_WIDE __attribute__((noinline))
 #endif
+
+/* GELU' in 10 bits (op_cpu_gelu.c): steps in one unit of it, and the code of 0. */
+#define OP_SLOPE_STEPS 811.0f
+#define OP_SLOPE_ZERO 105.0f
 
 enum { OP_CPU_ROW_MAX = 16384 }; /* longest row of channels, floats */
 
@@ -65,6 +70,39 @@ void op_cpu_attention_amx_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B
 void op_cpu_attention_amx_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                               size_t T, size_t H, size_t D);
 void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
+
+/* op_cpu_rows_bf16.c: op_cpu_vit.c's ops on whole rows of bf16, without gradients of parameters, where they fit. */
+bool op_cpu_rows_bf16_fit(const device *d, size_t C);
+void op_cpu_rows_bf16_norm_fwd(dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
+                               size_t N, size_t C);
+void op_cpu_rows_bf16_norm_again(dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
+                                 size_t N, size_t C);
+void op_cpu_rows_bf16_norm_bwd(dv *dx, bool accumulate, const dv *dy, const dv *x, const dv *mean, const dv *rstd,
+                               const dv *gamma, size_t N, size_t C);
+void op_cpu_rows_bf16_residual(dv *y, const dv *x, const dv *z, const dv *ls, size_t N, size_t C); /* x NULL: 0 */
+
+/* op_cpu_linear_amx.c: a linear layer in either direction on AMX tiles, and what follows it done on its sums:
+ * y (N,out) = after(in_rows (N,in) times the packed weight, + bias). */
+typedef enum {
+    AFTER_NOTHING,
+    AFTER_GELU,        /* pre: (N,out), what GELU was taken of, or NULL */
+    AFTER_GELU_SLOPE,  /* slope: GELU' there in 10 bits (op_cpu_gelu.c) is written */
+    AFTER_TIMES_SLOPE, /* slope is read */
+    AFTER_RESIDUAL     /* y = x + ls * it; ls f32 (out) or NULL: 1; y may be x */
+} op_cpu_after;
+typedef struct {
+    size_t N, in, out;
+    const void *packed; /* in * out bf16: op_cpu_linear_amx_pack */
+    const dv *in_rows, *bias;
+    op_cpu_after after;
+    dv *y, *pre, *slope;
+    const dv *x, *ls;
+} op_cpu_linear_amx;
+void op_cpu_linear_amx_open(void); /* before the first run; may be repeated */
+bool op_cpu_linear_amx_fits(const device *d, size_t in, size_t out);
+/* weight (out,in) as it is stored; back: for y = dy W. */
+void op_cpu_linear_amx_pack(dv *packed, const dv *weight, size_t out, size_t in, bool back);
+void op_cpu_linear_amx_run(device *d, const op_cpu_linear_amx *p);
 
 static inline float op_bf16_to_f32(uint16_t h)
 {
@@ -146,14 +184,16 @@ size_t op_cpu_slots(const device *d);
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
+void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
+                                size_t N);
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
+void op_cpu_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N);
 void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
                       size_t O, size_t I);
 void op_cpu_linear_release(device *d, linear_w *w);
 void op_cpu_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p);
 void op_cpu_embed_fwd(device *d, dv *x, const dv *patches, const dv *cls, const dv *reg, const dv *pos,
                       const dv *mask_token, const dv *mask, size_t B, size_t P, size_t R, size_t S, size_t C);
-void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cpu_embed_bwd(device *d, dv *dpatches, dv *dcls, dv *dreg, dv *dpos, dv *dmask_token, const dv *dx,
                       const dv *mask, bool cls, size_t B, size_t P, size_t R, size_t S, size_t C);
 void op_cpu_prompt_fwd(device *d, dv *x, const dv *prompts, size_t B, size_t T, size_t first, size_t n, size_t C);
@@ -169,6 +209,8 @@ void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const 
                          size_t C);
 void op_cpu_gelu_fwd(device *d, dv *y, const dv *pre, size_t n);
 void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);
+/* y (N,F) becomes GELU(y), slope its derivative in 10 bits; and dpre = dy times that. */
+void op_cpu_gelu_slope_fwd(device *d, dv *y, dv *slope, size_t N, size_t F);
 void op_cpu_gelu_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F);
 void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
 void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,

@@ -1,29 +1,21 @@
 /* op_cpu_attention_amx.c: attention for processors that multiply tiles of bf16 (AMX). One head of one image is a task:
- * its Q, K and V are packed once into tiles' layouts, padded with zeros to multiples of 32; scores exist 32 rows at a
- * time, in cache. A tile is 16 rows of 64 bytes; the right operand of a product holds pairs of its rows side by side
- * (Intel SDM, TDPBF16PS), so "pairs along x" below says which index of a matrix is paired.
+ * its Q, K and V are packed once into tiles' layouts (op_cpu_amx.h), padded with zeros to multiples of 32; scores exist
+ * 32 rows at a time, in cache.
  *
  * Forward: 32 queries at a time, S = Q K^T, softmax without the division, O = P V divided by the sums.
  * Backward: 32 keys at a time on transposed scores, so that P^T and dS^T are left operands as they are: dV = P^T dO and
  * dK = dS^T Q are whole after one pass over the queries; dQ^T = K^T dS^T once all keys (of a chunk) are done. */
 #include "model/op_cpu.h"
+#include "model/op_cpu_amx.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <math.h>
 
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #define LOG2E 1.44269504f
 
-typedef uint16_t bf16;
-
 enum {
-    SIDE = 16,                    /* rows of a tile, and fp32 columns */
-    TILE = 512,                   /* bf16 of a tile */
-    STEP = 32,                    /* rows and columns of a product's block; bf16 columns of a tile */
     CHUNK_KEYS_BYTES = 512 << 10, /* of dS, paired, that backward keeps */
-    SIZE_MAX_HEAD = 256,
-    FLUSH_TO_ZERO = 0x8040 /* MXCSR: FTZ and DAZ */
+    SIZE_MAX_HEAD = 256
 };
 
 /* A head: T tokens, D channels, both also padded to multiples of STEP. */
@@ -115,34 +107,6 @@ AMX static void pack(const head *h, bf16 *out, const bf16 *rows, size_t stride)
     memset(out, 0, (h->Tp - h->T) * h->Dp * sizeof *out);
 }
 
-/* 16 x 16 values of 32 bits: rows become columns. */
-AMX static inline __attribute__((always_inline)) void transpose(__m512i r[SIDE])
-{
-    __m512i t[SIDE];
-    for (int i = 0; i < SIDE; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < SIDE; i += 4) { /* r[i + k]: columns k, k+4, k+8, k+12 of rows i..i+3 */
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int k = 0; k < 4; k++) {
-        t[k] = _mm512_shuffle_i32x4(r[k], r[k + 4], 0x88);
-        t[k + 4] = _mm512_shuffle_i32x4(r[k], r[k + 4], 0xdd);
-        t[k + 8] = _mm512_shuffle_i32x4(r[k + 8], r[k + 12], 0x88);
-        t[k + 12] = _mm512_shuffle_i32x4(r[k + 8], r[k + 12], 0xdd);
-    }
-    for (int k = 0; k < 4; k++) {
-        r[k] = _mm512_shuffle_i32x4(t[k], t[k + 8], 0x88);
-        r[k + 8] = _mm512_shuffle_i32x4(t[k], t[k + 8], 0xdd);
-        r[k + 4] = _mm512_shuffle_i32x4(t[k + 4], t[k + 12], 0x88);
-        r[k + 12] = _mm512_shuffle_i32x4(t[k + 4], t[k + 12], 0xdd);
-    }
-}
-
 /* The transpose of x (Tp,Dp) as a right operand, pairs along D: tile (t/16, d/32). turned (Dp,Tp), if wanted: the
  * transpose itself. */
 AMX static void pack_across(const head *h, bf16 *out, bf16 *turned, const bf16 *x)
@@ -151,7 +115,7 @@ AMX static void pack_across(const head *h, bf16 *out, bf16 *turned, const bf16 *
         for (size_t c = 0; c < h->Dp; c += STEP, out += out ? TILE : 0) {
             __m512i r[SIDE];
             for (size_t i = 0; i < SIDE; i++) r[i] = _mm512_loadu_si512(x + (t + i) * h->Dp + c);
-            transpose(r);
+            amx_transpose(r);
             for (size_t i = 0; i < SIDE && out; i++) _mm512_storeu_si512(out + i * STEP, r[i]);
             for (size_t i = 0; i < SIDE && turned; i++) {
                 bf16 *even = turned + (c + 2 * i) * h->Tp + t;
@@ -165,51 +129,21 @@ AMX static void pack_across(const head *h, bf16 *out, bf16 *turned, const bf16 *
 AMX static void pack_pairs(const head *h, bf16 *out, const bf16 *x)
 {
     for (size_t t = 0; t < h->Tp; t += STEP)
-        for (size_t c = 0; c < h->Dp; c += SIDE, out += TILE)
-            for (size_t r = 0; r < SIDE; r++) {
-                const bf16 *even = x + (t + 2 * r) * h->Dp + c;
-                __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)even));
-                __m512i b = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(even + h->Dp)));
-                _mm512_storeu_si512(out + r * STEP, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
-            }
+        for (size_t c = 0; c < h->Dp; c += SIDE, out += TILE) amx_pairs_along(out, x + t * h->Dp + c, h->Dp);
 }
 
 /* --- products */
 
-/* Eight tiles of 16 rows of 64 bytes. Not built on the stack: compilers know of the instruction's operand no more than
- * the first bytes. */
-typedef struct {
-    unsigned char palette, start, reserved[14];
-    uint16_t column_bytes[16];
-    unsigned char rows[16];
-} __attribute__((aligned(64))) tiles;
+static const amx_tiles tiles_whole = AMX_TILES(STEP);
 
-static const tiles tiles_whole = {.palette = 1,
-                                  .column_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-                                  .rows = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE}};
-
-/* The thread's tile configuration is oneDNN's to set: what it was is put back. Numbers too small to be normal become 0
- * meanwhile, as they do in the products anyway: probabilities often are, and cost a hundred times the others. */
-typedef struct {
-    tiles config;
-    unsigned csr;
-} state;
-
-AMX static void begin(state *before)
+AMX static void begin(amx_state *before)
 {
-    _tile_storeconfig(&before->config);
-    _tile_loadconfig(&tiles_whole);
-    before->csr = _mm_getcsr();
-    _mm_setcsr(before->csr | FLUSH_TO_ZERO);
+    amx_begin(before, &tiles_whole);
 }
 
-AMX static void end(const state *before)
+AMX static void end(const amx_state *before)
 {
-    if (before->config.palette)
-        _tile_loadconfig(&before->config);
-    else
-        _tile_release();
-    _mm_setcsr(before->csr);
+    amx_end(before);
 }
 
 /* A left operand: rows of `row` elements. A right operand: tiles, `step` elements from one 32 of the inner index to the
@@ -292,11 +226,6 @@ AMX static inline __attribute__((always_inline)) __m512i narrow(__m512 x)
     return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
 }
 
-AMX static inline __attribute__((always_inline)) void store(bf16 *out, __m512 x)
-{
-    _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
 /* Softmax of T scores without the division: p (Tp) = exp(scale * s - top), zeros from T on. Returns the sum; *top is
  * the largest scale * s. */
 AMX static float softmax(const head *h, bf16 *p, const float *s, float *largest)
@@ -310,13 +239,13 @@ AMX static float softmax(const head *h, bf16 *p, const float *s, float *largest)
     for (size_t t = 0; t < whole; t += SIDE) {
         __m512 e = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(s + t), factor, shift));
         sum = _mm512_add_ps(sum, e);
-        store(p + t, e);
+        amx_store(p + t, e);
     }
     for (size_t t = whole; t < h->Tp; t += SIDE, tail = 0) {
         __m512 e = exp2_of(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(tail, s + t), factor, shift));
         e = _mm512_maskz_mov_ps(tail, e);
         sum = _mm512_add_ps(sum, e);
-        store(p + t, e);
+        amx_store(p + t, e);
     }
     *largest = top;
     return _mm512_reduce_add_ps(sum);
@@ -326,7 +255,7 @@ AMX static float softmax(const head *h, bf16 *p, const float *s, float *largest)
 AMX static void store_row(const head *h, bf16 *out, const float *x, float factor)
 {
     __m512 f = _mm512_set1_ps(factor);
-    for (size_t c = 0; c < h->D; c += SIDE) store(out + c, _mm512_mul_ps(_mm512_loadu_ps(x + c), f));
+    for (size_t c = 0; c < h->D; c += SIDE) amx_store(out + c, _mm512_mul_ps(_mm512_loadu_ps(x + c), f));
 }
 
 /* A key's row r of a block, over all queries: P^T = exp(scale * S^T - lse), dS^T = P^T * (dP^T - delta) * scale (Dao et
@@ -341,7 +270,7 @@ AMX static void probabilities(const head *h, const work *w, size_t r, bf16 *ds_p
         for (int i = 0; i < 2; i++) {
             __m512 p = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(w->s + at[i]), factor, lse));
             ds[i] = _mm512_mul_ps(_mm512_mul_ps(p, scale), _mm512_sub_ps(_mm512_loadu_ps(w->dp + at[i]), delta));
-            store(w->p + at[i], p);
+            amx_store(w->p + at[i], p);
         }
         __m512i a = narrow(ds[0]), b = narrow(ds[1]);
         _mm256_storeu_si256((__m256i *)(w->ds + at[0]), _mm512_cvtepi32_epi16(a));
@@ -390,9 +319,9 @@ AMX static void store_dq(const head *h, const work *w, bf16 *dq)
         for (size_t c = 0; c < h->D; c += SIDE) {
             __m512i r[SIDE];
             for (size_t i = 0; i < SIDE; i++) r[i] = _mm512_loadu_si512(w->dq + (c + i) * h->Tp + t);
-            transpose(r);
+            amx_transpose(r);
             for (size_t i = 0; i < SIDE && t + i < h->T; i++)
-                store(dq + (t + i) * h->stride + c, _mm512_castsi512_ps(r[i]));
+                amx_store(dq + (t + i) * h->stride + c, _mm512_castsi512_ps(r[i]));
         }
 }
 
@@ -461,7 +390,7 @@ void op_cpu_attention_amx_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B
     for (size_t i = 0; i < B * H; i++) {
         size_t b = i / H, at = i % H * D;
         work w = lay_out(base + (size_t)(threads > 1 ? op_cpu_thread() : 0) * bytes, &h, false);
-        state before;
+        amx_state before;
         begin(&before);
         head_fwd(&h, &w, (bf16 *)o + b * T * C + at, lse ? (float *)lse + i * T : NULL,
                  (const bf16 *)qkv + b * T * 3 * C + at);
@@ -481,7 +410,7 @@ void op_cpu_attention_amx_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv,
     for (size_t i = 0; i < B * H; i++) {
         size_t b = i / H, at = i % H * D, row = b * T * C + at, wide = b * T * 3 * C + at;
         work w = lay_out(base + (size_t)(threads > 1 ? op_cpu_thread() : 0) * bytes, &h, true);
-        state before;
+        amx_state before;
         begin(&before);
         head_bwd(&h, &w, (bf16 *)dqkv + wide, (const bf16 *)d_o + row, (const bf16 *)qkv + wide, (const bf16 *)o + row,
                  (const float *)lse + i * T);

@@ -7,15 +7,12 @@
  * first lowest. */
 #include "model/op_cpu.h"
 
-#define STEPS 811.0f /* in one unit of the derivative */
-#define ZERO 105.0f  /* the code of 0 */
-
 /* x becomes GELU(x), code its derivative's code as a float. */
 OP_WIDE static void slope_row(float *x, float *code, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         float cdf = 0.5f * (1.0f + op_erf(x[i] * 0.70710678f)), pdf = 0.39894228f * op_exp(-0.5f * x[i] * x[i]);
-        float c = (cdf + x[i] * pdf) * STEPS + ZERO + 0.5f;
+        float c = (cdf + x[i] * pdf) * OP_SLOPE_STEPS + OP_SLOPE_ZERO + 0.5f;
         c = c < 1023.0f ? c : 1023.0f; /* NaN too: x says what it is */
         code[i] = c > 0.0f ? c : 0.0f;
         x[i] *= cdf;
@@ -41,18 +38,16 @@ OP_WIDE static void slope_bwd_row(float *dy, const uint8_t *from, size_t n)
     for (size_t k = 0; k < n / 4; k++)
         for (size_t j = 0; j < 4; j++) {
             int code = from[4 * k + j] | (high[k] >> 2 * j & 3) << 8;
-            dy[4 * k + j] *= ((float)code - ZERO) * (1.0f / STEPS);
+            dy[4 * k + j] *= ((float)code - OP_SLOPE_ZERO) * (1.0f / OP_SLOPE_STEPS);
         }
     for (size_t i = n & ~(size_t)3; i < n; i++) {
         int code = from[i] | (high[i / 4] >> 2 * (i % 4) & 3) << 8;
-        dy[i] *= ((float)code - ZERO) * (1.0f / STEPS);
+        dy[i] *= ((float)code - OP_SLOPE_ZERO) * (1.0f / OP_SLOPE_STEPS);
     }
 }
 
-void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N)
+void op_cpu_gelu_slope_fwd(device *d, dv *y, dv *slope, size_t N, size_t F)
 {
-    size_t F = w->out;
-    op_cpu_linear_fwd(d, y, x, w, N);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {
         float *row = op_cpu_row(d, 0), *code = op_cpu_row(d, 1);

@@ -1,4 +1,5 @@
-/* op_cpu_matmul.c: matrix work through oneDNN 2.6's C API; no other file includes it. Every thread has its primitives,
+/* op_cpu_matmul.c: matrix work through oneDNN 2.6's C API; no other file includes it. Linear layers go to
+ * op_cpu_linear_amx.c where it takes them. Every thread has its primitives,
  * made once per shape and kept, with their memory objects, whose handles are set at each call: those for all threads
  * (the first thread's), and those for one thread, inside a tile. Linear layers use oneDNN's own blocked
  * weights: made from the first shape that asks and cached in linear_w until the weight's version changes. */
@@ -245,14 +246,14 @@ static size_t layout(device *d, size_t in, size_t out, dnnl_memory_desc_t *desc)
 size_t op_cpu_linear_packed_bytes(device *d, size_t in, size_t out)
 {
     dnnl_memory_desc_t desc;
-    return layout(d, in, out, &desc);
+    return op_cpu_linear_amx_fits(d, in, out) ? in * out * d->ct_bytes : layout(d, in, out, &desc);
 }
 
 /* Room for a weight (in, out). */
 static packed *choose(device *d, size_t in, size_t out)
 {
-    dnnl_memory_desc_t desc;
-    size_t bytes = layout(d, in, out, &desc);
+    dnnl_memory_desc_t desc = {0};
+    size_t bytes = op_cpu_linear_amx_fits(d, in, out) ? in * out * d->ct_bytes : layout(d, in, out, &desc);
     packed *p = bytes ? calloc(1, sizeof *p) : NULL;
     if (p) p->data = aligned_alloc(64, bytes);
     if (!p || !p->data) {
@@ -267,16 +268,13 @@ static packed *choose(device *d, size_t in, size_t out)
     return p;
 }
 
-/* plain (in, out): w as it is stored, seen in this direction. */
-static const packed *repack(device *d, linear_w *w, int direction, const dnnl_memory_desc_t *plain)
+/* The weight in oneDNN's layout; plain (in, out): w as it is stored, seen in this direction. */
+static void reorder_to(device *d, const packed *p, const linear_w *w, const dnnl_memory_desc_t *plain)
 {
-    packed *p = w->packed[direction];
     matmul_cache *c = cache(d);
     dnnl_memory_t from = NULL, to = NULL;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t reorder = NULL;
-    if (!p) p = choose(d, (size_t)plain->dims[0], (size_t)plain->dims[1]);
-    if (!p) return NULL;
     int threads = one_thread(op_cpu_in_tile());
     dnnl_status_t s = dnnl_memory_create(&from, plain, c->engine, (void *)w->w);
     if (s == dnnl_success) s = dnnl_memory_create(&to, &p->desc, c->engine, p->data);
@@ -290,6 +288,18 @@ static const packed *repack(device *d, linear_w *w, int direction, const dnnl_me
     if (from) dnnl_memory_destroy(from);
     if (to) dnnl_memory_destroy(to);
     if (s != dnnl_success) fail(d, "packing a weight", s);
+}
+
+static const packed *repack(device *d, linear_w *w, int direction, const dnnl_memory_desc_t *plain)
+{
+    packed *p = w->packed[direction];
+    size_t in = (size_t)plain->dims[0], out = (size_t)plain->dims[1];
+    if (!p) p = choose(d, in, out);
+    if (!p) return NULL;
+    if (op_cpu_linear_amx_fits(d, in, out))
+        op_cpu_linear_amx_pack(p->data, w->w, w->out, w->in, direction);
+    else
+        reorder_to(d, p, w, plain);
     w->packed[direction] = p;
     __atomic_store_n(&w->packed_version[direction], w->version, __ATOMIC_RELEASE); /* the last: p is whole now */
     return p;
@@ -324,10 +334,18 @@ void op_cpu_linear_release(device *d, linear_w *w)
     }
 }
 
-/* y (N, n_out) = x (N, n_in) times the weight in one direction. */
+/* The weight (in, out) as it is stored, seen in one direction: forward it is read as its transpose. */
+static void describe_weight(dnnl_memory_desc_t *plain, const linear_w *w, bool back, dnnl_data_type_t ct)
+{
+    if (back)
+        describe(plain, (size_t[]){w->out, w->in}, (size_t[]){w->in, 1}, 2, ct);
+    else
+        describe(plain, (size_t[]){w->in, w->out}, (size_t[]){1, w->in}, 2, ct);
+}
+
+/* y (N, n_out) = x (N, n_in) times the weight in one direction, by oneDNN. */
 static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kind)
 {
-    if (!N) return;
     bool back = kind == KIND_DX;
     size_t in = back ? w->out : w->in, out = back ? w->in : w->out;
     const dv *bias = back ? NULL : w->bias;
@@ -345,34 +363,70 @@ static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kin
     describe(&src, (size_t[]){N, in}, (size_t[]){in, 1}, 2, ct);
     describe(&dst, (size_t[]){N, out}, (size_t[]){out, 1}, 2, ct);
     describe(&b, (size_t[]){1, out}, (size_t[]){out, 1}, 2, dnnl_f32);
-    /* W is stored (O,I): forward it is read as its transpose. */
-    if (back)
-        describe(&plain, (size_t[]){in, out}, (size_t[]){out, 1}, 2, ct);
-    else
-        describe(&plain, (size_t[]){in, out}, (size_t[]){1, in}, 2, ct);
+    describe_weight(&plain, w, back, ct);
     const packed *p = pack(d, w->same ? w->same : w, back, &plain);
     entry *t = p ? prepare(d, &k, &src, &p->desc, bias ? &b : NULL, &dst) : NULL;
     if (t) run(d, t, x, p->data, bias, y);
 }
 
+/* The same on AMX tiles, where it suits them: then true. y, and what follows the product, are in p. */
+static bool on_tiles(device *d, op_cpu_linear_amx *p, const dv *x, linear_w *w, size_t N, bool back)
+{
+    if (!op_cpu_linear_amx_fits(d, w->in, w->out)) return false;
+    dnnl_memory_desc_t plain;
+    describe_weight(&plain, w, back, ct_type(d));
+    const packed *weight = pack(d, w->same ? w->same : w, back, &plain);
+    if (!weight) return true; /* the error is sticky */
+    p->N = N;
+    p->in = back ? w->out : w->in;
+    p->out = back ? w->in : w->out;
+    p->packed = weight->data;
+    p->in_rows = x;
+    p->bias = back ? NULL : w->bias;
+    op_cpu_linear_amx_run(d, p);
+    return true;
+}
+
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
 {
-    linear(d, y, x, w, N, KIND_FWD);
+    if (N && !on_tiles(d, &(op_cpu_linear_amx){.y = y}, x, w, N, false)) linear(d, y, x, w, N, KIND_FWD);
 }
 
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)
 {
-    if (!pre) {
-        linear(d, y, x, w, N, KIND_FWD_GELU);
+    if (!N || on_tiles(d, &(op_cpu_linear_amx){.y = y, .pre = pre, .after = AFTER_GELU}, x, w, N, false)) return;
+    linear(d, pre ? pre : y, x, w, N, pre ? KIND_FWD : KIND_FWD_GELU);
+    if (pre) op_cpu_gelu_fwd(d, y, pre, N * w->out);
+}
+
+void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N)
+{
+    if (!N || on_tiles(d, &(op_cpu_linear_amx){.y = y, .slope = slope, .after = AFTER_GELU_SLOPE}, x, w, N, false))
         return;
-    }
-    linear(d, pre, x, w, N, KIND_FWD);
-    op_cpu_gelu_fwd(d, y, pre, N * w->out);
+    linear(d, y, x, w, N, KIND_FWD);
+    op_cpu_gelu_slope_fwd(d, y, slope, N, w->out);
+}
+
+void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
+                                size_t N)
+{
+    if (!N || on_tiles(d, &(op_cpu_linear_amx){.y = out, .x = x, .ls = ls, .after = AFTER_RESIDUAL}, in, w, N, false))
+        return;
+    linear(d, branch, in, w, N, KIND_FWD);
+    op_cpu_residual_fwd(d, out, x, branch, ls, N, w->out);
 }
 
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 {
+    if (N && !on_tiles(d, &(op_cpu_linear_amx){.y = dx}, dy, w, N, true)) linear(d, dx, dy, w, N, KIND_DX);
+}
+
+void op_cpu_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N)
+{
+    op_cpu_linear_amx p = {.y = dx, .slope = (dv *)(uintptr_t)slope, .after = AFTER_TIMES_SLOPE};
+    if (!N || on_tiles(d, &p, dy, w, N, true)) return;
     linear(d, dx, dy, w, N, KIND_DX);
+    op_cpu_gelu_slope_bwd(d, dx, dx, slope, N, w->in);
 }
 
 /* Column sums of dy (N,O), chosen columns: per-thread ranges of columns, rows in order, so the result does not depend

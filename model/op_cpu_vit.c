@@ -126,6 +126,10 @@ OP_WIDE static void norm_row(float *x, const float *gamma, const float *beta, fl
 void op_cpu_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                      size_t N, size_t C)
 {
+    if (op_cpu_rows_bf16_fit(d, C)) {
+        op_cpu_rows_bf16_norm_fwd(y, mean, rstd, x, gamma, beta, eps, N, C);
+        return;
+    }
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {
         float *row = op_cpu_row(d, 0), m, r;
@@ -145,6 +149,10 @@ OP_WIDE static void again_row(float *x, const float *gamma, const float *beta, f
 void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                        size_t N, size_t C)
 {
+    if (op_cpu_rows_bf16_fit(d, C)) {
+        op_cpu_rows_bf16_norm_again(y, x, mean, rstd, gamma, beta, N, C);
+        return;
+    }
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {
         float *row = op_cpu_row(d, 0);
@@ -199,6 +207,10 @@ void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, 
 {
     const float *f_mean = (const float *)mean, *f_rstd = (const float *)rstd;
     if (dgamma || dbeta) norm_params(d, (float *)dgamma, (float *)dbeta, dy, x, f_mean, f_rstd, N, C);
+    if (op_cpu_rows_bf16_fit(d, C)) {
+        op_cpu_rows_bf16_norm_bwd(dx, accumulate, dy, x, mean, rstd, gamma, N, C);
+        return;
+    }
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {
         float *g = op_cpu_row(d, 0), *row = op_cpu_row(d, 1);
@@ -223,6 +235,10 @@ OP_WIDE static void axpy_row(float *x, const float *branch, const float *ls, siz
 
 void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C)
 {
+    if (op_cpu_rows_bf16_fit(d, C)) {
+        op_cpu_rows_bf16_residual(out, x, branch, ls, N, C);
+        return;
+    }
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {
         float *a = op_cpu_row(d, 0), *b = op_cpu_row(d, 1);
@@ -248,6 +264,10 @@ void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const 
             }
             for (size_t k = 0; k < n; k++) ((float *)dls)[first + k] += sum[k];
         }
+    }
+    if (op_cpu_rows_bf16_fit(d, C)) {
+        op_cpu_rows_bf16_residual(dbranch, NULL, dout, ls, N, C);
+        return;
     }
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {

@@ -240,7 +240,7 @@ vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_
 
 /* Where a block's activations of a tile are: kept, or in scratch. pre, slope: NULL where not wanted. */
 typedef struct {
-    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *branch, *hidden;
+    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *hidden;
 } block_rows;
 
 static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_tile *t)
@@ -256,7 +256,6 @@ static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_t
                         .pre = grad && b->pre ? vit_rows(t, b->pre, F) : NULL,
                         .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
                         .norm = vit_scratch(t, k->norm, C),
-                        .branch = vit_scratch(t, k->branch, C),
                         .hidden = vit_scratch(t, k->hidden, F)};
 }
 
@@ -268,6 +267,20 @@ static void layer_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_til
     if (w->n_lora)
         vit_lora_fwd(m, who, w, y, x, t->rows, vit_scratch(t, k->low, VIT_UPDATES * m->lora_rank),
                      vit_scratch(t, k->wide, m->lora_width));
+}
+
+/* out = x + ls * a layer of `in` with its low-rank updates. */
+static void branch_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_tile *t, const vit_linear *w,
+                       const vit_vector *ls, dv *out, const dv *x, const dv *in)
+{
+    size_t C = (size_t)m->c.dim;
+    dv *branch = vit_scratch(t, k->branch, C);
+    if (!w->n_lora) {
+        m->d->op->linear_residual_fwd(m->d, out, x, in, w->live[who], ls->live[who], branch, t->rows);
+        return;
+    }
+    layer_fwd(m, who, k, t, w, branch, in);
+    m->d->op->residual_fwd(m->d, out, x, branch, ls->live[who], t->rows, C);
 }
 
 /* A block up to its MLP's hidden units. */
@@ -284,8 +297,7 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
                  w->norm1_bias.live[who], m->c.eps, N, C);
     layer_fwd(m, who, k, t, &w->qkv, r->qkv, r->norm);
     op->attention_fwd(d, r->o, vit_f32(b->lse, t->first_pair), r->qkv, t->images, k->Ti, H, C / H);
-    layer_fwd(m, who, k, t, &w->proj, r->branch, r->o);
-    op->residual_fwd(d, r->mid, r->x, r->branch, w->ls1.live[who], N, C);
+    branch_fwd(m, who, k, t, &w->proj, &w->ls1, r->mid, r->x, r->o);
     op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
                  w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
     if (r->slope) {
@@ -317,7 +329,6 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
 {
     const block_call *c = ctx;
     vit *m = c->m;
-    const op_table *op = m->d->op;
     const vit_pass_impl *k = c->a->impl;
     const vit_block *w = &m->block[c->l];
     vit_tile t = vit_tile_at(m, c->a, &k->fwd, index, slot);
@@ -325,8 +336,7 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     size_t C = (size_t)m->c.dim;
     const dv *to = c->l + 1 < k->L ? k->block[c->l + 1].x : c->a->x_last;
     block_to_hidden(m, c->who, c->a, c->l, &t, &r);
-    layer_fwd(m, c->who, k, &t, &w->fc2, r.branch, r.hidden);
-    op->residual_fwd(m->d, vit_rows(&t, to, C), r.mid, r.branch, w->ls2.live[c->who], t.rows, C);
+    branch_fwd(m, c->who, k, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden);
 }
 
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)

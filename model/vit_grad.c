@@ -97,11 +97,14 @@ static void mlp_bwd(const half *h, size_t l)
     const dv *pre = b->pre ? vit_rows(&h->t, b->pre, h->F) : NULL, *o = vit_rows(&h->t, b->o, h->C);
     if (vit_wants_hidden(w)) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
     const dv *g = branch_grad(h, &w->ls2, &w->fc2, h->hidden);
-    layer_bwd(h, &w->fc2, h->hidden, g, h->hidden);
-    if (b->slope)
-        h->op->gelu_slope_bwd(h->d, h->hidden, h->hidden, dv_at(b->slope, h->t.first * op_slope_bytes(h->F)), N, h->F);
-    else
+    if (b->slope) { /* its weight is frozen */
+        linear_grad(h->m, &w->fc2, g, NULL, N);
+        h->op->linear_dx_slope(h->d, h->hidden, g, w->fc2.live[VIT_STUDENT],
+                               dv_at(b->slope, h->t.first * op_slope_bytes(h->F)), N);
+    } else {
+        layer_bwd(h, &w->fc2, h->hidden, g, h->hidden);
         h->op->gelu_bwd(h->d, h->hidden, h->hidden, pre, N * h->F);
+    }
     if (vit_needs_input(&w->fc1)) norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
     layer_bwd(h, &w->fc1, last ? NULL : h->branch, h->hidden, h->norm);
     if (last) return;
