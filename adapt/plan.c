@@ -238,14 +238,20 @@ err_code plan_shape(vit **m, device *d, const vit *of, err *e)
     return rc;
 }
 
-err_code plan_fits(const plan *p, size_t held, const char *stage, err *e)
+err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
 {
+    /* Of a limited address space threads take more than memory: a stack and a heap each. */
+    enum { SPACE = 256 << 20, SPACE_THREAD = 16 << 20 };
+    size_t need = p->total - (d->bytes < p->total ? d->bytes : p->total) + PLAN_CONSTANT;
+    size_t space = headroom_address_space(), apart = SPACE + (size_t)d->threads * SPACE_THREAD;
     headroom h = headroom_get();
-    size_t need = p->total - (held < p->total ? held : p->total) + PLAN_SPARE;
+    if (space != SIZE_MAX && need + apart > space) {
+        need += apart;
+        h = (headroom){space, "the address space (ulimit -v)"};
+    }
     if (need > h.bytes)
         FAIL(e, NOMEM,
-             "%s needs %zu MiB more, %zu MiB are left of %s: a smaller batch or model, fewer crops, --recompute block "
-             "(radapt plan)",
-             stage, need >> 20, h.bytes >> 20, h.of);
+             "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch, --recompute block", stage,
+             need >> 20, h.bytes >> 20, h.of);
     return ERR_OK;
 }

@@ -14,7 +14,7 @@
 #include "adapt/finetune.h"
 #include "adapt/ssl.h"
 
-enum { PLAN_CONSTANT = 128 << 20, PLAN_SPARE = 64 << 20 /* of PLAN_CONSTANT, what is yet to come after the start */ };
+enum { PLAN_CONSTANT = 64 << 20 };
 
 typedef enum {
     PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
@@ -51,8 +51,8 @@ err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options
 /* A model of the shape of `of`, on a device that counts as its own would: for the functions above. The caller closes
  * both. */
 err_code plan_shape(vit **m, device *d, const vit *of, err *e);
-/* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h). held: bytes of the plan that
- * are allocated already. */
-err_code plan_fits(const plan *p, size_t held, const char *stage, err *e);
+/* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h). d: the stage's device: what
+ * it holds is part of the plan. */
+err_code plan_fits(const plan *p, const device *d, const char *stage, err *e);
 
 #endif

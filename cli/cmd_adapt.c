@@ -98,7 +98,7 @@ static err_code check_memory(const stage *s, const ssl_options *so, size_t frame
     err_code rc = plan_adapt(&p, shape, so, frames, e);
     vit_close(shape);
     device_close(&d);
-    return rc ? rc : plan_fits(&p, s->device.bytes, "adapt", e);
+    return rc ? rc : plan_fits(&p, &s->device, "adapt", e);
 }
 
 err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)

@@ -192,7 +192,7 @@ static err_code check_memory(const stage *s, const finetune_options *fo, const p
     err_code rc = plan_finetune(&p, shape, spec, fo, s->cohort.n_labels, e);
     vit_close(shape);
     device_close(&d);
-    return rc ? rc : plan_fits(&p, s->device.bytes, "finetune", e);
+    return rc ? rc : plan_fits(&p, &s->device, "finetune", e);
 }
 
 static err_code finetune(stage *s, const char *adapter, bundle_info *info, finetune_outcome *out, err *e)

@@ -176,9 +176,13 @@ static void print_table(const planned *k)
     if (k->gflops > 0)
         printf("At %.0f GFLOP/s (%s) its matrix products take %.3g s; the step takes longer: an estimate from below.\n",
                k->gflops, k->given ? "given" : "measured now, on this machine", flop_sum(p) / k->gflops * 1e-9);
-    puts(cuda ? "This build has no CUDA back end: these are the engine's own arrays. Not counted: CUDA's context,\n"
-                "workspaces of kernels and libraries, copies of weights that a back end may want."
-              : "Not counted: the program, its libraries and oneDNN's compiled kernels, and mapped files.");
+    if (cuda)
+        puts("This build has no CUDA back end: these are the engine's own arrays. Not counted: CUDA's context,\n"
+             "workspaces of kernels and libraries, copies of weights that a back end may want.");
+    else
+        printf("Not counted: the program, its libraries and oneDNN's compiled kernels (%d MiB at most), and mapped "
+               "files.\n",
+               PLAN_CONSTANT >> 20);
 }
 
 err_code cmd_plan(const options *o, int *status, err *e)
