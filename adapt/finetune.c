@@ -15,7 +15,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 
-#define FORMAT_NAME "radapt-finetune/2"
+#define FORMAT_NAME "radapt-finetune/3"
 enum { PROBE_ROWS = 32768 }; /* about so many frames of training cases are fitted; a case has one at least */
 
 void finetune_defaults(finetune_options *o)
@@ -79,6 +79,7 @@ static err_code check(const vit *m, const param_set *adapter, const cohort *c, c
     if (!(o->mixup >= 0 && o->mixup <= 100)) FAIL(e, USAGE, "finetune: mixup of %g", (double)o->mixup);
     if (!(o->layer_decay > 0 && o->layer_decay <= 1))
         FAIL(e, USAGE, "finetune: layer decay of %g", (double)o->layer_decay);
+    if (!(o->drop_path >= 0 && o->drop_path < 1)) FAIL(e, USAGE, "finetune: drop path of %g", (double)o->drop_path);
     if (o->view.size < patch || o->view.size % patch)
         FAIL(e, USAGE, "finetune: images of %d pixels are no multiple of the patch size %d", o->view.size, patch);
     if (info->n_labels != c->n_labels)
@@ -93,11 +94,11 @@ err_code finetune_identity(vit *m, const param_set *adapter, const cohort *c, co
     char text[1024];
     device *d = vit_device(m);
     hash *h = hash_new();
-    snprintf(text, sizeof text, "%s %d %a %d %a %a %a %a %a %a %a %d %a %a %a %a %a %d %d %d %d %d %a %d %llu",
+    snprintf(text, sizeof text, "%s %d %a %d %a %a %a %a %a %a %a %a %d %a %a %a %a %a %d %d %d %d %d %a %d %llu",
              FORMAT_NAME, o->method, o->epochs, o->batch, o->lr, o->head_lr, o->lr_last, o->weight_decay, o->clip,
-             o->label_smoothing, o->layer_decay, o->warmup_steps, o->crop_scale[0], o->crop_scale[1], o->flip,
-             o->jitter, o->mixup, o->probe_first, o->sampling, o->weights, o->patience, o->view.size, o->view.share,
-             o->view.window.mode, (unsigned long long)o->seed);
+             o->label_smoothing, o->layer_decay, o->drop_path, o->warmup_steps, o->crop_scale[0], o->crop_scale[1],
+             o->flip, o->jitter, o->mixup, o->probe_first, o->sampling, o->weights, o->patience, o->view.size,
+             o->view.share, o->view.window.mode, (unsigned long long)o->seed);
     hash_str(h, text);
     for (int i = 0; i < 3 && o->view.window.mode == WINDOW_FIXED; i++) {
         const voi_window *w = &o->view.window.fixed[i];

@@ -26,6 +26,7 @@ typedef struct finetune_options {
     float layer_decay; /* of the learning rate from one block to the one before; 1: none */
     int warmup_steps;
     float crop_scale[2], flip, jitter;
+    float drop_path;  /* stochastic depth: probability at the last block; 0: none */
     bool recompute;   /* block inputs alone are kept for backward */
     float mixup;      /* alpha of mixup's Beta(alpha, alpha); 0: none */
     bool probe_first; /* the classifier starts as METHOD_LINEAR's; else from zero */

@@ -48,6 +48,7 @@ typedef struct {
     loader *l;
     case_set validation;
     float *features;     /* (validation frames, dim) */
+    float *drop;         /* (depth, 2, batch): what is dropped in a step; NULL: nothing */
     double *probability; /* (validation frames, classes), (validation cases, classes) */
 } loop;
 
@@ -244,6 +245,16 @@ static err_code alloc_host(loop *t, err *e)
     return ERR_OK;
 }
 
+/* After alloc_device, which plans the pass. */
+static err_code alloc_drop(loop *t, err *e)
+{
+    if (t->j->o->drop_path == 0) return ERR_OK;
+    t->drop = calloc(2 * (size_t)vit_get_config(t->j->m)->depth * t->batch, sizeof *t->drop);
+    if (!t->drop) FAIL(e, NOMEM, "finetune: no memory");
+    t->pass.drop = t->drop;
+    return ERR_OK;
+}
+
 static void fini(loop *t)
 {
     device *d = t->j->d;
@@ -259,6 +270,7 @@ static void fini(loop *t)
     optim_fini(&t->optim);
     labelled_batch_fini(&t->source);
     case_set_fini(&t->validation);
+    free(t->drop);
     free(t->features);
     free(t->probability);
     free(t->best_master);
@@ -362,6 +374,7 @@ static err_code train_step(loop *t, err *e)
     op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
     op->upload(d, t->target, v.target, targets);
     op->upload(d, t->weight, v.weight, targets);
+    if (t->drop) vit_drop_draw(j->m, o->drop_path, o->seed, t->step, 0, B, t->drop);
     gradients(t, *v.scale);
     op->download(d, &loss, t->loss, sizeof loss);
     TRY(device_sync(d, e));
@@ -433,6 +446,7 @@ static err_code init(loop *t, err *e)
     t->evaluated = UINT64_MAX;
     TRY(alloc_host(t, e));
     TRY(alloc_device(t, e));
+    TRY(alloc_drop(t, e));
     return optim_init(&t->optim, j->d, &j->params, o->clip, e);
 }
 

@@ -140,6 +140,7 @@ static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *i
     rng g = rng_at(r->o->seed, RNG_MASK, micro, 0);
     TRY(loader_take(l, micro, &batch, e));
     size_t masked = r->o->ibot > 0 ? ssl_mask_draw(&r->mask, &g, r->mask_bits) : 0;
+    in->number = micro;
     in->globals = batch;
     in->locals = batch + 2 * r->data.batch * 3 * S * S;
     in->mask = masked ? r->mask_bits : NULL;

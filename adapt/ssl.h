@@ -14,6 +14,7 @@ typedef struct ssl_options {
     float lr, head_lr, lr_last, weight_decay, weight_decay_last, clip;
     float layer_decay; /* of the learning rate, from block to block downwards; 1: none */
     float patch_lr;    /* the patch embedding's learning rate times this */
+    float drop_path;   /* stochastic depth of the student: probability at the last block; 0: none */
     float momentum, momentum_last;
     float teacher_temp, teacher_temp_last, teacher_temp_epochs, student_temp, center_momentum;
     float dino, ibot, koleo; /* weights */

@@ -119,5 +119,6 @@ ssl_step_config ssl_data_step_config(const ssl_data *data, const vit *m, const s
                              .student_temp = o->student_temp,
                              .center_momentum = o->center_momentum,
                              .clip = o->clip,
+                             .drop_path = o->drop_path,
                              .seed = o->seed};
 }

@@ -30,6 +30,7 @@ void ssl_state_hash(ssl_run *r)
                         o.accumulate,
                         o.layer_decay,
                         o.patch_lr,
+                        o.drop_path,
                         o.separate_heads,
                         o.sinkhorn,
                         o.knn,

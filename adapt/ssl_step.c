@@ -152,6 +152,29 @@ static void fill_pairs(ssl_step *s)
     s->d->op->upload(s->d, s->rows_local, s->host_rows, L * B * sizeof(int32_t));
 }
 
+static err_code open_drop(ssl_step *s, err *e)
+{
+    const ssl_step_config *k = &s->config;
+    size_t branches = 2 * (size_t)vit_get_config(s->m)->depth;
+    if (!(k->drop_path >= 0 && k->drop_path < 1)) FAIL(e, USAGE, "a drop path of %g", (double)k->drop_path);
+    if (k->drop_path == 0) return ERR_OK;
+    s->drop = calloc(branches * (2 + k->locals) * k->batch, sizeof *s->drop);
+    if (!s->drop) FAIL(e, NOMEM, "no memory for a step");
+    s->student.drop = s->drop;
+    s->local.drop = s->drop + branches * 2 * k->batch;
+    return ERR_OK;
+}
+
+/* The step's crops are its images: global ones, then local ones. */
+static void draw_drop(ssl_step *s, uint64_t number)
+{
+    const ssl_step_config *k = &s->config;
+    size_t globals = 2 * k->batch, branches = 2 * (size_t)vit_get_config(s->m)->depth;
+    if (!s->drop) return;
+    vit_drop_draw(s->m, k->drop_path, k->seed, number, 0, globals, s->drop);
+    vit_drop_draw(s->m, k->drop_path, k->seed, number, globals, k->locals * k->batch, s->drop + branches * globals);
+}
+
 err_code ssl_step_open(ssl_step *s, vit *m, param_set *ps, const ssl_step_config *k, err *e)
 {
     *s = (ssl_step){.m = m, .d = vit_device(m), .ps = ps, .config = *k};
@@ -164,6 +187,7 @@ err_code ssl_step_open(ssl_step *s, vit *m, param_set *ps, const ssl_step_config
     TRY(s->d->op->alloc(s->d, dry.used, &s->block, e));
     arena_init(&real, s->block, dry.used);
     TRY(plan(s, &real, e));
+    TRY(open_drop(s, e));
     TRY(device_reserve(s->d, work_bytes(s), e));
     TRY(optim_init(&s->optim, s->d, ps, k->clip, e));
     for (int g = 0; g < GROUPS; g++) s->group[g].head = &s->head[g == PATCHES && k->separate_heads];
@@ -185,6 +209,7 @@ void ssl_step_close(ssl_step *s)
     optim_fini(&s->optim);
     fini_passes(s);
     if (s->block) s->d->op->free(s->d, s->block);
+    free(s->drop);
     free(s->host_rows);
     free(s->host_pair);
     free(s->host_weight);
@@ -402,6 +427,7 @@ err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *ou
     if (k->locals)
         op->upload(s->d, s->locals, in->locals, k->locals * B * 3 * k->local_size * k->local_size * sizeof(float));
     if (s->micro == 0) begin(s);
+    draw_drop(s, in->number);
     vit_patches(s->m, VIT_STUDENT, &s->student, s->globals);
     teacher_forward(s);
     student_forward(s, mask);

@@ -35,7 +35,8 @@ typedef struct {
     ssl_centering centering; /* softmax: (t - c) with a moving centre; Sinkhorn-Knopp, 3 iterations (facts) */
     float dino, ibot, koleo; /* weights of the losses */
     float student_temp, center_momentum, clip;
-    uint64_t seed; /* of the heads' random weights */
+    float drop_path; /* of the student's last block: vit_drop_draw; 0: none */
+    uint64_t seed;   /* of the heads' random weights, and of what is dropped */
 } ssl_step_config;
 
 typedef struct {
@@ -43,7 +44,8 @@ typedef struct {
     const float *locals;  /* (L*B,3,s,s) host */
     const uint8_t *mask;  /* (2B,P) host, 1: masked; NULL: none */
     float teacher_temp;
-    bool head_only; /* the backbone gets no gradients (head warm-up); the adamw_step must say skip_backbone too */
+    uint64_t number; /* of the micro-batch, over all updates: what is dropped goes by it */
+    bool head_only;  /* the backbone gets no gradients (head warm-up); the adamw_step must say skip_backbone too */
 } ssl_step_in;
 
 typedef struct {
@@ -99,6 +101,7 @@ typedef struct ssl_step {
     dv *scalars;                    /* f32 (7): dino, ibot, koleo, entropies of targets (2), of their means (2) */
     dv *rows_global, *rows_local;   /* int32: rows of class tokens in the passes' outputs */
     dv *rows_patch;                 /* int32 (M): rows of masked patches in the global passes' outputs */
+    float *drop;                    /* host (depth, 2, 2B), (depth, 2, L*B); NULL: nothing is dropped */
     int32_t *host_rows, *host_pair; /* (M) */
     float *host_weight;             /* (M) */
 } ssl_step;

@@ -21,6 +21,7 @@ static const binding fields[] = {
     {"adapt.lr-last", BINDING_FLOAT, AT(lr_last), 1},
     {"adapt.layer-decay", BINDING_FLOAT, AT(layer_decay), 1},
     {"adapt.patch-lr-factor", BINDING_FLOAT, AT(patch_lr), 1},
+    {"adapt.drop-path", BINDING_FLOAT, AT(drop_path), 1},
     {"adapt.weight-decay", BINDING_FLOAT, AT(weight_decay), 1},
     {"adapt.weight-decay-last", BINDING_FLOAT, AT(weight_decay_last), 1},
     {"adapt.clip", BINDING_FLOAT, AT(clip), 1},

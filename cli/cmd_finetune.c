@@ -27,6 +27,7 @@ static const binding fields[] = {
     {"finetune.clip", BINDING_FLOAT, AT(clip), 1},
     {"finetune.label-smoothing", BINDING_FLOAT, AT(label_smoothing), 1},
     {"finetune.layer-decay", BINDING_FLOAT, AT(layer_decay), 1},
+    {"finetune.drop-path", BINDING_FLOAT, AT(drop_path), 1},
     {"finetune.mixup", BINDING_FLOAT, AT(mixup), 1},
     {"finetune.crop-scale", BINDING_FLOATS, AT(crop_scale), 2},
     {"finetune.flip", BINDING_FLOAT, AT(flip), 1},

@@ -269,17 +269,19 @@ static void layer_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_til
                      vit_scratch(t, k->wide, m->lora_width));
 }
 
-/* out = x + ls * a layer of `in` with its low-rank updates. */
-static void branch_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_tile *t, const vit_linear *w,
-                       const vit_vector *ls, dv *out, const dv *x, const dv *in)
+/* out = x + ls * a layer of `in` with its low-rank updates, times what the block's branch counts. */
+static void branch_fwd(vit *m, vit_who who, const vit_pass *a, size_t l, vit_branch which, const vit_tile *t,
+                       const vit_linear *w, const vit_vector *ls, dv *out, const dv *x, const dv *in)
 {
+    const vit_pass_impl *k = a->impl;
     size_t C = (size_t)m->c.dim;
     dv *branch = vit_scratch(t, k->branch, C);
-    if (!w->n_lora) {
+    if (!w->n_lora && !a->drop) {
         m->d->op->linear_residual_fwd(m->d, out, x, in, w->live[who], ls->live[who], branch, t->rows);
         return;
     }
     layer_fwd(m, who, k, t, w, branch, in);
+    vit_drop_apply(m, a, l, which, t, branch);
     m->d->op->residual_fwd(m->d, out, x, branch, ls->live[who], t->rows, C);
 }
 
@@ -297,7 +299,7 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
                  w->norm1_bias.live[who], m->c.eps, N, C);
     layer_fwd(m, who, k, t, &w->qkv, r->qkv, r->norm);
     op->attention_fwd(d, r->o, vit_f32(b->lse, t->first_pair), r->qkv, t->images, k->Ti, H, C / H);
-    branch_fwd(m, who, k, t, &w->proj, &w->ls1, r->mid, r->x, r->o);
+    branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o);
     op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
                  w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
     if (r->slope) {
@@ -336,7 +338,7 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     size_t C = (size_t)m->c.dim;
     const dv *to = c->l + 1 < k->L ? k->block[c->l + 1].x : c->a->x_last;
     block_to_hidden(m, c->who, c->a, c->l, &t, &r);
-    branch_fwd(m, c->who, k, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden);
 }
 
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)

@@ -98,12 +98,14 @@ typedef struct vit_pass {
      * patches' are the last P. */
     size_t B, height, width, P, T;
     vit_keep keep;
-    bool exact;  /* set before the first plan: GELU's input is kept whole in bf16 too, not its derivative in 10 bits */
-    dv *patches; /* (B*P, C) ct: patch embedding, before positions and mask */
-    dv *out;     /* (B,T,C) ct: after the final norm */
-    dv *x_last;  /* (B,T,C) ct: before it */
-    dv *dout;    /* (B,T,C) ct: fill (zero first) and call vit_bwd; not in VIT_INFER */
-    void *impl;  /* the rest: vit.c */
+    bool exact; /* set before the first plan: GELU's input is kept whole in bf16 too, not its derivative in 10 bits */
+    const float *drop; /* host (depth, 2, B): what an image's attention and MLP branch of a block count (vit_drop_draw);
+                        * NULL: 1. Set after planning, there until vit_bwd */
+    dv *patches;       /* (B*P, C) ct: patch embedding, before positions and mask */
+    dv *out;           /* (B,T,C) ct: after the final norm */
+    dv *x_last;        /* (B,T,C) ct: before it */
+    dv *dout;          /* (B,T,C) ct: fill (zero first) and call vit_bwd; not in VIT_INFER */
+    void *impl;        /* the rest: vit.c */
 } vit_pass;
 
 /* Two-pass planning (arena.h). The host part (impl) is allocated in the first call and freed by vit_pass_fini. height,
@@ -112,6 +114,10 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
                        err *e);
 size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep);
 void vit_pass_fini(vit_pass *a);
+
+/* Stochastic depth: scale (depth, 2, B), of images first .. first+B of a step: 0 with probability rate * block /
+ * (depth - 1), else 1 / (1 - that). A function of seed, step and image. rate < 1. */
+void vit_drop_draw(const vit *m, float rate, uint64_t seed, uint64_t step, size_t first, size_t B, float *scale);
 
 /* pixels (B,3,height,width) f32 on the device, normalised -> a->patches. The patch weights are shared by student and
  * teacher unless trained. */

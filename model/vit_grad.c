@@ -60,13 +60,21 @@ static void layer_bwd(const half *h, const vit_linear *w, dv *dx, const dv *dy, 
     layer_dx(h, w, dx, dy, x);
 }
 
-/* dbranch = ls * dx, and dls where wanted (branch is then the layer's output, made again). */
-static const dv *branch_grad(const half *h, const vit_vector *ls, vit_linear *last, const dv *input)
+/* dbranch = ls * dx * what the branch counts, and dls where wanted (branch is then the layer's output, made again). */
+static const dv *branch_grad(const half *h, size_t l, vit_branch which, const vit_vector *ls, vit_linear *last,
+                             const dv *input)
 {
-    if (!ls->count) return h->dx;
+    if (!ls->count && !h->a->drop) return h->dx;
     dv *dls = vit_grad_of(h->m, ls->param), *g = vit_rows(&h->t, h->k->dbranch, h->C);
-    if (dls) h->op->linear_fwd(h->d, h->branch, input, last->live[VIT_STUDENT], h->t.rows);
-    h->op->residual_bwd(h->d, g, dls, h->dx, h->branch, ls->live[VIT_STUDENT], h->t.rows, h->C);
+    if (dls) {
+        h->op->linear_fwd(h->d, h->branch, input, last->live[VIT_STUDENT], h->t.rows);
+        vit_drop_apply(h->m, h->a, l, which, &h->t, h->branch);
+    }
+    if (ls->count)
+        h->op->residual_bwd(h->d, g, dls, h->dx, h->branch, ls->live[VIT_STUDENT], h->t.rows, h->C);
+    else
+        h->op->copy(h->d, g, h->dx, h->t.rows * h->C * h->t.ct);
+    vit_drop_apply(h->m, h->a, l, which, &h->t, g);
     return g;
 }
 
@@ -96,7 +104,7 @@ static void mlp_bwd(const half *h, size_t l)
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
     const dv *pre = b->pre ? vit_rows(&h->t, b->pre, h->F) : NULL, *o = vit_rows(&h->t, b->o, h->C);
     if (vit_wants_hidden(w)) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
-    const dv *g = branch_grad(h, &w->ls2, &w->fc2, h->hidden);
+    const dv *g = branch_grad(h, l, VIT_MLP, &w->ls2, &w->fc2, h->hidden);
     if (b->slope) { /* its weight is frozen */
         linear_grad(h->m, &w->fc2, g, NULL, N);
         h->op->linear_dx_slope(h->d, h->hidden, g, w->fc2.live[VIT_STUDENT],
@@ -109,13 +117,14 @@ static void mlp_bwd(const half *h, size_t l)
     layer_bwd(h, &w->fc1, last ? NULL : h->branch, h->hidden, h->norm);
     if (last) return;
     norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2);
-    branch_grad(h, &w->ls1, &w->proj, o);
+    branch_grad(h, l, VIT_ATTENTION, &w->ls1, &w->proj, o);
 }
 
 /* The projection's g, all rows: mlp_bwd left it there. */
-static const dv *projection_g(const vit *m, const vit_pass_impl *k, size_t l)
+static const dv *projection_g(const vit *m, const vit_pass *a, size_t l)
 {
-    return m->block[l].ls1.count ? k->dbranch : k->dx;
+    const vit_pass_impl *k = a->impl;
+    return m->block[l].ls1.count || a->drop ? k->dbranch : k->dx;
 }
 
 /* From between attention and MLP down to the block's input. The projection's own gradient is vit_bwd's. */
@@ -128,7 +137,7 @@ static void attention_bwd(const half *h, size_t l)
     dv *dqkv = vit_scratch(&h->t, h->k->qkv, 3 * C);
     const dv *o = vit_rows(&h->t, b->o, C);
     layer_dx(h, &w->proj, bottom > VIT_TO_PROJECTION ? h->branch : NULL,
-             vit_rows(&h->t, projection_g(h->m, h->k, l), C), o);
+             vit_rows(&h->t, projection_g(h->m, h->a, l), C), o);
     if (bottom <= VIT_TO_PROJECTION) return;
     h->op->attention_bwd(h->d, dqkv, h->branch, vit_rows(&h->t, b->qkv, 3 * C), o, vit_f32(b->lse, h->t.first_pair),
                          h->t.images, h->k->Ti, H, C / H);
@@ -211,7 +220,7 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
                  a->x_last, k->mean, k->rstd, m->norm_weight.live[VIT_STUDENT], k->N, C);
     for (size_t l = k->L; l-- > 0;) {
         op->tiles(d, k->bwd.n, block_bwd, &(grad_call){m, a, l});
-        linear_grad(m, &m->block[l].proj, projection_g(m, k, l), k->block[l].o, k->N);
+        linear_grad(m, &m->block[l].proj, projection_g(m, a, l), k->block[l].o, k->N);
     }
     if (m->bottom == VIT_TO_MLP) return;
     op->tiles(d, k->bwd.n, last_bwd, &(grad_call){m, a, 0});

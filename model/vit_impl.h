@@ -174,6 +174,10 @@ static inline dv *vit_f32(const dv *x, size_t at)
     return x ? dv_at(x, at * sizeof(float)) : NULL;
 }
 
+/* vit_drop.c. The tile's rows of a branch, or of its gradient, times what each image's counts; nothing without
+ * a->drop. */
+typedef enum { VIT_ATTENTION, VIT_MLP } vit_branch;
+void vit_drop_apply(vit *m, const vit_pass *a, size_t l, vit_branch branch, const vit_tile *t, dv *x);
 /* vit_lora.c. Appends A and B of the spec's targets to ps. */
 err_code vit_lora_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
 /* y (N,O) += the layer's updates of x (N,I); low and wide are scratch. */

@@ -406,6 +406,7 @@ static void test_sets(void **state)
     finetune_options o = tiny(METHOD_APLA);
     o.mixup = 0.4f;
     o.layer_decay = 0.7f;
+    o.drop_path = 0.3f;
     o.label_smoothing = 0.05f;
     other_labels(w, "sets.csv", &(label_rules){TASK_MULTILABEL, "bright,odd", NULL}, "bright,odd", set_of, &c);
     check_resumed(w, METHOD_APLA, &o, &c, "sets", "sets-parts", &r);

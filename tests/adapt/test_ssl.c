@@ -45,6 +45,7 @@ static ssl_options varied(peft_method method)
     o.accumulate = 2;
     o.layer_decay = 0.8f;
     o.patch_lr = 0.2f;
+    o.drop_path = 0.3f;
     return o;
 }
 
@@ -369,6 +370,7 @@ static void test_essa(void **state)
                 {"lr", o.lr, 1e-3f},
                 {"lr of the head", o.head_lr, 1e-3f},
                 {"layer decay", o.layer_decay, 1},
+                {"drop path", o.drop_path, 0},
                 {"patch lr", o.patch_lr, 1},
                 {"epochs", o.epochs, 300},
                 {"warm-up", o.warmup_epochs, 10},

@@ -451,6 +451,89 @@ static void merges(void **state)
     }
 }
 
+/* --- stochastic depth */
+
+/* What is drawn: in every block and branch as many as the rate says, the kept ones made up for; by seed, step and image
+ * alone. */
+static void drops_are_drawn(void **state)
+{
+    (void)state;
+    enum { L = 4, MANY = 4000 };
+    const float rate = 0.4f;
+    dict_spec deep = small;
+    deep.depth = L;
+    device d = open_device(COMPUTE_F32);
+    vit *m = open_dict(&d, &deep);
+    float *s = malloc(2 * L * MANY * sizeof *s), *part = malloc(2 * L * MANY * sizeof *part);
+    vit_drop_draw(m, rate, 7, 9, 0, MANY, s);
+    for (size_t k = 0; k < 2 * L; k++) {
+        double p = rate * (double)(k / 2) / (L - 1), dropped = 0;
+        for (size_t i = 0; i < MANY; i++) {
+            dropped += s[k * MANY + i] == 0;
+            assert_true(s[k * MANY + i] == 0 || fabs(s[k * MANY + i] * (1 - p) - 1) < 1e-6);
+        }
+        if (fabs(dropped / MANY - p) > 4 * sqrt(p * (1 - p) / MANY)) fail_msg("branch %zu: %g dropped", k, dropped);
+    }
+    vit_drop_draw(m, rate, 7, 9, 100, 50, part); /* the same images in another pass */
+    for (size_t k = 0; k < 2 * L; k++) assert_memory_equal(part + k * 50, s + k * MANY + 100, 50 * sizeof *s);
+    for (int other = 0; other < 2; other++) {
+        vit_drop_draw(m, rate, other ? 7 : 8, other ? 10 : 9, 0, MANY, part);
+        assert_memory_not_equal(part, s, 2 * L * MANY * sizeof *s);
+    }
+    free(s);
+    free(part);
+    vit_close(m);
+    device_close(&d);
+}
+
+/* A branch that counts s is one whose LayerScale is s times as large; one that is dropped leaves the image as it was,
+ * whatever the others of the batch do. */
+static void drops_scale_branches(void **state)
+{
+    (void)state;
+    device d = open_device(COMPUTE_F32);
+    vit *m = open_dict(&d, &small);
+    bench k;
+    bench_open(&k, m, B, H, W, VIT_GRAD);
+    bench_fill(&k, m, 5);
+    static const float by[] = {1.25f, 0.5f, 3, 2}; /* (depth, 2) */
+    float drop[2 * 2 * B], *first[B];
+    size_t n = k.a.T * 32;
+    for (size_t image = 0; image < B; image++) { /* by for one image; the other is dropped everywhere */
+        for (size_t i = 0; i < 2 * 2 * B; i++) drop[i] = i % B == image ? by[i / B] : 0;
+        k.a.drop = drop;
+        float *out = forward(m, VIT_STUDENT, &k, NULL, true), *in = malloc(B * n * sizeof *in),
+              *last = malloc(B * n * sizeof *in);
+        d.op->download(&d, in, ((vit_pass_impl *)k.a.impl)->block[0].x, B * n * sizeof *in);
+        d.op->download(&d, last, k.a.x_last, B * n * sizeof *in);
+        assert_memory_equal(last + (1 - image) * n, in + (1 - image) * n, n * sizeof *in);
+        first[image] = malloc(n * sizeof *in);
+        memcpy(first[image], out + image * n, n * sizeof *in);
+        free(out);
+        free(in);
+        free(last);
+    }
+    k.a.drop = NULL;
+    for (size_t l = 0; l < 2; l++) {
+        vit_vector *ls[] = {&m->block[l].ls1, &m->block[l].ls2};
+        for (int i = 0; i < 2; i++) {
+            float gamma[32];
+            d.op->download(&d, gamma, ls[i]->live[0], sizeof gamma);
+            for (int c = 0; c < 32; c++) gamma[c] *= by[2 * l + (size_t)i];
+            d.op->upload(&d, ls[i]->live[0], gamma, sizeof gamma);
+        }
+    }
+    float *out = forward(m, VIT_STUDENT, &k, NULL, true);
+    for (size_t image = 0; image < B; image++) {
+        assert_true(worst_ratio(first[image], out + image * n, n) < 1e-5);
+        free(first[image]);
+    }
+    free(out);
+    bench_close(&k, m);
+    vit_close(m);
+    device_close(&d);
+}
+
 /* --- gradients: loss = sum(out * weights); along a random direction of every param against finite differences */
 
 static double loss_of(vit *m, bench *k, const float *weights, bool masked)
@@ -537,7 +620,10 @@ static void gradients(void **state)
         {"vpt, shallow", &small, {.method = METHOD_VPT, .prompts = 3, .seed = 2}, W, true},
         {"vpt, deep", &small, {.method = METHOD_VPT, .prompts = 3, .seed = 2, .deep = true}, W, true},
         {"vpt, deep, patches only", &patches_only, {.method = METHOD_VPT, .prompts = 1, .deep = true}, W, false}};
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    static const float drop[2 * 2 * B] = {0, 2, 1.5f, 1, 1, 0.5f, 3, 0}; /* (depth, 2, B) */
+    for (size_t run = 0; run < 2 * (sizeof rows / sizeof *rows); run++) {
+        size_t i = run / 2;
+        bool dropped = run % 2;
         device d = open_device(COMPUTE_F32);
         vit *m = open_dict(&d, rows[i].dict);
         param_set ps = {0};
@@ -547,6 +633,7 @@ static void gradients(void **state)
         bench k;
         bench_open(&k, m, B, H, rows[i].width, VIT_GRAD);
         bench_fill(&k, m, 5);
+        if (dropped) k.a.drop = drop;
         size_t n = B * k.a.T * 32;
         float *weights = malloc(n * sizeof *weights);
         rng r = rng_at(6, RNG_TEST, 0, 0);
@@ -559,7 +646,7 @@ static void gradients(void **state)
             if (!rows[i].masked && !strcmp(ps.p[p].name, "mask_token")) continue;
             check_param(m, &ps, &ps.p[p], &k, weights, rows[i].masked);
         }
-        print_message("%s: %zu params\n", rows[i].what, ps.n);
+        print_message("%s%s: %zu params\n", rows[i].what, dropped ? ", dropped" : "", ps.n);
 
         /* Gradients of parameters accumulate. */
         param *last = &ps.p[ps.n - 1];
@@ -584,7 +671,7 @@ static void gradients(void **state)
 }
 
 /* Output and gradients of a batch on so many threads: the tiles, and which thread takes which, are not to be seen. */
-static size_t tiled(int threads, size_t images, vit_keep keep, float *out, float *grad)
+static size_t tiled(int threads, size_t images, vit_keep keep, bool dropped, float *out, float *grad)
 {
     device d;
     err e = {0};
@@ -595,10 +682,14 @@ static size_t tiled(int threads, size_t images, vit_keep keep, float *out, float
     bench k;
     bench_open(&k, m, images, H, W, keep);
     bench_fill(&k, m, 5);
+    float *drop = malloc(2 * 2 * images * sizeof *drop);
+    assert_non_null(drop);
+    vit_drop_draw(m, 0.5f, 3, 4, 0, images, drop);
+    if (dropped) k.a.drop = drop;
     size_t n = images * k.a.T * 32;
     float *y = forward(m, VIT_STUDENT, &k, NULL, true);
     memcpy(out, y, n * sizeof *y);
-    if (keep == VIT_GRAD) {
+    if (keep != VIT_INFER) {
         d.op->upload(&d, k.a.dout, y, n * sizeof *y);
         vit_bwd(m, &k.a, NULL, k.mask);
         for (size_t i = 0; i < ps.n; i++) {
@@ -608,6 +699,7 @@ static size_t tiled(int threads, size_t images, vit_keep keep, float *out, float
     }
     ASSERT_OK(device_sync(&d, &e));
     free(y);
+    free(drop);
     bench_close(&k, m);
     param_set_free(&d, &ps);
     vit_close(m);
@@ -625,14 +717,19 @@ static void tiles_are_not_seen(void **state)
     } table[] = {{1, 1}, {1, 5}, {2, 3}, {2, MOST}, {3, 7}, {4, MOST}, {4, 5}, {7, MOST}};
     size_t most = MOST * 17 * 32, n;
     float *all = malloc(most * sizeof *all), *out = malloc(most * sizeof *out);
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+    for (size_t run = 0; run < 2 * (sizeof table / sizeof *table); run++) {
+        size_t i = run / 2;
+        bool dropped = run % 2;
         float expected[GRADS], grad[GRADS];
-        n = tiled(1, table[i].images, VIT_GRAD, all, expected);
-        assert_int_equal(tiled(table[i].threads, table[i].images, VIT_GRAD, out, grad), n);
+        n = tiled(1, table[i].images, VIT_GRAD, dropped, all, expected);
+        assert_int_equal(tiled(table[i].threads, table[i].images, VIT_GRAD, dropped, out, grad), n);
         assert_true(worst_ratio(out, all, n) < 1e-5);
         assert_true(worst_ratio(grad, expected, GRADS) < 1e-5);
-        tiled(table[i].threads, table[i].images, VIT_INFER, out, NULL);
+        tiled(table[i].threads, table[i].images, VIT_INFER, dropped, out, NULL);
         assert_true(worst_ratio(out, all, n) < 1e-5);
+        tiled(1, table[i].images, VIT_RECOMPUTE, dropped, out, grad);
+        assert_memory_equal(out, all, n * sizeof *all);
+        assert_memory_equal(grad, expected, sizeof expected);
     }
     free(all);
     free(out);
@@ -702,16 +799,10 @@ static void gradients_bf16(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(real_model),
-        cmocka_unit_test(passes_agree),
-        cmocka_unit_test(images_are_independent),
-        cmocka_unit_test(plan_refuses),
-        cmocka_unit_test(rows_are_drawn_once),
-        cmocka_unit_test(teacher_has_its_own),
-        cmocka_unit_test(merges),
-        cmocka_unit_test(gradients),
-        cmocka_unit_test(gradients_bf16),
-        cmocka_unit_test(tiles_are_not_seen),
+        cmocka_unit_test(real_model),   cmocka_unit_test(passes_agree),        cmocka_unit_test(images_are_independent),
+        cmocka_unit_test(plan_refuses), cmocka_unit_test(rows_are_drawn_once), cmocka_unit_test(teacher_has_its_own),
+        cmocka_unit_test(merges),       cmocka_unit_test(drops_are_drawn),     cmocka_unit_test(drops_scale_branches),
+        cmocka_unit_test(gradients),    cmocka_unit_test(gradients_bf16),      cmocka_unit_test(tiles_are_not_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
