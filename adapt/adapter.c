@@ -91,13 +91,22 @@ bool adapter_spec(const safetensors *f, const char *prefix, peft_spec *out)
     return !peft_check(out, NULL);
 }
 
-err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, err *e)
+bool adapter_kept_out(const safetensors *f, const char *split)
 {
+    const char *own = safetensors_meta(f, "split"); /* older ones have none */
+    return own && *own && !strcmp(own, split);
+}
+
+err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, const char *split,
+                       err *e)
+{
+    enum { OWN = 3 };
     adapter_text text;
     adapter_describe(s, "", &text);
-    checkpoint_meta meta[ADAPTER_KEYS + 2] = {{"format", "radapt-adapter/1"}, {"backbone", vit_hash(m)}};
-    for (size_t i = 0; i < text.n; i++) meta[2 + i] = text.meta[i];
-    return checkpoint_write(path, vit_device(m), ps, false, true, NULL, 0, meta, 2 + text.n, e);
+    checkpoint_meta meta[OWN + ADAPTER_KEYS] = {
+        {"format", "radapt-adapter/1"}, {"backbone", vit_hash(m)}, {"split", split}};
+    for (size_t i = 0; i < text.n; i++) meta[OWN + i] = text.meta[i];
+    return checkpoint_write(path, vit_device(m), ps, false, true, NULL, 0, meta, OWN + text.n, e);
 }
 
 err_code adapter_load(const safetensors *f, vit *m, bool teacher, param_set *ps, peft_spec *spec, err *e)

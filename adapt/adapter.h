@@ -7,7 +7,8 @@
  *     rank, alpha, targets    lora: "8", "16", "q,v"
  *     prompts, vpt            vpt: "10", "deep" or "shallow"
  *
- * and "format", "backbone" (vit_hash). A bundle holds the same keys behind "bundle." (bundle.h). */
+ * and "format", "backbone" (vit_hash), "split" (SHA-256 of the split.csv whose held-out patients were left out; empty:
+ * none was there). A bundle holds the same keys behind "bundle." (bundle.h). */
 #ifndef RADAPT_ADAPTER_H
 #define RADAPT_ADAPTER_H
 #include "adapt/checkpoint.h"
@@ -23,8 +24,11 @@ typedef struct {
 void adapter_describe(const peft_spec *s, const char *prefix, adapter_text *out);
 bool adapter_spec(const safetensors *f, const char *prefix, peft_spec *out);
 
-/* The teachers' weights of ps (masters where there is none). Atomic. */
-err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, err *e);
+/* The teachers' weights of ps (masters where there is none). split: cohort.split_hash. Atomic. */
+err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, const char *split,
+                       err *e);
+/* Whether it was trained without the patients that this split holds out: then the split was the same. */
+bool adapter_kept_out(const safetensors *f, const char *split);
 /* Makes the adapter's tensors trainable in m and loads them; ps gets them, with spec->teacher as given. ERR_FORMAT: no
  * adapter; ERR_CONFLICT: of another backbone. */
 err_code adapter_load(const safetensors *f, vit *m, bool teacher, param_set *ps, peft_spec *spec, err *e);

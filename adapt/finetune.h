@@ -58,6 +58,7 @@ err_code finetune_run(vit *m, param_set *adapter, const cohort *c, const finetun
  * is for; held: all of the device before an evaluation; host: of the loader. */
 typedef struct {
     size_t head, best, batch, packed, held, host;
+    double again; /* of the forward operations, what backward does a second time */
 } finetune_measured;
 err_code finetune_measure(vit *m, param_set *adapter, const finetune_options *o, int classes, finetune_measured *out,
                           err *e);

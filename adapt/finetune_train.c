@@ -503,6 +503,11 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
         for (size_t i = 0; i < j->params.n; i++) out->best += t->extra[i].count * sizeof(float);
         out->batch = t->batch * t->source.image_floats * sizeof(float);
         gradients(t, 1);
+        double *forward = &j->d->flop[FLOP_FORWARD], counted = *forward, kept[FLOP_KINDS];
+        memcpy(kept, j->d->flop, sizeof kept);
+        vit_bwd(j->m, &t->pass, t->pixels, NULL);
+        out->again = *forward - counted;
+        memcpy(j->d->flop, kept, sizeof kept);
         out->packed = j->d->bytes_packed;
         out->held = j->d->bytes;
         out->host = 2 * labelled_batch_floats(&t->source) * sizeof(float);

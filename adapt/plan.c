@@ -190,6 +190,7 @@ err_code plan_finetune(plan *p, vit *m, const peft_spec *peft, const finetune_op
         host = f.host;
         p->bytes[PLAN_ACTIVATIONS] = f.held - trained - f.best - f.head - f.batch - f.packed - p->bytes[PLAN_WORK];
         for (int i = 0; i < FLOP_KINDS; i++) p->flop[PLAN_FORWARD + i] = flop_of(d, i);
+        p->flop[PLAN_FORWARD] -= p->flop[PLAN_AGAIN] = f.again;
         p->bytes[PLAN_EVALUATION] = d->bytes_most - f.held;
     }
     if (o->method == METHOD_LINEAR) {

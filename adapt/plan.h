@@ -37,7 +37,7 @@ typedef struct plan {
     size_t bytes[PLAN_CLASSES];
     size_t device, host, total; /* device: the most at once of device memory; total: all classes */
     double flop[PLAN_FLOPS];    /* useful operations of a step: of the backbone, the teacher's, the head's, and what
-                                 * recomputation does again (of fine-tuning that is in `forward`) */
+                                 * recomputation does again */
     size_t images;              /* of a step */
     size_t trainable;           /* values of the backbone */
 } plan;

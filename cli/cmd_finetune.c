@@ -85,14 +85,37 @@ static void take_choices(const options *o, finetune_options *out)
 /* --- the adapter that it starts from
  * ------------------------------------------------------------------------------------------------------------- */
 
-static bool is_for_backbone(const char *path, const void *backbone_hash)
+typedef struct {
+    const char *backbone, *split; /* split NULL: any */
+} looked_for;
+
+static bool is_for_backbone(const char *path, const void *looked_for_)
 {
+    const looked_for *want = looked_for_;
     safetensors f;
     if (safetensors_open(&f, path, NULL)) return false;
     const char *backbone = safetensors_meta(&f, "backbone");
-    bool same = backbone && !strcmp(backbone, backbone_hash);
+    bool same = backbone && !strcmp(backbone, want->backbone) && (!want->split || adapter_kept_out(&f, want->split));
     safetensors_close(&f);
     return same;
+}
+
+/* The newest adapter for this backbone that left out the patients who are held out now. */
+static bool find_adapter(const stage *s, char path[FILE_PATH_MAX])
+{
+    static const char file[] = "adapter.safetensors";
+    looked_for want = {vit_hash(s->vit), s->cohort.split_hash};
+    if (!stage_newest(s, "adapt", file, is_for_backbone, &want, path, NULL)) return true;
+    want.split = NULL;
+    bool other = !stage_newest(s, "adapt", file, is_for_backbone, &want, path, NULL);
+    log_event(
+        LOG_WARN, "finetune.no-adapter", "meaning",
+        LOG_STR(other ? "the adapted weights here are from before this split of the patients, of whom they may have "
+                        "seen the held-out ones: not used; adapt again (with --labels). Starting from the "
+                        "backbone as it is"
+                      : "no adapted weights for this backbone here: starting from the backbone as it is"),
+        NULL);
+    return false;
 }
 
 /* What fine-tuning starts from: the adapter's own tensors go on where the method is the same (and its numbers, or none
@@ -131,11 +154,8 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, p
     if (!adapter) adapter = options_text(o, "finetune.adapter");
     *adapted = strcmp(adapter, "none");
     if (!strcmp(adapter, "auto")) {
-        *adapted = !stage_newest(s, "adapt", "adapter.safetensors", is_for_backbone, vit_hash(s->vit), found, NULL);
+        *adapted = find_adapter(s, found);
         adapter = found;
-        if (!*adapted)
-            log_event(LOG_WARN, "finetune.no-adapter", "meaning",
-                      LOG_STR("no adapted weights for this backbone here: starting from the backbone as it is"), NULL);
     }
     snprintf(from, HASH_HEX, "none");
     if (!*adapted) {
@@ -145,6 +165,11 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, p
     safetensors f;
     if (hash_file(adapter, from, &why)) return stage_blame("--adapter", adapter, &why, e);
     if (safetensors_open(&f, adapter, &why)) return stage_blame("--adapter", adapter, &why, e);
+    if (!adapter_kept_out(&f, s->cohort.split_hash))
+        log_event(LOG_WARN, "finetune.other-split", "meaning",
+                  LOG_STR("the adapter does not know this split of the patients: it may have seen the held-out ones, "
+                          "and what is measured on them may be too good"),
+                  NULL);
     err_code rc = load_adapter(s, &f, &wanted, spec, base, &why);
     safetensors_close(&f);
     if (rc) return stage_blame("--adapter", adapter, &why, e);

@@ -21,7 +21,7 @@ bool method_given(const options *o, const char *section)
 {
     char name[NAME];
     bool given = false;
-    for (int i = 0; i < NUMBERS; i++) given |= options_given(o, full_name(name, section, numbers[i].name));
+    for (int i = 0; i < NUMBERS; i++) given |= options_changed(o, full_name(name, section, numbers[i].name));
     return given;
 }
 
@@ -31,8 +31,7 @@ err_code method_spec(const options *o, const char *section, peft_spec *out, err 
     peft_spec s = {.seed = (uint64_t)options_int(o, "seed")};
     peft_find(options_text(o, full_name(name, section, "method")), &s.method); /* a choice: it is one of them */
     for (int i = 0; i < NUMBERS; i++)
-        if (numbers[i].of != s.method && numbers[i].of != METHOD_APLA &&
-            options_given(o, full_name(name, section, numbers[i].name)))
+        if (numbers[i].of != s.method && options_changed(o, full_name(name, section, numbers[i].name)))
             FAIL(e, USAGE, "--%s belongs to --method %s, not to %s", numbers[i].name, peft_name(numbers[i].of),
                  peft_name(s.method));
     if (s.method == METHOD_APLA) s.rows = (int)options_int(o, full_name(name, section, "rows"));

@@ -383,6 +383,11 @@ bool options_given(const options *o, const char *name)
 {
     return o->values[find(name)].source > FROM_DEFAULT;
 }
+bool options_changed(const options *o, const char *name)
+{
+    const char *usual = options_table[find(name)].fallback;
+    return options_given(o, name) && strcmp(options_text(o, name), usual ? usual : "0") != 0;
+}
 bool options_flag(const options *o, const char *name)
 {
     return !strcmp(options_text(o, name), "yes");

@@ -242,6 +242,32 @@ static void operations(void **state)
     assert_int_equal(full.bytes[PLAN_MOMENTS], 2 * full.bytes[PLAN_GRADIENT]);
 }
 
+/* What recomputation does again is told apart, in fine-tuning too. */
+static void again(void **state)
+{
+    (void)state;
+    finetune_options o;
+    plan p[2];
+    finetune_defaults(&o);
+    o.view = (view_options){.size = 32, .share = 1};
+    for (int i = 0; i < 2; i++) {
+        err e = {0};
+        device d;
+        peft_spec peft = spec_of(METHOD_APLA, 0);
+        vit *m = counted_vit(&d, WORLD_BACKBONE, 1, COMPUTE_F32, OP_COUNT_CPU);
+        o.recompute = i;
+        ASSERT_OK(plan_finetune(&p[i], m, &peft, &o, 3, &e));
+        vit_close(m);
+        device_close(&d);
+    }
+    /* The last block's activations are still there; of the other all but its last layer is made again. */
+    enum { N = 32 * 17, T = 17, C = 32, F = 128 };
+    assert_true(p[0].flop[PLAN_AGAIN] == 0);
+    assert_true(p[1].flop[PLAN_AGAIN] == 2.0 * N * (4 * C * C + C * F) + 4.0 * N * T * C);
+    for (int i = 0; i < PLAN_FLOPS; i++)
+        if (i != PLAN_AGAIN) assert_true(p[0].flop[i] == p[1].flop[i]);
+}
+
 /* A model of a thousand million weights: planned at once, on less memory than one of its layers has. */
 static void nothing_is_made(void **state)
 {
@@ -271,8 +297,11 @@ static void nothing_is_made(void **state)
 int main(void)
 {
     log_open(stderr, LOG_TEXT, LOG_OFF);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned), cmocka_unit_test(finetune_as_planned),
-                                       cmocka_unit_test(predict_as_planned), cmocka_unit_test(operations),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned),
+                                       cmocka_unit_test(finetune_as_planned),
+                                       cmocka_unit_test(predict_as_planned),
+                                       cmocka_unit_test(operations),
+                                       cmocka_unit_test(again),
                                        cmocka_unit_test(nothing_is_made)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }
