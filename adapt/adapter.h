@@ -7,8 +7,9 @@
  *     rank, alpha, targets    lora: "8", "16", "q,v"
  *     prompts, vpt            vpt: "10", "deep" or "shallow"
  *
- * and "format", "backbone" (vit_hash), "split" (SHA-256 of the split.csv whose held-out patients were left out; empty:
- * none was there). A bundle holds the same keys behind "bundle." (bundle.h). */
+ * and "normalisation" (of pixels: vit_normalisation_text), "format", "backbone" (vit_hash), "split" (SHA-256 of the
+ * split.csv whose held-out patients were left out; empty: none was there). A bundle holds the same keys behind
+ * "bundle." (bundle.h). */
 #ifndef RADAPT_ADAPTER_H
 #define RADAPT_ADAPTER_H
 #include "adapt/checkpoint.h"

@@ -9,11 +9,11 @@
 /* Who fills it for finetune_run: the caller backbone_path or backbone_random, normalisation, peft, window and labels;
  * the rest is filled in there. */
 typedef struct bundle_info {
-    char backbone[HASH_HEX];           /* vit_hash */
-    char backbone_path[FILE_PATH_MAX]; /* where it was; a hint */
-    char backbone_random[128];         /* "vit-ti/16 seed=7" when it was a random init */
-    char normalisation[16];            /* vit_source.normalisation; "": auto */
-    int heads;                         /* of the backbone */
+    char backbone[HASH_HEX];                    /* vit_hash */
+    char backbone_path[FILE_PATH_MAX];          /* where it was; a hint */
+    char backbone_random[128];                  /* "vit-ti/16 seed=7" when it was a random init */
+    char normalisation[VIT_NORMALISATION_TEXT]; /* vit_source.normalisation; "": auto */
+    int heads;                                  /* of the backbone */
     peft_spec peft; /* what vit_train was called with: its tensors are in the bundle. METHOD_LINEAR: none */
     peft_spec base; /* an adapter of another method that was merged before that; METHOD_LINEAR: none */
     const param_set *base_params; /* its tensors, for bundle_write; not read back */

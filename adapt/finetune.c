@@ -105,6 +105,9 @@ err_code finetune_identity(vit *m, const param_set *adapter, const cohort *c, co
         snprintf(text, sizeof text, "%d %a %a", w->function, w->center, w->width);
         hash_str(h, text);
     }
+    const vit_config *k = vit_get_config(m);
+    hash_add(h, k->mean, sizeof k->mean);
+    hash_add(h, k->std, sizeof k->std);
     hash_str(h, vit_hash(m));
     hash_str(h, c->data_hash);
     hash_str(h, c->split_hash);

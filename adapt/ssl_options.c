@@ -69,6 +69,7 @@ static void essa(ssl_options *o)
     o->evaluate_epochs = 0.5;
     o->knn = 200;
     o->knn_temp = 0.1f;
+    o->collapse_rank = 0; /* no guard */
     augment_essa(&o->augment);
 }
 

@@ -15,7 +15,10 @@ void ssl_state_hash(ssl_run *r)
 {
     hash *h = hash_new();
     ssl_options o = *r->o;
-    hash_str(h, "radapt-ssl/2");
+    const vit_config *k = vit_get_config(r->m);
+    hash_str(h, "radapt-ssl/3");
+    hash_add(h, k->mean, sizeof k->mean);
+    hash_add(h, k->std, sizeof k->std);
     hash_str(h, vit_hash(r->m));
     hash_str(h, r->c->data_hash);
     hash_str(h, r->c->split_hash);

@@ -80,6 +80,7 @@ err_code cmd_adapt_defaults(options *o, err *e)
 {
     ssl_options so;
     TRY(recipe(o, &so, e));
+    if (!strcmp(options_text(o, "adapt.recipe"), "essa")) TRY(options_fallback(o, "normalisation", "dataset", e));
     return binding_show(o, fields, FIELDS, &so, e);
 }
 
@@ -128,6 +129,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     }
     if (!file_exists(result)) {
         TRY(check_memory(s, &so, out->frames, e));
+        TRY(stage_normalise(s, &so.view, e));
         TRY(stage_check(s, e));
     }
     snprintf(note, sizeof note, "# backbone %s\n# frames and labels %s\n# split %s\n", backbone, data, split);

@@ -141,9 +141,19 @@ static err_code load_adapter(stage *s, const safetensors *f, const peft_spec *wa
     return vit_train(s->vit, wanted, &s->params, e);
 }
 
+/* Pixels are normalised as the adapter's were, unless the user says how. f NULL: there is none. */
+static err_code normalise(stage *s, const safetensors *f, const view_options *v, err *e)
+{
+    const char *adapters = f ? safetensors_meta(f, "normalisation") : NULL,
+               *wanted = options_text(s->o, "normalisation");
+    if (!adapters || (options_given(s->o, "normalisation") && strcmp(wanted, "dataset")))
+        return stage_normalise(s, v, e);
+    return vit_normalise(s->vit, adapters, e);
+}
+
 /* Chooses and loads what fine-tuning starts from. from: hash of the adapter's file, or "none". */
-static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, peft_spec *base, char from[HASH_HEX],
-                               bool *adapted, err *e)
+static err_code prepare_params(stage *s, const char *adapter, const view_options *v, peft_spec *spec, peft_spec *base,
+                               char from[HASH_HEX], bool *adapted, err *e)
 {
     const options *o = s->o;
     char found[FILE_PATH_MAX];
@@ -160,6 +170,7 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, p
     snprintf(from, HASH_HEX, "none");
     if (!*adapted) {
         *spec = wanted;
+        TRY(normalise(s, NULL, v, e));
         return wanted.method == METHOD_LINEAR ? ERR_OK : vit_train(s->vit, spec, &s->params, e);
     }
     safetensors f;
@@ -171,6 +182,7 @@ static err_code prepare_params(stage *s, const char *adapter, peft_spec *spec, p
                           "and what is measured on them may be too good"),
                   NULL);
     err_code rc = load_adapter(s, &f, &wanted, spec, base, &why);
+    if (!rc) rc = normalise(s, &f, v, &why);
     safetensors_close(&f);
     if (rc) return stage_blame("--adapter", adapter, &why, e);
     return ERR_OK;
@@ -187,7 +199,7 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, con
     memcpy(info->backbone, vit_hash(s->vit), HASH_HEX);
     memcpy(info->backbone_path, s->backbone_path, sizeof info->backbone_path);
     memcpy(info->backbone_random, s->backbone_random, sizeof info->backbone_random);
-    snprintf(info->normalisation, sizeof info->normalisation, "%s", options_text(o, "normalisation"));
+    vit_normalisation_text(s->vit, info->normalisation);
     info->heads = (int)options_int(o, "backbone-heads");
     info->peft = *spec;
     info->base = *base;
@@ -227,16 +239,16 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     peft_spec spec, base;
     finetune_options fo;
     char from[HASH_HEX], codes[HASH_HEX], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
-    TRY(prepare_params(s, adapter, &spec, &base, from, &out->adapted, e));
+    finetune_defaults(&fo);
+    TRY(stage_view(s, &fo.view, e));
+    TRY(prepare_params(s, adapter, &fo.view, &spec, &base, from, &out->adapted, e));
     TRY(describe(s, info, &spec, &base, e));
     hash_buffer(info->labels, (size_t)info->n_labels * sizeof *info->labels, codes);
-    finetune_defaults(&fo);
     binding_take(o, fields, FIELDS, &fo);
     take_choices(o, &fo);
     peft_find(options_text(o, "finetune.method"), &fo.method);
     fo.recompute = !strcmp(options_text(o, "recompute"), "block");
     fo.seed = (uint64_t)options_int(o, "seed");
-    TRY(stage_view(s, &fo.view, e));
     const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;
     TRY(stage_run_id(s, out->id, e, "finetune", IN_FINETUNE, info->backbone, from, data, split, codes, NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));

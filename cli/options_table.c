@@ -148,8 +148,10 @@ const option_def options_table[] = {
      .commands = TRAIN | IN_PLAN,
      .group = MODELS,
      .help = "attention heads; 0: one for every 64 channels"},
-    CHOICE("", "normalisation", "auto", "auto|imagenet|half", TRAIN, MODELS,
-           "mean and deviation that the weights were trained with"),
+    CHOICE(
+        "", "normalisation", "auto", "auto|imagenet|half|dataset", TRAIN, MODELS,
+        "mean and deviation of pixels: as the weights were trained with, or of the training frames; fine-tuning takes "
+        "the adapter's unless told"),
     TEXT("", "window", "auto", "WINDOW", TRAIN | IN_INSPECT, MODELS,
          "auto, header, percentile, ct3, CENTRE/WIDTH, or three of these with commas between"),
     INT("", "size", "224", 16, 2048, TRAIN | IN_INSPECT | IN_PLAN, MODELS,

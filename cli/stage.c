@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "adapt/dataset_norm.h"
 #include "base/headroom.h"
 #include "base/log.h"
 #include "cli/cmd.h"
@@ -205,6 +206,7 @@ err_code stage_backbone(stage *s, err *e)
                          .heads = (int)options_int(o, "backbone-heads"),
                          .normalisation = normalisation};
     err why = {0};
+    if (!strcmp(normalisation, "dataset")) source.normalisation = "auto"; /* stage_normalise */
     TRY(stage_device(s, e));
     stage_backbone_close(s);
     s->backbone_path[0] = s->backbone_random[0] = 0;
@@ -225,6 +227,18 @@ err_code stage_backbone(stage *s, err *e)
     if (vit_open(&s->vit, &s->device, &source, &why))
         return stage_blame("--backbone", *given ? given : RANDOM_BACKBONE, &why, e);
     return ERR_OK;
+}
+
+err_code stage_normalise(stage *s, const view_options *v, err *e)
+{
+    float mean[3], std[3];
+    char text[VIT_NORMALISATION_TEXT];
+    if (strcmp(options_text(s->o, "normalisation"), "dataset")) return ERR_OK;
+    TRY(dataset_norm(&s->cohort, &v->window, v->size, mean, std, e));
+    snprintf(text, sizeof text, "%.9g,%.9g,%.9g/%.9g,%.9g,%.9g", (double)mean[0], (double)mean[1], (double)mean[2],
+             (double)std[0], (double)std[1], (double)std[2]);
+    log_event(LOG_INFO, "normalisation", "mean/deviation", LOG_STR(text), NULL);
+    return vit_normalise(s->vit, text, e);
 }
 
 err_code stage_view(const stage *s, view_options *out, err *e)

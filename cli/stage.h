@@ -60,6 +60,9 @@ void stage_backbone_close(stage *s);
 /* size, center-crop, window as the options say, for the backbone that is open. */
 err_code stage_view(const stage *s, view_options *out, err *e);
 
+/* --normalisation dataset: of the cohort's training frames, from now on. */
+err_code stage_normalise(stage *s, const view_options *v, err *e);
+
 /* "<name>-<8 hex>" of the options of `in` and of the other texts (closed by NULL); and the run's folder. */
 enum { STAGE_ID = 24 };
 err_code stage_run_id(const stage *s, char id[STAGE_ID], err *e, const char *name, unsigned in, ...)

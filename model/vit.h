@@ -37,7 +37,7 @@ typedef struct vit vit;
 
 /* path: a state dict (io/weights.h: safetensors, its index, or torch.save's); the shape is read from the tensors; heads
  * = dim/64 unless set. NULL: seeded random init of `random`. normalisation: "auto" (0.5 for timm AugReg weights without
- * LayerScale, else ImageNet), "imagenet", "half". */
+ * LayerScale, else ImageNet), "imagenet", "half", or numbers: "0.485,0.456,0.406/0.229,0.224,0.225". */
 typedef struct vit_source {
     const char *path;
     vit_config random;
@@ -51,6 +51,11 @@ err_code vit_open(vit **m, device *d, const vit_source *s, err *e);
 void vit_close(vit *m);
 const vit_config *vit_get_config(const vit *m);
 device *vit_device(const vit *m);
+/* The pixel normalisation as numbers, as vit_source takes them; and another from now on. ERR_USAGE: not such numbers.
+ */
+enum { VIT_NORMALISATION_TEXT = 128 };
+void vit_normalisation_text(const vit *m, char out[VIT_NORMALISATION_TEXT]);
+err_code vit_normalise(vit *m, const char *numbers, err *e);
 const char *
 vit_hash(const vit *m); /* SHA-256 over the tensors as loaded (names, shapes, fp32 values): identifies the backbone */
 /* "tiny", "small", "base", "large" (patch 14 or 16): a config for random init. */

@@ -178,6 +178,8 @@ static inline dv *vit_f32(const dv *x, size_t at)
  * a->drop. */
 typedef enum { VIT_ATTENTION, VIT_MLP } vit_branch;
 void vit_drop_apply(vit *m, const vit_pass *a, size_t l, vit_branch branch, const vit_tile *t, dv *x);
+/* vit_open.c. "m,m,m/s,s,s"; false: something else, and c is as it was. */
+bool vit_read_normalisation(vit_config *c, const char *numbers);
 /* vit_lora.c. Appends A and B of the spec's targets to ps. */
 err_code vit_lora_train(vit *m, const peft_spec *spec, param_set *ps, err *e);
 /* y (N,O) += the layer's updates of x (N,I); low and wide are scratch. */

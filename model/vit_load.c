@@ -414,12 +414,13 @@ static err_code read_normalisation(vit_config *c, const char *which, bool augreg
 {
     static const float imagenet[2][3] = {{0.485f, 0.456f, 0.406f}, {0.229f, 0.224f, 0.225f}};
     bool half = false;
+    if (which && vit_read_normalisation(c, which)) return ERR_OK;
     if (!which || !strcmp(which, "auto"))
         half = augreg;
     else if (!strcmp(which, "half"))
         half = true;
     else if (strcmp(which, "imagenet"))
-        FAIL(e, USAGE, "normalisation is auto, imagenet or half");
+        FAIL(e, USAGE, "normalisation is auto, imagenet, half or six numbers");
     for (int i = 0; i < 3; i++) {
         c->mean[i] = half ? 0.5f : imagenet[0][i];
         c->std[i] = half ? 0.5f : imagenet[1][i];

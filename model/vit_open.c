@@ -1,6 +1,7 @@
 /* vit_open.c: a model on the device: its weights in the compute type, vectors in fp32, and the hash that names the
  * backbone. Shapes of random models by name. */
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +82,32 @@ err_code vit_open(vit **out, device *d, const vit_source *s, err *e)
     else
         *out = m;
     return rc;
+}
+
+bool vit_read_normalisation(vit_config *c, const char *numbers)
+{
+    float v[6];
+    int end = 0;
+    if (sscanf(numbers, "%f,%f,%f/%f,%f,%f%n", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &end) != 6 || numbers[end])
+        return false;
+    for (int i = 0; i < 6; i++)
+        if (!isfinite(v[i]) || (i > 2 && !(v[i] > 0))) return false;
+    memcpy(c->mean, v, sizeof c->mean);
+    memcpy(c->std, v + 3, sizeof c->std);
+    return true;
+}
+
+err_code vit_normalise(vit *m, const char *numbers, err *e)
+{
+    if (!vit_read_normalisation(&m->c, numbers)) FAIL(e, USAGE, "a normalisation is six numbers: m,m,m/s,s,s");
+    return ERR_OK;
+}
+
+void vit_normalisation_text(const vit *m, char out[VIT_NORMALISATION_TEXT])
+{
+    const float *a = m->c.mean, *s = m->c.std;
+    snprintf(out, VIT_NORMALISATION_TEXT, "%.9g,%.9g,%.9g/%.9g,%.9g,%.9g", (double)a[0], (double)a[1], (double)a[2],
+             (double)s[0], (double)s[1], (double)s[2]);
 }
 
 void vit_close_linear(device *d, linear_w *w)

@@ -388,6 +388,7 @@ static void test_essa(void **state)
                 {"clip", o.clip, 1},
                 {"frozen prototypes", o.freeze_prototypes_epochs, 1},
                 {"evaluation", o.evaluate_epochs, 0.5},
+                {"guard against collapse", o.collapse_rank, 0},
                 {"kNN", o.knn, 200},
                 {"its temperature", o.knn_temp, 0.1f}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
