@@ -125,7 +125,7 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
         p->bytes[PLAN_EVALUATION] = d->bytes_most - held;
         host += 2 * ssl_data_floats(data) * sizeof(float); /* the loader's, while training waits for an evaluation */
         if (!rc && o->data_init) host = larger(host, ssl_init_bytes(data, &s)); /* before the first step */
-        p->bytes[PLAN_HOST] = host + ssl_eval_bytes(m, looked);
+        p->bytes[PLAN_HOST] = host + ssl_data_bytes(data) + ssl_eval_bytes(m, looked);
         ssl_step_close(&s);
     }
     free(bits);

@@ -11,6 +11,8 @@ typedef struct ssl_options {
     double epochs, warmup_epochs, head_warmup_epochs; /* head_warmup: backbone frozen */
     int batch, accumulate;                            /* frames a micro-batch; micro-batches an update (ssl_step.h) */
     int global_size, local_size, locals;              /* 0: local_size nearest multiple of the patch to 98 */
+    int crop_from; /* crops are cut from the frame resized to a square of that side, in 8 bits; 0: from the frame itself
+                    */
     float lr, head_lr, lr_last, weight_decay, weight_decay_last, clip;
     float layer_decay; /* of the learning rate, from block to block downwards; 1: none */
     float patch_lr;    /* the patch embedding's learning rate times this */

@@ -10,6 +10,21 @@ static size_t to_patches(int size, int patch)
     return (size_t)(n < 1 ? 1 : n) * (size_t)patch;
 }
 
+enum { AT_ONCE = 8 }; /* squares made at once */
+
+static err_code open_squares(ssl_data *s, int side, err *e)
+{
+    size_t N = (size_t)side;
+    if (!side) return ERR_OK;
+    if (side < 16 || side > 4096) FAIL(e, USAGE, "adapt: crops from squares of %d pixels", side);
+    s->crop_from = N;
+    s->a_square = (frame_info){.rows = side, .columns = side, .channels = 3, .type = PIXEL_U8};
+    s->squares = malloc(s->batch * 3 * N * N);
+    s->wide = malloc(AT_ONCE * 3 * N * N * sizeof *s->wide);
+    if (!s->squares || !s->wide) FAIL(e, NOMEM, "adapt: no memory for %zu squares of %d pixels", s->batch, side);
+    return ERR_OK;
+}
+
 err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_options *o, err *e)
 {
     const vit_config *k = vit_get_config(m);
@@ -35,6 +50,7 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     s->norm.window = o->view.window;
     memcpy(s->norm.mean, k->mean, sizeof s->norm.mean);
     memcpy(s->norm.std, k->std, sizeof s->norm.std);
+    TRY(open_squares(s, o->crop_from, e));
     int threads = pool_processors();
     if (threads > 4) { /* beside the compute threads: a share of the processors prepares the next step */
         s->threads = pool_new(threads / 4);
@@ -51,12 +67,48 @@ void ssl_data_close(ssl_data *s)
     free(s->frames);
     free(s->order);
     free(s->jobs);
+    free(s->squares);
+    free(s->wide);
     *s = (ssl_data){0};
 }
 
 size_t ssl_data_floats(const ssl_data *s)
 {
     return s->batch * 3 * (2 * s->global_size * s->global_size + s->locals * s->local_size * s->local_size);
+}
+
+size_t ssl_data_bytes(const ssl_data *s)
+{
+    return 3 * s->crop_from * s->crop_from * (s->batch + AT_ONCE * sizeof *s->wide);
+}
+
+/* planar (3, n) of 0..1 -> (n, 3) */
+static void to_bytes(uint8_t *out, const float *in, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < 3; k++) out[3 * i + k] = (uint8_t)(in[k * n + i] * 255 + 0.5f);
+}
+
+/* The micro-batch's frames, windowed and squeezed into squares, as an 8-bit pipeline has them. */
+static err_code make_squares(ssl_data *s, size_t first, err *e)
+{
+    size_t n = s->crop_from * s->crop_from;
+    const sampler_norm plain = {.window = s->norm.window, .std = {1, 1, 1}};
+    sample_job jobs[AT_ONCE];
+    for (size_t b = 0; b < s->batch; b += AT_ONCE) {
+        size_t m = s->batch - b < AT_ONCE ? s->batch - b : AT_ONCE;
+        for (size_t i = 0; i < m; i++) {
+            size_t index = s->order[first + b + i];
+            jobs[i] = (sample_job){.frame = &s->c->frames[index],
+                                   .pixels = cohort_pixels(s->c, index),
+                                   .crop = sampler_whole(&s->c->frames[index], false, 1),
+                                   .size = (int)s->crop_from,
+                                   .out = s->wide + 3 * n * i};
+        }
+        if (sampler_run(s->threads, &plain, jobs, m)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
+        for (size_t i = 0; i < m; i++) to_bytes(s->squares + 3 * n * (b + i), s->wide + 3 * n * i, n);
+    }
+    return ERR_OK;
 }
 
 err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
@@ -71,17 +123,22 @@ err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
         rng_shuffle(&r, s->order, s->n);
         s->order_epoch = epoch;
     }
+    if (s->squares) TRY(make_squares(s, first, e));
     for (size_t b = 0; b < s->batch; b++) {
         size_t index = s->order[first + b];
-        const frame_info *f = &s->c->frames[index];
+        const frame_info *f = &s->c->frames[index], *from = s->squares ? &s->a_square : f;
+        const void *pixels = s->squares ? s->squares + 3 * s->crop_from * s->crop_from * b : cohort_pixels(s->c, index);
+        frame_info shape = *f; /* what is done to a frame goes by its modality and colours */
+        shape.rows = from->rows;
+        shape.columns = from->columns;
         for (size_t k = 0; k < 2 + s->locals; k++) {
             rng r = rng_at(s->o->seed, RNG_AUGMENT, micro, (uint32_t)(b * (2 + s->locals) + k));
             crop_role role = k == 0 ? CROP_GLOBAL1 : k == 1 ? CROP_GLOBAL2 : CROP_LOCAL;
             float *to = k < 2 ? out + (k * s->batch + b) * global
                               : out + 2 * s->batch * global + ((k - 2) * s->batch + b) * local;
-            s->jobs[n++] = (sample_job){.frame = f,
-                                        .pixels = cohort_pixels(s->c, index),
-                                        .crop = augment_ssl(&s->o->augment, f, role, &r),
+            s->jobs[n++] = (sample_job){.frame = from,
+                                        .pixels = pixels,
+                                        .crop = augment_ssl(&s->o->augment, &shape, role, &r),
                                         .size = (int)(k < 2 ? s->global_size : s->local_size),
                                         .out = to};
         }

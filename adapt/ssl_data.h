@@ -17,7 +17,11 @@ typedef struct {
     pool *threads;   /* NULL: the loader's own thread */
     uint32_t *order; /* (n) permutation of epoch order_epoch */
     uint64_t order_epoch;
-    sample_job *jobs; /* (batch * (2 + locals)) */
+    sample_job *jobs;    /* (batch * (2 + locals)) */
+    size_t crop_from;    /* N: ssl_options.crop_from */
+    uint8_t *squares;    /* (batch, N, N, 3) the frames that crops are cut from; NULL: the stored ones */
+    float *wide;         /* (a few, 3, N, N): before they are 8 bits */
+    frame_info a_square; /* what each of them is */
 } ssl_data;
 
 /* ERR_EMPTY with fewer than two frames; batch, and micro-batches an update, shrink to what there is. */
@@ -25,6 +29,8 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
 void ssl_data_close(ssl_data *s);
 /* Floats of a micro-batch: globals (2B,3,S,S), then locals (L*B,3,s,s). */
 size_t ssl_data_floats(const ssl_data *s);
+/* Bytes that it holds beside that. */
+size_t ssl_data_bytes(const ssl_data *s);
 /* loader_fill; micro: the number of a micro-batch, from 0 over all updates. */
 err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e);
 /* The step that takes these micro-batches; mask is filled in too. */

@@ -70,6 +70,7 @@ static void essa(ssl_options *o)
     o->knn = 200;
     o->knn_temp = 0.1f;
     o->collapse_rank = 0; /* no guard */
+    o->crop_from = 256;
     augment_essa(&o->augment);
 }
 

@@ -34,6 +34,7 @@ void ssl_state_hash(ssl_run *r)
                         o.layer_decay,
                         o.patch_lr,
                         o.drop_path,
+                        o.crop_from,
                         o.separate_heads,
                         o.sinkhorn,
                         o.knn,

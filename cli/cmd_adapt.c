@@ -51,6 +51,7 @@ static const binding fields[] = {
     {"adapt.global-size", BINDING_INT, AT(global_size), 1},
     {"adapt.local-size", BINDING_INT, AT(local_size), 1},
     {"adapt.locals", BINDING_INT, AT(locals), 1},
+    {"adapt.crop-from", BINDING_INT, AT(crop_from), 1},
     {"adapt.global-scale", BINDING_FLOATS, AT(augment.global_scale), 2},
     {"adapt.local-scale", BINDING_FLOATS, AT(augment.local_scale), 2},
     {"adapt.ratio", BINDING_FLOATS, AT(augment.ratio), 2},

@@ -247,6 +247,8 @@ const option_def options_table[] = {
     INT("adapt", "global-size", NULL, 16, 2048, ADAPT, AUG, "side of the global crops, in pixels"),
     INT("adapt", "local-size", NULL, 0, 2048, ADAPT, AUG, "side of the local crops; 0: about 98"),
     INT("adapt", "locals", NULL, 0, 64, ADAPT, AUG, "local crops a frame"),
+    INT("adapt", "crop-from", NULL, 0, 4096, ADAPT, AUG,
+        "cut crops from the frame squeezed into a square of that side, in 8 bits; 0: from the frame itself"),
     PAIR("adapt", "global-scale", NULL, 1e-3, 1, ADAPT, AUG, "area of the global crops, from and to"),
     PAIR("adapt", "local-scale", NULL, 1e-3, 1, ADAPT, AUG, "area of the local crops, from and to"),
     PAIR("adapt", "ratio", NULL, 0.05, 20, ADAPT, AUG, "aspect of a crop, from and to"),

@@ -345,6 +345,7 @@ static void test_essa(void **state)
                 {"mask ratio", o.mask_ratio[0], 0.1f},
                 {"mask ratio", o.mask_ratio[1], 0.5},
                 {"global size", o.global_size, 224},
+                {"crops from a square", o.crop_from, 256},
                 {"local crops", o.locals, 8},
                 {"local size (the multiple of the patch nearest to 98)", o.local_size, 0},
                 {"global scale", o.augment.global_scale[0], 0.32f},

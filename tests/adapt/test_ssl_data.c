@@ -1,0 +1,107 @@
+/* Crops of a micro-batch, cut from the frame or from a square that it was squeezed into. */
+#include "adapt/ssl_data.h"
+#include "tests/adapt/world.h"
+
+static ssl_options plain_options(void)
+{
+    ssl_options o;
+    ssl_defaults(&o);
+    o.batch = 3;
+    o.global_size = 32;
+    o.local_size = 16;
+    o.locals = 2;
+    o.view = (view_options){.size = 32, .share = 1};
+    return o;
+}
+
+static float *filled(world *w, const vit *m, const ssl_options *o, uint64_t micro, size_t *n)
+{
+    err e = {0};
+    ssl_data s;
+    ASSERT_OK(ssl_data_open(&s, m, &w->c, o, &e));
+    *n = ssl_data_floats(&s);
+    float *out = malloc(*n * sizeof *out);
+    ASSERT_OK(ssl_data_fill(&s, micro, out, &e));
+    assert_true(o->crop_from ? ssl_data_bytes(&s) >= s.batch * 3 * 32 * 32 : ssl_data_bytes(&s) == 0);
+    ssl_data_close(&s);
+    return out;
+}
+
+static double apart(const float *a, const float *b, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) most = fmax(most, fabs((double)a[i] - b[i]));
+    return most;
+}
+
+/* The frames are squares of 32 pixels: squeezed into 32, only the 8 bits are to be seen. */
+static void squares_stay(void **state)
+{
+    world *w = *state;
+    vit *m = world_vit(w);
+    ssl_options o = plain_options();
+    o.augment.brightness = o.augment.contrast = 0.1f;
+    for (uint64_t micro = 0; micro < 3; micro++) {
+        size_t n;
+        o.crop_from = 0;
+        float *direct = filled(w, m, &o, micro, &n);
+        o.crop_from = 32;
+        float *squared = filled(w, m, &o, micro, &n);
+        double off = apart(direct, squared, n);
+        print_message("at most %g apart\n", off);
+        assert_true(off > 1e-6 && off < 0.03); /* half a step of 255, over a deviation of 0.22, a cubic's overshoot */
+        free(direct);
+        free(squared);
+    }
+    vit_close(m);
+}
+
+/* A frame of 20 rows and 40 columns: the largest crop of it is a square in the middle; of the square that it was
+ * squeezed into, all. */
+static void oblong(void **state)
+{
+    world *w = *state, other = {.d = w->d};
+    err e = {0};
+    synthetic_open(&other.s);
+    for (int p = 0; p < 3; p++) synthetic_image(&other.s, p, 0, 0, 0, 1, 20, 40, true);
+    synthetic_seal(&other.s);
+    ASSERT_OK(cohort_open(&other.c, other.s.catalogue, other.s.work, NULL, &(split_options){0}, &e));
+    vit *m = world_vit(w);
+    ssl_options o = plain_options();
+    o.locals = 0;
+    o.augment = (augment_options){.global_scale = {1, 1}, .local_scale = {1, 1}, .ratio = {1, 1}};
+    for (int from = 0; from < 2; from++) {
+        size_t n;
+        float whole[3 * 32 * 32];
+        o.crop_from = from ? 32 : 0;
+        float *out = filled(&other, m, &o, 0, &n);
+        sampler_norm norm = features_norm(m, &o.view);
+        double least = INFINITY;
+        for (size_t f = 0; f < other.c.n_frames; f++) { /* one of them is the first of the batch */
+            const frame_info *frame = &other.c.frames[f];
+            const sample_job job = {.frame = frame,
+                                    .pixels = cohort_pixels(&other.c, f),
+                                    .crop = sampler_whole(frame, false, 1),
+                                    .size = 32,
+                                    .out = whole};
+            ASSERT_OK(sampler_run(NULL, &norm, &job, 1));
+            least = fmin(least, apart(whole, out, 3 * 32 * 32));
+        }
+        print_message("from %d: %g\n", o.crop_from, least);
+        assert_true(from ? least < 0.02 : least > 0.5);
+        free(out);
+    }
+    o.crop_from = 8;
+    ssl_data s;
+    assert_int_equal(ssl_data_open(&s, m, &other.c, &o, &e), ERR_USAGE);
+    ssl_data_close(&s);
+    vit_close(m);
+    cohort_close(&other.c);
+    synthetic_close(&other.s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(squares_stay), cmocka_unit_test(oblong)};
+    return cmocka_run_group_tests(tests, world_make, world_unmake);
+}
