@@ -10,12 +10,12 @@
 
 enum { CHUNK = 4096 }; /* elements that one thread takes of an elementwise loop */
 
-OP_WIDE static void widen(float *out, const uint16_t *in, size_t n)
+WIDE static void widen(float *out, const uint16_t *in, size_t n)
 {
     for (size_t i = 0; i < n; i++) out[i] = op_bf16_to_f32(in[i]);
 }
 
-OP_WIDE static void narrow(uint16_t *out, const float *in, size_t n)
+WIDE static void narrow(uint16_t *out, const float *in, size_t n)
 {
     for (size_t i = 0; i < n; i++) out[i] = op_f32_to_bf16(in[i]);
 }
@@ -36,7 +36,7 @@ void op_cpu_store(const device *d, dv *y, size_t at, const float *in, size_t n)
         memcpy((float *)y + at, in, n * sizeof *in);
 }
 
-OP_WIDE float op_cpu_dot(const float *a, const float *b, size_t n)
+WIDE float op_cpu_dot(const float *a, const float *b, size_t n)
 {
     float s = 0;
 #pragma omp simd reduction(+ : s)

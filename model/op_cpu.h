@@ -9,15 +9,8 @@
 #define RADAPT_OP_CPU_H
 #include <string.h>
 
+#include "base/wide.h"
 #include "model/op.h"
-
-/* Loops that are worth several versions: chosen at load time by what the processor has (levels, not names: arch=haswell
- * would match that very processor only). Not under sanitizers, whose instrumented resolvers crash. */
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
-#define OP_WIDE __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define OP_WIDE __attribute__((noinline))
-#endif
 
 /* GELU' in 10 bits (op_cpu_gelu.c): steps in one unit of it, and the code of 0. */
 #define OP_SLOPE_STEPS 811.0f

@@ -113,7 +113,7 @@ static void strides(size_t out[3], size_t rows, size_t columns, bool transposed)
 }
 
 /* p = softmax(scale * s) in place; returns log-sum-exp of scale * s. */
-OP_WIDE static float softmax_row(float *s, size_t T, float scale)
+WIDE static float softmax_row(float *s, size_t T, float scale)
 {
     float most = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : most)
@@ -128,12 +128,12 @@ OP_WIDE static float softmax_row(float *s, size_t T, float scale)
     return most * scale + logf(sum);
 }
 
-OP_WIDE static void again_row(float *s, size_t T, float scale, float lse)
+WIDE static void again_row(float *s, size_t T, float scale, float lse)
 {
     for (size_t j = 0; j < T; j++) s[j] = op_exp(s[j] * scale - lse);
 }
 
-OP_WIDE static void ds_row(float *dp, const float *p, size_t T, float scale, float delta)
+WIDE static void ds_row(float *dp, const float *p, size_t T, float scale, float delta)
 {
     for (size_t j = 0; j < T; j++) dp[j] = p[j] * (dp[j] - delta) * scale;
 }

@@ -8,7 +8,7 @@
 #include "model/op_cpu.h"
 
 /* x becomes GELU(x), code its derivative's code as a float. */
-OP_WIDE static void slope_row(float *x, float *code, size_t n)
+WIDE static void slope_row(float *x, float *code, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         float cdf = 0.5f * (1.0f + op_erf(x[i] * 0.70710678f)), pdf = 0.39894228f * op_exp(-0.5f * x[i] * x[i]);
@@ -19,7 +19,7 @@ OP_WIDE static void slope_row(float *x, float *code, size_t n)
     }
 }
 
-OP_WIDE static void pack_row(uint8_t *to, const float *code, size_t n)
+WIDE static void pack_row(uint8_t *to, const float *code, size_t n)
 {
     uint8_t *high = to + n;
     for (size_t i = 0; i < n; i++) to[i] = (uint8_t)((int)code[i] & 255);
@@ -32,7 +32,7 @@ OP_WIDE static void pack_row(uint8_t *to, const float *code, size_t n)
     for (size_t i = n & ~(size_t)3; i < n; i++) high[i / 4] |= (uint8_t)((int)code[i] >> 8 << 2 * (i % 4));
 }
 
-OP_WIDE static void slope_bwd_row(float *dy, const uint8_t *from, size_t n)
+WIDE static void slope_bwd_row(float *dy, const uint8_t *from, size_t n)
 {
     const uint8_t *high = from + n;
     for (size_t k = 0; k < n / 4; k++)

@@ -13,7 +13,7 @@ static size_t piece(size_t n, size_t at)
     return n - at < PIECE ? n - at : PIECE;
 }
 
-OP_WIDE static void scale(float *x, float by, size_t n)
+WIDE static void scale(float *x, float by, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] *= by;
 }
@@ -71,7 +71,7 @@ void op_cpu_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, si
     }
 }
 
-OP_WIDE static float biggest(const float *x, const float *shift, float inverse, size_t n, float most)
+WIDE static float biggest(const float *x, const float *shift, float inverse, size_t n, float most)
 {
 #pragma omp simd reduction(max : most)
     for (size_t i = 0; i < n; i++) {
@@ -82,7 +82,7 @@ OP_WIDE static float biggest(const float *x, const float *shift, float inverse, 
 }
 
 /* x = exp((x - shift) * inverse - most); returns the sum. */
-OP_WIDE static float exponentials(float *x, const float *shift, float inverse, float most, size_t n)
+WIDE static float exponentials(float *x, const float *shift, float inverse, float most, size_t n)
 {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -94,8 +94,7 @@ OP_WIDE static float exponentials(float *x, const float *shift, float inverse, f
 }
 
 /* sum += exp(x * inverse + shift - most) */
-OP_WIDE static void add_exponentials(float *sum, const float *x, const float *most, float inverse, float shift,
-                                     size_t n)
+WIDE static void add_exponentials(float *sum, const float *x, const float *most, float inverse, float shift, size_t n)
 {
     for (size_t i = 0; i < n; i++) sum[i] += op_exp(x[i] * inverse + shift - most[i]);
 }

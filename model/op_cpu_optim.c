@@ -11,7 +11,7 @@ static bool skipped(const param *p, const adamw_step *s)
     return (p->prototypes && s->skip_prototypes) || (!p->head && s->skip_backbone);
 }
 
-OP_WIDE static double square_sum(const float *g, size_t n)
+WIDE static double square_sum(const float *g, size_t n)
 {
     double s = 0;
 #pragma omp simd reduction(+ : s)
@@ -69,7 +69,7 @@ typedef struct {
     float beta1, beta2, eps, grad_scale, decay, step, root2; /* step = lr / (1-b1^t), root2 = sqrt(1-b2^t) */
 } adam;
 
-OP_WIDE static void adam_piece(float *w, const float *g, float *m, float *v, size_t n, const adam *a)
+WIDE static void adam_piece(float *w, const float *g, float *m, float *v, size_t n, const adam *a)
 {
     for (size_t i = 0; i < n; i++) {
         float grad = g[i] * a->grad_scale;
@@ -102,7 +102,7 @@ void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s)
     }
 }
 
-OP_WIDE static void ema_piece(float *t, const float *w, float m, size_t n)
+WIDE static void ema_piece(float *t, const float *w, float m, size_t n)
 {
     for (size_t i = 0; i < n; i++) t[i] = m * t[i] + (1 - m) * w[i];
 }

@@ -6,8 +6,8 @@
 #include <immintrin.h>
 #include <math.h>
 
-#define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define WIDE_INLINE WIDE static inline __attribute__((always_inline))
+#define BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define BF16_INLINE BF16 static inline __attribute__((always_inline))
 
 typedef uint16_t bf16;
 
@@ -18,23 +18,23 @@ bool op_cpu_rows_bf16_fit(const device *d, size_t C)
     return d->ct == COMPUTE_BF16 && C % LANES == 0 && op_cpu_matmul_has_bf16();
 }
 
-WIDE_INLINE __m512 load(const bf16 *x)
+BF16_INLINE __m512 load(const bf16 *x)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
 }
 
-WIDE_INLINE void store(bf16 *to, __m512 x)
+BF16_INLINE void store(bf16 *to, __m512 x)
 {
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-WIDE_INLINE __m512 f32(const float *x)
+BF16_INLINE __m512 f32(const float *x)
 {
     return _mm512_loadu_ps(x);
 }
 
 /* y = (x - m) * r * gamma + beta */
-WIDE static void scaled_row(bf16 *y, const bf16 *x, const float *gamma, const float *beta, float m, float r, size_t C)
+BF16 static void scaled_row(bf16 *y, const bf16 *x, const float *gamma, const float *beta, float m, float r, size_t C)
 {
     __m512 by = _mm512_set1_ps(r), mean = _mm512_set1_ps(m);
     for (size_t i = 0; i < C; i += LANES) {
@@ -43,7 +43,7 @@ WIDE static void scaled_row(bf16 *y, const bf16 *x, const float *gamma, const fl
     }
 }
 
-WIDE static void statistics(const bf16 *x, float eps, size_t C, float *mean, float *rstd)
+BF16 static void statistics(const bf16 *x, float eps, size_t C, float *mean, float *rstd)
 {
     __m512 sum = _mm512_setzero_ps(), square = sum;
     for (size_t i = 0; i < C; i += LANES) sum = _mm512_add_ps(sum, load(x + i));
@@ -80,7 +80,7 @@ void op_cpu_rows_bf16_norm_again(dv *y, const dv *x, const dv *mean, const dv *r
 }
 
 /* dx = (dx +) r * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma (Ba et al. 2016). */
-WIDE static void norm_bwd_row(bf16 *dx, bool accumulate, const bf16 *dy, const bf16 *x, const float *gamma, float m,
+BF16 static void norm_bwd_row(bf16 *dx, bool accumulate, const bf16 *dy, const bf16 *x, const float *gamma, float m,
                               float r, size_t C)
 {
     __m512 a = _mm512_setzero_ps(), b = a, mean = _mm512_set1_ps(m), by = _mm512_set1_ps(r);
@@ -110,7 +110,7 @@ void op_cpu_rows_bf16_norm_bwd(dv *dx, bool accumulate, const dv *dy, const dv *
 }
 
 /* y = (x +) ls * z, ls NULL: 1 */
-WIDE static void residual_row(bf16 *y, const bf16 *x, const bf16 *z, const float *ls, size_t C)
+BF16 static void residual_row(bf16 *y, const bf16 *x, const bf16 *z, const float *ls, size_t C)
 {
     for (size_t i = 0; i < C; i += LANES) {
         __m512 v = load(z + i);

@@ -20,7 +20,7 @@ void op_cpu_patchify(device *d, dv *out, const dv *pixels, size_t B, size_t heig
     }
 }
 
-OP_WIDE static void add_row(float *a, const float *b, size_t n)
+WIDE static void add_row(float *a, const float *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) a[i] += b[i];
 }
@@ -108,8 +108,8 @@ void op_cpu_prompt_bwd(device *d, dv *dx, dv *dprompts, size_t B, size_t T, size
     }
 }
 
-OP_WIDE static void norm_row(float *x, const float *gamma, const float *beta, float eps, size_t C, float *mean,
-                             float *rstd)
+WIDE static void norm_row(float *x, const float *gamma, const float *beta, float eps, size_t C, float *mean,
+                          float *rstd)
 {
     float sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
@@ -141,7 +141,7 @@ void op_cpu_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv
     }
 }
 
-OP_WIDE static void again_row(float *x, const float *gamma, const float *beta, float m, float r, size_t C)
+WIDE static void again_row(float *x, const float *gamma, const float *beta, float m, float r, size_t C)
 {
     for (size_t i = 0; i < C; i++) x[i] = (x[i] - m) * r * gamma[i] + beta[i];
 }
@@ -164,7 +164,7 @@ void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *
 }
 
 /* dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma (Ba et al. 2016); x becomes xhat, dy becomes dx. */
-OP_WIDE static void norm_bwd_row(float *dy, float *x, const float *gamma, float m, float r, size_t C)
+WIDE static void norm_bwd_row(float *dy, float *x, const float *gamma, float m, float r, size_t C)
 {
     float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
@@ -225,7 +225,7 @@ void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, 
     }
 }
 
-OP_WIDE static void axpy_row(float *x, const float *branch, const float *ls, size_t n)
+WIDE static void axpy_row(float *x, const float *branch, const float *ls, size_t n)
 {
     if (ls)
         for (size_t i = 0; i < n; i++) x[i] += ls[i] * branch[i];
@@ -281,13 +281,13 @@ void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const 
 
 enum { CHUNK = 4096 };
 
-OP_WIDE static void gelu_row(float *x, size_t n)
+WIDE static void gelu_row(float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1.0f + op_erf(x[i] * 0.70710678f));
 }
 
 /* GELU' = Phi(x) + x phi(x) */
-OP_WIDE static void gelu_bwd_row(float *dy, const float *x, size_t n)
+WIDE static void gelu_bwd_row(float *dy, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         float cdf = 0.5f * (1.0f + op_erf(x[i] * 0.70710678f)), pdf = 0.39894228f * op_exp(-0.5f * x[i] * x[i]);

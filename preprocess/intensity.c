@@ -8,6 +8,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/wide.h"
+
 enum { RADIUS_MAX = 48 };
 #define SIGMA_MAX 16.0f
 
@@ -28,11 +30,21 @@ static float luma(float r, float g, float b)
     return 0.299f * r + 0.587f * g + 0.114f * b;
 }
 
-static double mean_of(const float *x, size_t n)
+WIDE static double mean_of(const float *x, size_t n)
 {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += x[i];
-    return sum / (double)n;
+    double sum[8] = {0}, all = 0; /* in turns, so that they are added at once */
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t k = 0; k < 8; k++) sum[k] += x[i + k];
+    for (; i < n; i++) all += x[i];
+    for (size_t k = 0; k < 8; k++) all += sum[k];
+    return all / (double)n;
+}
+
+/* x = x * factor + offset */
+WIDE static void straight(float *x, float factor, float offset, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] = clip(x[i] * factor + offset);
 }
 
 /* Contrast around the mean (of a colour picture's luma), then brightness as a factor: black stays black. */
@@ -46,43 +58,67 @@ static void jitter(float *planes, int n, size_t pixels, bool colour, float contr
         float *x = planes + (size_t)c * pixels;
         float mean = (float)(colour ? luma_mean : mean_of(x, pixels));
         float factor = (1 + contrast) * (1 + brightness), offset = -contrast * mean * (1 + brightness);
-        for (size_t i = 0; i < pixels; i++) x[i] = clip(x[i] * factor + offset);
+        straight(x, factor, offset, pixels);
     }
 }
 
-/* Turns the hue by `turn` of a circle at the same saturation and value. */
-static void turn_hue(float rgb[3], float turn)
+/* Turns the hue by `turn` of a circle at the same saturation and value. Without branches: it is one of a loop's. */
+static inline __attribute__((always_inline)) void turn_hue(float *r, float *g, float *b, float turn)
 {
-    float high = fmaxf(rgb[0], fmaxf(rgb[1], rgb[2])), low = fminf(rgb[0], fminf(rgb[1], rgb[2])), chroma = high - low;
-    if (!(chroma > 0)) return;
-    float hue;
-    if (high == rgb[0])
-        hue = (rgb[1] - rgb[2]) / chroma;
-    else if (high == rgb[1])
-        hue = (rgb[2] - rgb[0]) / chroma + 2;
-    else
-        hue = (rgb[0] - rgb[1]) / chroma + 4;
+    float high = *r > *g ? *r : *g, low = *r < *g ? *r : *g;
+    high = high > *b ? high : *b;
+    low = low < *b ? low : *b;
+    float chroma = high - low, inverse = 1 / (chroma > 0 ? chroma : 1); /* grey: chroma 0 below */
+    float hue = high == *r ? (*g - *b) * inverse : high == *g ? (*b - *r) * inverse + 2 : (*r - *g) * inverse + 4;
     hue += 6 * turn;
-    hue -= 6 * floorf(hue / 6);
+    float *rgb[3] = {r, g, b};
     for (int c = 0; c < 3; c++) {
-        float away = hue + (c == 0 ? 5 : c == 1 ? 3 : 1); /* the usual closed form of HSV -> RGB */
-        away -= 6 * floorf(away / 6);
-        rgb[c] = high - chroma * fmaxf(0, fminf(fminf(away, 4 - away), 1));
+        float away = hue + (c == 0 ? 5.0f : c == 1 ? 3.0f : 1.0f); /* the usual closed form of HSV -> RGB */
+        away -= 6 * floorf(away * (1 / 6.0f));
+        float part = away < 4 - away ? away : 4 - away;
+        part = part < 1 ? part : 1;
+        *rgb[c] = high - chroma * (part > 0 ? part : 0);
     }
+}
+
+WIDE static void saturate(float *restrict r, float *restrict g, float *restrict b, float by, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float grey = luma(r[i], g[i], b[i]);
+        r[i] = clip(grey + (r[i] - grey) * by);
+        g[i] = clip(grey + (g[i] - grey) * by);
+        b[i] = clip(grey + (b[i] - grey) * by);
+    }
+}
+
+WIDE static void turn_hues(float *restrict r, float *restrict g, float *restrict b, float turn, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float x = r[i], y = g[i], z = b[i];
+        turn_hue(&x, &y, &z, turn);
+        r[i] = clip(x);
+        g[i] = clip(y);
+        b[i] = clip(z);
+    }
+}
+
+WIDE static void to_grey(float *restrict r, float *restrict g, float *restrict b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) r[i] = g[i] = b[i] = clip(luma(r[i], g[i], b[i]));
 }
 
 static void colours(float *planes, size_t pixels, const crop_params *p)
 {
-    float turn = isfinite(p->hue) ? p->hue - rintf(p->hue) : 0;
-    for (size_t i = 0; i < pixels; i++) {
-        float rgb[3] = {planes[i], planes[pixels + i], planes[2 * pixels + i]};
-        float grey = luma(rgb[0], rgb[1], rgb[2]);
-        if (p->saturation != 0)
-            for (int c = 0; c < 3; c++) rgb[c] = clip(grey + (rgb[c] - grey) * (1 + p->saturation));
-        if (turn != 0) turn_hue(rgb, turn);
-        if (p->gray) rgb[0] = rgb[1] = rgb[2] = luma(rgb[0], rgb[1], rgb[2]);
-        for (int c = 0; c < 3; c++) planes[(size_t)c * pixels + i] = clip(rgb[c]);
-    }
+    float turn = isfinite(p->hue) ? p->hue - rintf(p->hue) : 0, *g = planes + pixels, *b = g + pixels;
+    if (p->saturation != 0) saturate(planes, g, b, 1 + p->saturation, pixels);
+    if (turn != 0) turn_hues(planes, g, b, turn, pixels);
+    if (p->gray) to_grey(planes, g, b, pixels);
+}
+
+/* out += w * in */
+WIDE static void add_scaled(float *restrict out, const float *restrict in, float w, size_t n)
+{
+    for (size_t i = 0; i < n; i++) out[i] += w * in[i];
 }
 
 /* scratch: a plane (size, size) and a row with RADIUS_MAX more on either side. */
@@ -100,8 +136,7 @@ static void blur(float *x, int size, float sigma, float *scratch)
         for (int k = -radius; k <= radius; k++) {
             int from = y + k < 0 ? 0 : y + k >= size ? size - 1 : y + k;
             const float *in = x + (size_t)from * s;
-            float w = weight[k + radius];
-            for (size_t i = 0; i < s; i++) out[i] += w * in[i];
+            add_scaled(out, in, weight[k + radius], s);
         }
     }
     for (int y = 0; y < size; y++) { /* along the rows */
@@ -113,10 +148,7 @@ static void blur(float *x, int size, float sigma, float *scratch)
         }
         memcpy(row + radius, in, s * sizeof *in);
         memset(out, 0, s * sizeof *out);
-        for (int k = 0; k <= 2 * radius; k++) {
-            float w = weight[k];
-            for (size_t i = 0; i < s; i++) out[i] += w * row[(size_t)k + i];
-        }
+        for (int k = 0; k <= 2 * radius; k++) add_scaled(out, row + k, weight[k], s);
     }
 }
 
@@ -134,5 +166,5 @@ void intensity_apply(const crop_params *p, float *planes, int n, int size, bool 
             blur(planes + (size_t)c * pixels, size, p->blur_sigma < SIGMA_MAX ? p->blur_sigma : SIGMA_MAX, scratch);
     if (p->solarize > 0)
         for (size_t i = 0; i < all; i++) planes[i] = planes[i] >= p->solarize ? 1 - planes[i] : planes[i];
-    for (size_t i = 0; i < all; i++) planes[i] = clip(planes[i]);
+    straight(planes, 1, 0, all);
 }

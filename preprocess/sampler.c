@@ -17,21 +17,10 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "base/wide.h"
 #include "preprocess/intensity.h"
 
 enum { LANES = 16 };
-
-/* The processor's widest vectors, chosen when the program is loaded. Sanitizers do not get along with that. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SAMPLER_PLAIN
-#endif
-#endif
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(SAMPLER_PLAIN)
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDE
-#endif
 
 /* One axis of a crop: output pixel i is a weighted sum of source pixels. */
 typedef struct {
@@ -99,7 +88,7 @@ typedef struct {
     axis x, y;
     size_t width, height; /* of the source region: x.last - x.first, y.last - y.first */
     float *region;        /* (height, width) windowed source */
-    float *row;           /* (width) */
+    float *rows;          /* (LANES, width) */
     float *block;         /* (width, LANES) */
     float *across;        /* (size, LANES) */
     float *intensity;     /* intensity_scratch(size) */
@@ -114,7 +103,7 @@ static void plan_take(plan *p, arena *m, size_t size)
         both[i]->weight = arena_take(m, size * (size_t)both[i]->stride, sizeof(float));
     }
     p->region = arena_take(m, p->height * p->width, sizeof(float));
-    p->row = arena_take(m, p->width, sizeof(float));
+    p->rows = arena_take(m, p->width * LANES, sizeof(float));
     p->block = arena_take(m, p->width * LANES, sizeof(float));
     p->across = arena_take(m, size * LANES, sizeof(float));
     p->intensity = arena_take(m, intensity_scratch((int)size), sizeof(float));
@@ -238,13 +227,17 @@ static void window_region(const plan *p, const sample_job *job, const voi_window
     }
 }
 
+WIDE static void colour_row(float *restrict out, const uint8_t *restrict in, size_t n)
+{
+    for (size_t x = 0; x < n; x++) out[x] = (float)in[3 * x] * (1 / 255.0f);
+}
+
 static void colour_region(const plan *p, const sample_job *job, int channel)
 {
     for (size_t y = 0; y < p->height; y++) {
         const uint8_t *in = (const uint8_t *)job->pixels + (size_t)channel +
                             3 * (((size_t)p->y.first + y) * (size_t)job->frame->columns + (size_t)p->x.first);
-        float *out = p->region + y * p->width;
-        for (size_t x = 0; x < p->width; x++) out[x] = (float)in[3 * x] * (1 / 255.0f);
+        colour_row(p->region + y * p->width, in, p->width);
     }
 }
 
@@ -263,12 +256,28 @@ WIDE static void down_row(float *restrict row, const float *restrict in, size_t 
         for (size_t i = 0; i < n; i++) row[i] += weight[k] * in[i];
 }
 
-WIDE static void across_lanes(float *restrict out, const float *restrict in, const float *restrict weight, int taps)
+/* out (size, LANES): column x is the sum of block's columns from start[x] on. */
+WIDE static void across_lanes(float *restrict out, const float *restrict block, const axis *a)
 {
-    float sum[LANES] = {0};
-    for (int k = 0; k < taps; k++)
-        for (int i = 0; i < LANES; i++) sum[i] += weight[k] * in[k * LANES + i];
-    for (int i = 0; i < LANES; i++) out[i] = clip(sum[i]);
+    for (int x = 0; x < a->out; x++) {
+        const float *in = block + (size_t)(a->start[x] - a->first) * LANES, *weight = a->weight + x * a->stride;
+        float sum[LANES] = {0};
+        for (int k = 0; k < a->n[x]; k++)
+            for (int i = 0; i < LANES; i++) sum[i] += weight[k] * in[k * LANES + i];
+        for (int i = 0; i < LANES; i++) out[x * LANES + i] = clip(sum[i]);
+    }
+}
+
+/* out (n, LANES) = the transpose of in (LANES, n), and back: rows of it to out, `row` apart. */
+WIDE static void turn(float *restrict out, const float *restrict in, size_t n)
+{
+    for (size_t x = 0; x < n; x++)
+        for (size_t r = 0; r < LANES; r++) out[x * LANES + r] = in[r * n + x];
+}
+WIDE static void turn_back(float *restrict out, size_t row, const float *restrict in, size_t n, size_t rows)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t x = 0; x < n; x++) out[r * row + x] = in[x * LANES + r];
 }
 
 /* p->region -> out (size, size), clipped to [0,1]. */
@@ -278,21 +287,16 @@ static void resample(const plan *p, float *out)
     for (size_t y = 0; y < size; y += LANES) {
         size_t rows = size - y < LANES ? size - y : LANES;
         for (size_t r = 0; r < LANES; r++) {
-            if (r < rows) {
-                const axis *a = &p->y;
-                down_row(p->row, p->region + (size_t)(a->start[y + r] - a->first) * w, w,
+            const axis *a = &p->y;
+            if (r < rows)
+                down_row(p->rows + r * w, p->region + (size_t)(a->start[y + r] - a->first) * w, w,
                          a->weight + (y + r) * (size_t)a->stride, a->n[y + r]);
-            } else
-                memset(p->row, 0, w * sizeof *p->row);
-            for (size_t x = 0; x < w; x++) p->block[x * LANES + r] = p->row[x];
+            else
+                memset(p->rows + r * w, 0, w * sizeof *p->rows);
         }
-        for (size_t x = 0; x < size; x++) {
-            const axis *a = &p->x;
-            across_lanes(p->across + x * LANES, p->block + (size_t)(a->start[x] - a->first) * LANES,
-                         a->weight + x * (size_t)a->stride, a->n[x]);
-        }
-        for (size_t r = 0; r < rows; r++)
-            for (size_t x = 0; x < size; x++) out[(y + r) * size + x] = p->across[x * LANES + r];
+        turn(p->block, p->rows, w);
+        across_lanes(p->across, p->block, &p->x);
+        turn_back(out + y * size, size, p->across, size, rows);
     }
 }
 
@@ -320,6 +324,11 @@ static crop_params sane(const sample_job *job)
     return c;
 }
 
+WIDE static void scaled(float *to, const float *in, float mean, float factor, size_t n) /* may be the same */
+{
+    for (size_t i = 0; i < n; i++) to[i] = (in[i] - mean) * factor;
+}
+
 static void normalise(const sampler_norm *norm, float *out, size_t pixels, int planes)
 {
     for (int c = 2; c >= 0; c--) { /* the last first: plane 0 may be the source of all three */
@@ -327,7 +336,7 @@ static void normalise(const sampler_norm *norm, float *out, size_t pixels, int p
         float *to = out + (size_t)c * pixels;
         float mean = isfinite(norm->mean[c]) ? norm->mean[c] : 0;
         float factor = isnormal(norm->std[c]) ? 1 / norm->std[c] : 1;
-        for (size_t i = 0; i < pixels; i++) to[i] = (in[i] - mean) * factor;
+        scaled(to, in, mean, factor, pixels);
     }
 }
 
