@@ -268,7 +268,8 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     omp_set_max_active_levels(1); /* loops of ops inside a tile are its thread's alone */
     o->row = aligned_alloc(ARENA_ALIGN, (size_t)d->threads * 4 * OP_CPU_ROW_MAX * sizeof *o->row);
     o->matmul = calloc((size_t)d->threads, sizeof(matmul_cache *));
-    bool all = o->row && o->matmul;
+    o->dw = aligned_alloc(ARENA_ALIGN, OP_CPU_DW_BYTES);
+    bool all = o->row && o->matmul && o->dw;
     for (int i = 0; all && i < d->threads; i++) all = (o->matmul[i] = op_cpu_matmul_open()) != NULL;
     if (!all) {
         device_close(d);
@@ -284,6 +285,7 @@ void device_close(device *d)
     for (int i = 0; o->matmul && i < d->threads; i++) op_cpu_matmul_close(o->matmul[i]);
     free(o->matmul);
     free(o->row);
+    free(o->dw);
     if (d->work) d->op->free(d, d->work);
     free(o);
     *d = (device){0};

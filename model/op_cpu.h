@@ -1,7 +1,8 @@
 /* op_cpu.h: the CPU's ops, one function per entry of op.h's table, and what their files share. Nothing above model/
  * includes it.
  *
- * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN, and which products go to op_cpu_linear_amx.c instead.
+ * op_cpu.c: device, memory, the table. op_cpu_matmul.c: oneDNN, and which products go to op_cpu_linear_amx.c and
+ * op_cpu_dw_amx.c instead.
  * op_cpu_attention.c (and _amx.c), op_cpu_vit.c,
  * op_cpu_gelu.c: the transformer. op_cpu_loss.c: the objective. op_cpu_optim.c: the optimiser. Rows are loaded into
  * fp32, computed in fp32 and stored as ct. */
@@ -16,13 +17,14 @@
 #define OP_SLOPE_STEPS 811.0f
 #define OP_SLOPE_ZERO 105.0f
 
-enum { OP_CPU_ROW_MAX = 16384 }; /* longest row of channels, floats */
+enum { OP_CPU_DW_BYTES = 2 << 20, OP_CPU_ROW_MAX = 16384 }; /* longest row of channels, floats */
 
 /* oneDNN's part of device.impl (op_cpu_matmul.c). */
 typedef struct matmul_cache matmul_cache;
 typedef struct {
     matmul_cache **matmul; /* (threads): each thread's own primitives */
     float *row;            /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
+    void *dw;              /* OP_CPU_DW_BYTES: of op_cpu_dw_amx.c, all threads' */
 } op_cpu;
 matmul_cache *op_cpu_matmul_open(void);
 void op_cpu_matmul_close(matmul_cache *c);
@@ -63,6 +65,10 @@ void op_cpu_attention_amx_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B
 void op_cpu_attention_amx_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                               size_t T, size_t H, size_t D);
 void op_cpu_gemm_run(device *d, const op_cpu_gemm *g, const void *a, const void *b, void *c);
+
+/* op_cpu_dw_amx.c: dw (R,I) f32 += dy (N,R)^T x (N,I) on AMX tiles, where they fit; not inside a tile of a pass. */
+bool op_cpu_dw_amx_fits(const device *d, size_t R, size_t I);
+void op_cpu_dw_amx_run(device *d, dv *dw, const dv *dy, const dv *x, size_t R, size_t N, size_t I);
 
 /* op_cpu_rows_bf16.c: op_cpu_vit.c's ops on whole rows of bf16, without gradients of parameters, where they fit. */
 bool op_cpu_rows_bf16_fit(const device *d, size_t C);

@@ -5,6 +5,7 @@
 #define RADAPT_OP_CPU_AMX_H
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -123,6 +124,50 @@ AMX_INLINE __m512 amx_load(const bf16 *x)
 AMX_INLINE void amx_store(bf16 *out, __m512 x)
 {
     _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+/* A left operand: rows of `row` elements. A right operand: tiles, `step` elements from one 32 of the inner index to the
+ * next, `next` elements from one 16 columns to the next. */
+typedef struct {
+    const bf16 *at;
+    size_t row;
+} amx_left;
+typedef struct {
+    const bf16 *at;
+    size_t step, next;
+} amx_right;
+
+/* c (STEP,STEP) fp32, rows of `row` elements, = or += a b over 32 * steps of the inner index. */
+AMX __attribute__((unused)) static void amx_product(float *c, size_t row, amx_left a, amx_right b, size_t steps,
+                                                    bool add)
+{
+    size_t cs = row * sizeof *c, as = a.row * sizeof(bf16);
+    float *low = c + SIDE * row;
+    if (add) {
+        _tile_loadd(0, c, cs);
+        _tile_loadd(1, c + SIDE, cs);
+        _tile_loadd(2, low, cs);
+        _tile_loadd(3, low + SIDE, cs);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (size_t k = 0; k < steps; k++, a.at += STEP, b.at += b.step) {
+        _tile_loadd(6, b.at, 64);
+        _tile_loadd(4, a.at, as);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a.at + SIDE * a.row, as);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, b.at + b.next, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, cs);
+    _tile_stored(1, c + SIDE, cs);
+    _tile_stored(2, low, cs);
+    _tile_stored(3, low + SIDE, cs);
 }
 
 #endif

@@ -146,64 +146,21 @@ AMX static void end(const amx_state *before)
     amx_end(before);
 }
 
-/* A left operand: rows of `row` elements. A right operand: tiles, `step` elements from one 32 of the inner index to the
- * next, `next` elements from one 16 columns to the next. */
-typedef struct {
-    const bf16 *at;
-    size_t row;
-} left;
-typedef struct {
-    const bf16 *at;
-    size_t step, next;
-} right;
-
-/* c (STEP,STEP) fp32, rows of `row` elements, = or += a b over 32 * steps of the inner index. */
-AMX static void product(float *c, size_t row, left a, right b, size_t steps, bool add)
-{
-    size_t cs = row * sizeof *c, as = a.row * sizeof(bf16);
-    float *low = c + SIDE * row;
-    if (add) {
-        _tile_loadd(0, c, cs);
-        _tile_loadd(1, c + SIDE, cs);
-        _tile_loadd(2, low, cs);
-        _tile_loadd(3, low + SIDE, cs);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (size_t k = 0; k < steps; k++, a.at += STEP, b.at += b.step) {
-        _tile_loadd(6, b.at, 64);
-        _tile_loadd(4, a.at, as);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a.at + SIDE * a.row, as);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(7, b.at + b.next, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, cs);
-    _tile_stored(1, c + SIDE, cs);
-    _tile_stored(2, low, cs);
-    _tile_stored(3, low + SIDE, cs);
-}
-
 /* out (STEP,Tp) = rows (STEP,Dp) times the transpose of a matrix packed across. */
 static void scores(const head *h, float *out, const bf16 *rows, const bf16 *across)
 {
     size_t next = h->Dp / STEP * TILE;
     for (size_t t = 0; t < h->Tp; t += STEP)
-        product(out + t, h->Tp, (left){rows, h->Dp}, (right){across + t / SIDE * next, TILE, next}, h->Dp / STEP,
-                false);
+        amx_product(out + t, h->Tp, (amx_left){rows, h->Dp}, (amx_right){across + t / SIDE * next, TILE, next},
+                    h->Dp / STEP, false);
 }
 
 /* out (STEP,Dp) = weights (STEP,Tp) times a matrix packed in pairs. */
 static void weighted(const head *h, float *out, const bf16 *weights, const bf16 *pairs)
 {
     for (size_t c = 0; c < h->Dp; c += STEP)
-        product(out + c, h->Dp, (left){weights, h->Tp}, (right){pairs + c / SIDE * TILE, h->Dp / SIDE * TILE, TILE},
-                h->Tp / STEP, false);
+        amx_product(out + c, h->Dp, (amx_left){weights, h->Tp},
+                    (amx_right){pairs + c / SIDE * TILE, h->Dp / SIDE * TILE, TILE}, h->Tp / STEP, false);
 }
 
 /* --- rows */
@@ -371,8 +328,8 @@ static void head_bwd(const head *h, const work *w, bf16 *dqkv, const bf16 *g, co
             keys_bwd(h, w, chunk + k, w->ds_pairs + k / STEP * tiles_across, dqkv + C, dqkv + 2 * C);
         for (size_t c = 0; c < h->Dp; c += STEP)
             for (size_t t = 0; t < h->Tp; t += STEP)
-                product(w->dq + c * h->Tp + t, h->Tp, (left){w->k_turned + c * h->Tp + chunk, h->Tp},
-                        (right){w->ds_pairs + t / SIDE * TILE, tiles_across, TILE}, keys / STEP, chunk > 0);
+                amx_product(w->dq + c * h->Tp + t, h->Tp, (amx_left){w->k_turned + c * h->Tp + chunk, h->Tp},
+                            (amx_right){w->ds_pairs + t / SIDE * TILE, tiles_across, TILE}, keys / STEP, chunk > 0);
     }
     store_dq(h, w, dqkv);
 }

@@ -477,7 +477,12 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
         for (size_t i = 0; i < N; i++)
             for (size_t k = 0; k < R; k++) memcpy(to + (i * R + k) * cell, from + (i * O + (size_t)r[k]) * cell, cell);
         dy = (const dv *)to;
+        O = R;
         g.a[2] = R;
+    }
+    if (O == R && op_cpu_dw_amx_fits(d, R, I)) {
+        op_cpu_dw_amx_run(d, dw, dy, x, R, N, I);
+        return;
     }
     op_cpu_gemm_run(d, &g, dy, x, dw);
 }

@@ -1,6 +1,7 @@
-/* Linear layers in both directions, with all that may follow them, against double precision: shapes that go to oneDNN,
- * to AMX tiles with the weight in cache, in chunks of the inner index, and with the weight passing by; every height of
- * the last tiles. And that rows' results do not depend on which rows are computed together. */
+/* Linear layers in both directions, with all that may follow them, and their weights' gradients, against double
+ * precision: shapes that go to oneDNN, to AMX tiles with the weight in cache, in chunks of the inner index, and with
+ * the weight passing by; every height of the last tiles. And that rows' results do not depend on which rows are
+ * computed together. */
 #include "tests/model/op_case.h"
 
 static double gelu(double x)
@@ -171,9 +172,41 @@ static void rows_alone(void **state)
     }
 }
 
+/* dW += dY^T X, all rows of it and chosen ones: the inner index in one chunk, in several, with a rest. */
+static void weight_gradients(void **state)
+{
+    (void)state;
+    static const shape rows[] = {{64, 64, 1},    {32, 96, 31},    {64, 64, 32},    {96, 32, 33},   {33, 65, 40},
+                                 {64, 96, 1030}, {32, 1056, 420}, {64, 2080, 530}, {64, 64, 2100}, {192, 64, 257}};
+    device d;
+    CASES(d) for (size_t k = 0; k < 2 * COUNT(rows); k++)
+    {
+        const shape *s = &rows[k / 2];
+        bool chosen = k % 2;
+        size_t R = chosen ? (s->O > 32 ? 32 : s->O / 2) : s->O;
+        start_case(&d, "dW %zux%zux%zu of %zu", s->N, s->I, s->O, R);
+        values x = ct_noise(&d, s->N * s->I, 1), dy = ct_noise(&d, s->N * s->O, 1), dw = f32_noise(&d, R * s->I, 1, 0);
+        double *want = doubles(R * s->I);
+        int32_t index[2080];
+        err e = {0};
+        for (size_t r = 0; r < R; r++) index[r] = (int32_t)(chosen ? r * (s->O / R) + (r + 1) / R : r);
+        ASSERT_OK(device_reserve(&d, s->N * R * d.ct_bytes, &e));
+        for (size_t r = 0; r < R; r++)
+            for (size_t i = 0; i < s->I; i++) {
+                double sum = dw.v[r * s->I + i];
+                for (size_t n = 0; n < s->N; n++) sum += dy.v[n * s->O + (size_t)index[r]] * x.v[n * s->I + i];
+                want[r * s->I + i] = sum;
+            }
+        d.op->linear_dw(&d, dw.p, NULL, dy.p, x.p, chosen ? int32_of(&d, index, R) : NULL, R, s->N, s->O, s->I);
+        expect(&d, "dW", &dw, want);
+        end_case(&d);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(forward), cmocka_unit_test(backward),
-                                       cmocka_unit_test(whole_line), cmocka_unit_test(rows_alone)};
+                                       cmocka_unit_test(whole_line), cmocka_unit_test(rows_alone),
+                                       cmocka_unit_test(weight_gradients)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
