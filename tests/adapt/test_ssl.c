@@ -133,6 +133,21 @@ static err_code adapt_until(world *w, const ssl_options *o, const char *name, in
     return rc;
 }
 
+/* The adapter knows whom it left out: the held-out patients of this split, and of no other. */
+static void check_adapter(const world *w, const char *name)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], other[HASH_HEX];
+    safetensors s;
+    world_path(w, name, "adapter.safetensors", path);
+    ASSERT_OK(safetensors_open(&s, path, &e));
+    memcpy(other, w->c.split_hash, HASH_HEX);
+    other[0] = other[0] == 'a' ? 'b' : 'a';
+    assert_true(strlen(w->c.split_hash) > 0 && adapter_kept_out(&s, w->c.split_hash));
+    assert_false(adapter_kept_out(&s, other) || adapter_kept_out(&s, ""));
+    safetensors_close(&s);
+}
+
 static void check_joint(world *w, ssl_options o, const char *whole, const char *parts)
 {
     err e = {0};
@@ -145,6 +160,7 @@ static void check_joint(world *w, ssl_options o, const char *whole, const char *
     assert_true(isfinite(r.loss_first) && isfinite(r.loss_last) && r.rank_start > 1);
     assert_true(r.knn_best >= r.knn_start && r.knn_start > 0.4);
     assert_false(is_there(w, whole, "checkpoint.safetensors"));
+    check_adapter(w, whole);
     char stray[FILE_PATH_MAX + 32], dir[FILE_PATH_MAX];
     world_path(w, whole, "", dir);
     snprintf(stray, sizeof stray, "ls '%s' | grep -q best-", dir);
