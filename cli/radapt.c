@@ -146,9 +146,7 @@ static int printed(void)
 int main(int argc, char **argv)
 {
     quiet_openmp(argv);
-    mallopt(M_MMAP_THRESHOLD,
-            1 << 30); /* batches come and go: their pages need not be given back and cleared each time */
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30); /* small blocks that come and go need not be given back and cleared each time */
     const char *name = argc > 1 ? argv[1] : "help", *names[COMMANDS];
     stop_install();
     if (!strcmp(name, "help") && argc > 2) { /* help COMMAND */

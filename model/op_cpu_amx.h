@@ -53,6 +53,7 @@ typedef struct {
 
 AMX_INLINE void amx_begin(amx_state *before, const amx_tiles *now)
 {
+    before->config = (amx_tiles){0};
     _tile_storeconfig(&before->config);
     _tile_loadconfig(now);
     before->csr = _mm_getcsr();

@@ -383,8 +383,7 @@ void op_cpu_linear_amx_run(device *d, const op_cpu_linear_amx *p)
 {
     bool panels = p->in / STEP <= WHOLE || p->out * STEP <= 4 * OP_CPU_ROW_MAX;
     bool resident = panels && p->in * p->out * sizeof(bf16) <= RESIDENT;
-    int threads = op_cpu_in_tile() ? 1 : d->threads;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(op_cpu_in_tile() ? 1 : d->threads)
     run(d, p, resident);
 }
 
