@@ -148,10 +148,10 @@ err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
 }
 
 /* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
-static size_t prototypes_for(size_t n)
+static size_t prototypes_for(size_t n) /* no more than frames, but for the smallest cohorts */
 {
     size_t k = 256;
-    while (k < 8192 && k < n) k *= 2;
+    while (k < 8192 && 2 * k <= n) k *= 2;
     return k;
 }
 

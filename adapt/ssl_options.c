@@ -26,7 +26,7 @@ void ssl_defaults(ssl_options *o)
         .momentum = 0.99f,
         .momentum_last = 1.0f,
         .teacher_temp = 0.04f,
-        .teacher_temp_last = 0.07f,
+        .teacher_temp_last = 0.04f,
         .teacher_temp_epochs = 4,
         .student_temp = 0.1f,
         .center_momentum = 0.9f,
@@ -60,6 +60,7 @@ static void essa(ssl_options *o)
     o->locals = 8;
     o->lr = o->head_lr = 1e-3f;
     o->momentum = 0.994f;
+    o->teacher_temp_last = 0.07f;
     o->teacher_temp_epochs = 30;
     o->hidden = 2048;
     o->bottleneck = 256;
