@@ -53,7 +53,7 @@ static err_code evaluate(ssl_run *r, bool *over, err *e)
     log_event(LOG_INFO, "adapt.evaluate", "step", LOG_INT(r->at), "knn_auc", LOG_REAL(s.knn_auc), "linear_auc",
               LOG_REAL(s.linear_auc), "rank", LOG_REAL(s.rank), NULL);
     r->evaluated = r->at;
-    if (s.rank < r->o->collapse_rank * r->out->rank_start) return collapsed(r, over, e);
+    if (!(s.rank > 0) || s.rank < r->o->collapse_rank * r->out->rank_start) return collapsed(r, over, e);
     if (!is_better(r, &s)) return ERR_OK;
     r->out->knn_best = s.knn_auc;
     r->out->rank_best = s.rank;

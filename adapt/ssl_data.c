@@ -147,8 +147,8 @@ err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
     return ERR_OK;
 }
 
-/* Prototypes for n training frames: the next power of two, at least 256, at most 8192. */
-static size_t prototypes_for(size_t n) /* no more than frames, but for the smallest cohorts */
+/* Prototypes for n training frames: a power of two, no more than frames but at least 256, at most 8192. */
+static size_t prototypes_for(size_t n)
 {
     size_t k = 256;
     while (k < 8192 && 2 * k <= n) k *= 2;

@@ -1,6 +1,7 @@
 /* file.c: see file.h. */
 #include "base/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -92,7 +93,7 @@ static bool is_temporary(const char *name)
     return *digits && strspn(digits, "0123456789") == strlen(digits);
 }
 
-static int sweep_one(const char *path, const struct stat *st, int type, struct FTW *at)
+static int sweep_entry(const char *path, const struct stat *st, int type, struct FTW *at)
 {
     (void)st;
     if (type == FTW_F && is_temporary(path + at->base) && unlink(path) && errno != ENOENT) return -1;
@@ -101,8 +102,29 @@ static int sweep_one(const char *path, const struct stat *st, int type, struct F
 
 err_code file_sweep(const char *folder, err *e)
 {
-    if (nftw(folder, sweep_one, 16, FTW_PHYS)) FAIL_ERRNO(e, "cannot clear a folder of unfinished files");
+    if (nftw(folder, sweep_entry, 16, FTW_PHYS)) FAIL_ERRNO(e, "cannot clear a folder of unfinished files");
     return ERR_OK;
+}
+
+err_code file_sweep_one(const char *path, err *e)
+{
+    char folder[FILE_PATH_MAX], left[FILE_PATH_MAX];
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    TRY(file_path(folder, e, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./"));
+    DIR *d = opendir(folder);
+    if (!d) FAIL_ERRNO(e, "cannot look for unfinished files");
+    err_code rc = ERR_OK;
+    for (struct dirent *f; !rc && (f = readdir(d));) {
+        if (strncmp(f->d_name, name, n) || strncmp(f->d_name + n, TEMPORARY, strlen(TEMPORARY)) ||
+            !is_temporary(f->d_name))
+            continue;
+        rc = file_path(left, e, "%s%s", folder, f->d_name);
+        if (!rc && unlink(left) && errno != ENOENT)
+            rc = err_errno(e, errno, __FILE__, __LINE__, "cannot remove an unfinished file");
+    }
+    closedir(d);
+    return rc;
 }
 
 /* A rename is durable once its folder is on disk. Some file systems refuse fsync on folders: not an error of ours. */

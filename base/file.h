@@ -36,6 +36,8 @@ void file_abandon(file_writer **w);
 /* Removes what processes that were killed left of their atomic writes, in the folder and all below it. The caller makes
  * sure that nobody else writes there. */
 err_code file_sweep(const char *folder, err *e);
+/* The same for one file, whose folder may hold other people's. */
+err_code file_sweep_one(const char *path, err *e);
 /* The whole of it in one call. */
 err_code file_write(const char *path, const void *data, size_t bytes, err *e);
 

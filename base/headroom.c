@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 enum { PATH = 512 };
 
@@ -25,14 +26,18 @@ static bool number(const char *path, const char *key, size_t *out)
 /* folder: of the group; names of version 1 or 2. */
 static size_t group_room(const char *folder, const char *limit, const char *used, const char *cache)
 {
-    char path[PATH];
-    size_t most, now, files = 0;
+    char path[PATH], active[64];
+    size_t most, now, files = 0, more = 0;
     snprintf(path, sizeof path, "%s/%s", folder, limit);
     if (!number(path, "", &most)) return SIZE_MAX; /* also where it says "max" */
     snprintf(path, sizeof path, "%s/%s", folder, used);
     if (!number(path, "", &now)) return SIZE_MAX;
     snprintf(path, sizeof path, "%s/memory.stat", folder);
-    number(path, cache, &files);
+    number(path, cache, &files); /* inactive pages of files; the active ones can be dropped too */
+    snprintf(active, sizeof active, "%.*s%s", (int)(strstr(cache, "inactive") - cache), cache,
+             strstr(cache, "inactive") + 2);
+    number(path, active, &more);
+    files += more;
     now -= files < now ? files : now;
     return most > now ? most - now : 0;
 }
@@ -50,9 +55,11 @@ static size_t control_group(void)
         *path++ = 0;
         if (!name[1]) {
             snprintf(folder, sizeof folder, "/sys/fs/cgroup%s", path);
+            if (access(folder, X_OK)) snprintf(folder, sizeof folder, "/sys/fs/cgroup"); /* a container's own root */
             room = group_room(folder, "memory.max", "memory.current", "inactive_file ");
         } else if (!strcmp(name + 1, "memory")) {
             snprintf(folder, sizeof folder, "/sys/fs/cgroup/memory%s", path);
+            if (access(folder, X_OK)) snprintf(folder, sizeof folder, "/sys/fs/cgroup/memory");
             room = group_room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ");
         }
         if (room < least) least = room;

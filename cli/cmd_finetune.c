@@ -123,16 +123,15 @@ static bool find_adapter(const stage *s, char path[FILE_PATH_MAX])
 static err_code load_adapter(stage *s, const safetensors *f, const peft_spec *wanted, peft_spec *spec, peft_spec *base,
                              err *e)
 {
-    peft_spec found;
+    peft_spec found = {0};
+    bool known = adapter_spec(f, "", &found), linear = wanted->method == METHOD_LINEAR;
+    bool same =
+        known && wanted->method == found.method && (!method_given(s->o, "finetune") || peft_same(wanted, &found));
+    s->params.weights_only = linear || !same; /* merged: nothing of it trains */
     TRY(adapter_load(f, s->vit, false, &s->params, &found, e));
-    if (wanted->method == METHOD_LINEAR) {
-        *spec = found;
-        return vit_merge(s->vit, false, e);
-    }
-    if (wanted->method == found.method && (!method_given(s->o, "finetune") || peft_same(wanted, &found))) {
-        *spec = found;
-        return ERR_OK;
-    }
+    if (linear || same) *spec = found;
+    if (linear) return vit_merge(s->vit, false, e);
+    if (same) return ERR_OK;
     TRY(vit_merge(s->vit, true, e));
     s->base = s->params;
     s->params = (param_set){0};
@@ -144,10 +143,8 @@ static err_code load_adapter(stage *s, const safetensors *f, const peft_spec *wa
 /* Pixels are normalised as the adapter's were, unless the user says how. f NULL: there is none. */
 static err_code normalise(stage *s, const safetensors *f, const view_options *v, err *e)
 {
-    const char *adapters = f ? safetensors_meta(f, "normalisation") : NULL,
-               *wanted = options_text(s->o, "normalisation");
-    if (!adapters || (options_given(s->o, "normalisation") && strcmp(wanted, "dataset")))
-        return stage_normalise(s, v, e);
+    const char *adapters = f ? safetensors_meta(f, "normalisation") : NULL;
+    if (!adapters || options_changed(s->o, "normalisation")) return stage_normalise(s, v, e);
     return vit_normalise(s->vit, adapters, e);
 }
 

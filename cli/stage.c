@@ -65,12 +65,16 @@ static void remove_temporary(const stage *s)
     rmdir(s->work);
 }
 
-/* What a killed run left of files it was writing, in our own folders alone: the export may lie in the work directory.
- */
+/* What a killed run left of files it was writing, our own folders and files alone: the export may lie in the work
+ * directory. */
 static err_code sweep(const stage *s, err *e)
 {
-    static const char *const ours[] = {"frames", "runs", "reports"};
+    static const char *const ours[] = {"frames", "runs", "reports"}, *const files[] = {"split.csv", "quarantine.csv"};
     char path[FILE_PATH_MAX];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        TRY(file_path(path, e, "%s/%s", s->work, files[i]));
+        TRY(file_sweep_one(path, e));
+    }
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
         TRY(file_path(path, e, "%s/%s", s->work, ours[i]));
         if (file_exists(path)) TRY(file_sweep(path, e));

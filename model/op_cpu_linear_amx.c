@@ -17,7 +17,9 @@ enum {
     WHOLE = 16,             /* so many are one chunk */
     RESIDENT = 1300 << 10,  /* bytes of a weight that stays in the second cache */
     ROWS_BYTES = 800 << 10, /* of the left operand, where a larger weight passes by */
+    ROWS_MIN = 128, /* so that a weight does not pass by too often */
     ROWS_MAX = 1024,
+    INNER_MAX = 8192, /* beyond, the rows would not stay in cache */
     SEGMENTS = 32, /* of the table of GELU: up to 5.8 */
     CODES = 40     /* bytes of 32 codes of GELU': 32 low bytes, 8 with two bits of each */
 };
@@ -55,7 +57,8 @@ void op_cpu_linear_amx_open(void)
 
 bool op_cpu_linear_amx_fits(const device *d, size_t in, size_t out)
 {
-    return d->ct == COMPUTE_BF16 && in % STEP == 0 && out % STEP == 0 && op_cpu_matmul_has_amx();
+    return d->ct == COMPUTE_BF16 && in % STEP == 0 && out % STEP == 0 && in <= INNER_MAX && out <= INNER_MAX &&
+           op_cpu_matmul_has_amx();
 }
 
 AMX void op_cpu_linear_amx_pack(dv *packed, const dv *weight, size_t out, size_t in, bool back)
@@ -353,7 +356,7 @@ AMX static void stripe(const op_cpu_linear_amx *p, size_t first, size_t count, s
 static size_t rows_at_once(const op_cpu_linear_amx *p)
 {
     size_t n = ROWS_BYTES / (p->in * sizeof(bf16)) / STEP * STEP;
-    n = n < STEP ? STEP : n > ROWS_MAX ? ROWS_MAX : n;
+    n = n < ROWS_MIN ? ROWS_MIN : n > ROWS_MAX ? ROWS_MAX : n;
     return n < p->N ? n : p->N;
 }
 

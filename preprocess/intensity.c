@@ -41,7 +41,7 @@ WIDE static double mean_of(const float *x, size_t n)
     return all / (double)n;
 }
 
-/* x = x * factor + offset */
+/* x = x * factor + offset, clipped to [0,1]. */
 WIDE static void straight(float *x, float factor, float offset, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] = clip(x[i] * factor + offset);

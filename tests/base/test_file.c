@@ -193,6 +193,21 @@ static void sweep(void **state)
     clear_folder();
 }
 
+/* Of one file only. */
+static void sweep_one(void **state)
+{
+    (void)state;
+    static const char *const names[] = {NAME, NAME ".tmp-1234", NAME "b.tmp-1", NAME ".tmp-12x", FOLDER "/a.tmp-7"};
+    static const bool stays[] = {true, false, true, true, true};
+    err e = {0};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        assert_int_equal(file_write(names[i], "x", 1, &e), ERR_OK);
+    assert_int_equal(file_sweep_one(NAME, &e), ERR_OK);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) assert_int_equal(file_exists(names[i]), stays[i]);
+    assert_int_equal(file_sweep_one(FOLDER "/nowhere/a", &e), ERR_NOTFOUND);
+    clear_folder();
+}
+
 static void long_paths(void **state)
 {
     (void)state;
@@ -210,8 +225,8 @@ static void long_paths(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(whole_or_not), cmocka_unit_test(full_disk),
-                                       cmocka_unit_test(folders),      cmocka_unit_test(maps),
-                                       cmocka_unit_test(long_paths),   cmocka_unit_test(sweep)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(whole_or_not), cmocka_unit_test(full_disk), cmocka_unit_test(folders),  cmocka_unit_test(maps),
+        cmocka_unit_test(long_paths),   cmocka_unit_test(sweep),     cmocka_unit_test(sweep_one)};
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }
