@@ -289,6 +289,18 @@ const bundle_info *bundle_get_info(const bundle *b)
     return &b->info;
 }
 
+const vit *bundle_vit(const bundle *b)
+{
+    return b->m;
+}
+
+void bundle_head(const bundle *b, const float **weight, const float **bias, size_t *outputs)
+{
+    *weight = b->weight;
+    *bias = b->bias;
+    *outputs = (size_t)task_outputs(b->info.task, b->info.n_labels);
+}
+
 const char *bundle_hash(const bundle *b)
 {
     return b->hash;

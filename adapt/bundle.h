@@ -40,6 +40,10 @@ typedef struct bundle bundle; /* an opened bundle on its backbone, ready to pred
 err_code bundle_open(bundle **b, device *d, const char *path, const char *backbone_path, err *e);
 void bundle_close(bundle *b);
 const bundle_info *bundle_get_info(const bundle *b);
+const vit *bundle_vit(const bundle *b); /* with what was trained in its weights */
+/* The classifier on its class token: weight (outputs, dim), bias (outputs); task.h says what they mean. The bundle's.
+ */
+void bundle_head(const bundle *b, const float **weight, const float **bias, size_t *outputs);
 const char *bundle_hash(const bundle *b); /* SHA-256 of the file */
 
 /* Every study of the cohort (frames grouped by study): mean probability over frames, what that says (findings.h), and

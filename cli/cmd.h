@@ -23,6 +23,7 @@ err_code cmd_adapt(const options *o, int *status, err *e);
 err_code cmd_finetune(const options *o, int *status, err *e);
 err_code cmd_evaluate(const options *o, int *status, err *e);
 err_code cmd_predict(const options *o, int *status, err *e);
+err_code cmd_export(const options *o, int *status, err *e);
 err_code cmd_report(const options *o, int *status, err *e);
 err_code cmd_inspect(const options *o, int *status, err *e);
 err_code cmd_phantom(const options *o, int *status, err *e);

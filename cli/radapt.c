@@ -45,6 +45,10 @@ static const command commands[] = {
      cmd_predict, NULL},
     {"report", "", "write one DICOM structured report a study", "Writes WORK/reports/<study>.dcm, each checked.",
      IN_REPORT, cmd_report, NULL},
+    {"export", "", "write the adapted backbone for timm, Hugging Face or DINOv2",
+     "What was trained is merged into the weights; fp32. A model bundle's classifier goes along for timm.\n"
+     "Example: radapt export -w work --backbone vits14.safetensors --format hf --out adapted.safetensors",
+     IN_EXPORT, cmd_export, NULL},
     {"inspect", "FILE", "what radapt understands of one file", "", IN_INSPECT, cmd_inspect, NULL},
     {"phantom", "FOLDER", "make up an export to try things on, with labels beside it", "", IN_PHANTOM, cmd_phantom,
      NULL},

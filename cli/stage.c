@@ -14,6 +14,7 @@
 #include "base/headroom.h"
 #include "base/log.h"
 #include "cli/cmd.h"
+#include "io/safetensors.h"
 
 /* What is trained on when nothing is given: small, and it says so. */
 #define RANDOM_BACKBONE "vit-ti/16"
@@ -315,4 +316,19 @@ err_code stage_newest(const stage *s, const char *name, const char *file, stage_
     if (d) closedir(d);
     if (!found) FAIL(e, NOTFOUND, "this work directory has no finished %s run", name);
     return ERR_OK;
+}
+
+static bool is_for_backbone(const char *path, const void *backbone_hash)
+{
+    safetensors f;
+    if (safetensors_open(&f, path, NULL)) return false;
+    const char *backbone = safetensors_meta(&f, "backbone");
+    bool same = backbone && !strcmp(backbone, backbone_hash);
+    safetensors_close(&f);
+    return same;
+}
+
+err_code stage_newest_adapter(const stage *s, char path[FILE_PATH_MAX], err *e)
+{
+    return stage_newest(s, "adapt", "adapter.safetensors", is_for_backbone, vit_hash(s->vit), path, e);
 }

@@ -151,6 +151,10 @@ typedef struct op_table {
                          size_t C);
     void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                  /* y may be pre */
     void (*gelu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n); /* dpre may be dy */
+    /* SwiGLU (Shazeer 2020, without its matrices): y (N,F) = silu(x1) * x2, pre (N,2F) rows [x1 | x2], silu(x) = x /
+     * (1 + exp -x). And back: dpre (N,2F), which may be pre, from dy (N,F). */
+    void (*swiglu_fwd)(device *d, dv *y, const dv *pre, size_t N, size_t F);
+    void (*swiglu_bwd)(device *d, dv *dpre, const dv *dy, const dv *pre, size_t N, size_t F);
     /* o (B,T,C) from qkv (B,T,3C), scale 1/sqrt(D); lse f32 (B,H,T) log-sum-exp of the scaled scores, or NULL. */
     void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
     void (*attention_bwd)(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,

@@ -138,6 +138,8 @@ static void count_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, 
 }
 static void count_gelu(device *d, dv *y, const dv *pre, size_t n) {}
 static void count_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n) {}
+static void count_swiglu(device *d, dv *y, const dv *pre, size_t N, size_t F) {}
+static void count_swiglu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t N, size_t F) {}
 static void count_attention(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D)
 {
     d->flop[FLOP_FORWARD] += 4.0 * (double)(B * T) * (double)T * (double)(H * D);
@@ -221,6 +223,8 @@ static const op_table count_table = {
     count_residual_bwd,
     count_gelu,
     count_gelu_bwd,
+    count_swiglu,
+    count_swiglu_bwd,
     count_attention,
     count_attention_bwd,
     count_mean_token,

@@ -224,6 +224,8 @@ static const op_table cpu_table = {
     op_cpu_residual_bwd,
     op_cpu_gelu_fwd,
     op_cpu_gelu_bwd,
+    op_cpu_swiglu_fwd,
+    op_cpu_swiglu_bwd,
     op_cpu_attention_fwd,
     op_cpu_attention_bwd,
     op_cpu_mean_token_fwd,

@@ -211,6 +211,8 @@ void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n)
 /* y (N,F) becomes GELU(y), slope its derivative in 10 bits; and dpre = dy times that. */
 void op_cpu_gelu_slope_fwd(device *d, dv *y, dv *slope, size_t N, size_t F);
 void op_cpu_gelu_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F);
+void op_cpu_swiglu_fwd(device *d, dv *y, const dv *pre, size_t N, size_t F);
+void op_cpu_swiglu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t N, size_t F);
 void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
 void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,
                           size_t T, size_t H, size_t D);

@@ -320,6 +320,52 @@ void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n)
     }
 }
 
+WIDE static void swiglu_row(float *x1, const float *x2, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x1[i] *= x2[i] / (1.0f + op_exp(-x1[i]));
+}
+
+/* silu' = s + x s (1-s), s = 1 / (1 + exp -x). x1, x2 become their gradients. */
+WIDE static void swiglu_bwd_row(float *x1, float *x2, const float *dy, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float s = 1.0f / (1.0f + op_exp(-x1[i])), silu = x1[i] * s;
+        x1[i] = dy[i] * x2[i] * (s + silu * (1.0f - s));
+        x2[i] = dy[i] * silu;
+    }
+}
+
+/* A row in pieces: 2F may be more than a scratch row holds. */
+void op_cpu_swiglu_fwd(device *d, dv *y, const dv *pre, size_t N, size_t F)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < N; i++)
+        for (size_t k = 0; k < F; k += CHUNK) {
+            size_t n = F - k < CHUNK ? F - k : CHUNK;
+            float *x1 = op_cpu_row(d, 0), *x2 = op_cpu_row(d, 1);
+            op_cpu_load(d, x1, pre, 2 * i * F + k, n);
+            op_cpu_load(d, x2, pre, (2 * i + 1) * F + k, n);
+            swiglu_row(x1, x2, n);
+            op_cpu_store(d, y, i * F + k, x1, n);
+        }
+}
+
+void op_cpu_swiglu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t N, size_t F)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < N; i++)
+        for (size_t k = 0; k < F; k += CHUNK) {
+            size_t n = F - k < CHUNK ? F - k : CHUNK;
+            float *x1 = op_cpu_row(d, 0), *x2 = op_cpu_row(d, 1), *g = op_cpu_row(d, 2);
+            op_cpu_load(d, x1, pre, 2 * i * F + k, n);
+            op_cpu_load(d, x2, pre, (2 * i + 1) * F + k, n);
+            op_cpu_load(d, g, dy, i * F + k, n);
+            swiglu_bwd_row(x1, x2, g, n);
+            op_cpu_store(d, dpre, 2 * i * F + k, x1, n);
+            op_cpu_store(d, dpre, (2 * i + 1) * F + k, x2, n);
+        }
+}
+
 void op_cpu_mean_token_fwd(device *d, dv *out, const dv *x, size_t B, size_t T, size_t first, size_t C)
 {
 #pragma omp parallel for schedule(static)

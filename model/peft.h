@@ -16,7 +16,8 @@
 
 typedef enum { METHOD_LINEAR, METHOD_APLA, METHOD_FULL, METHOD_LORA, METHOD_BITFIT, METHOD_VPT } peft_method;
 
-/* Layers that LoRA updates: bits of peft_spec.targets. qkv: one update of the packed layer; q, k, v: of its thirds. */
+/* Layers that LoRA updates: bits of peft_spec.targets. qkv: one update of the packed layer; q, k, v: of its thirds;
+ * fc1, fc2: the MLP's first and last layer, w12 and w3 of a SwiGLU one. */
 enum { PEFT_QKV = 1, PEFT_Q = 2, PEFT_K = 4, PEFT_V = 8, PEFT_PROJ = 16, PEFT_FC1 = 32, PEFT_FC2 = 64 };
 enum { PEFT_RANK_MAX = 512, PEFT_PROMPTS_MAX = 512, PEFT_TARGETS_TEXT = 32 };
 

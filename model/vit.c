@@ -3,7 +3,7 @@
  *
  * What a pass keeps for backward is what dX needs: each block's input, LayerNorm statistics, Q, K, V, attention output,
  * log-sum-exp and the MLP's pre-activation, or GELU' there in 10 bits where no weight gradient asks for hidden units.
- * Outputs of LayerNorm and GELU are made again where a weight gradient asks for them.
+ * Outputs of LayerNorm, GELU and SwiGLU are made again where a weight gradient asks for them.
  *
  * A block goes over the batch in tiles of an image or a few: all its ops on one tile, then the next. A tile's
  * activations and the block's weights stay in a core's cache, and cores meet once a block instead of once an op. */
@@ -94,10 +94,10 @@ static bool wants_pre(const vit_block *w)
     return vit_wants_hidden(w) || w->fc1.n_lora;
 }
 
-/* Whether GELU's input is kept: of block l, or of any where all share one place. */
+/* Whether GELU's input is kept (SwiGLU's always): of block l, or of any where all share one place. */
 static bool keeps_whole(const vit *m, const vit_pass *a, size_t l)
 {
-    if (a->exact || m->d->ct == COMPUTE_F32) return true;
+    if (a->exact || m->c.swiglu || m->d->ct == COMPUTE_F32) return true;
     if (a->keep != VIT_RECOMPUTE) return wants_pre(&m->block[l]);
     for (int i = 0; i < m->c.depth; i++)
         if (wants_pre(&m->block[i])) return true;
@@ -121,7 +121,7 @@ static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, cons
     b->mean2 = arena_take(m, N, sizeof(float));
     b->rstd2 = arena_take(m, N, sizeof(float));
     bool whole = keeps_whole(v, a, l);
-    b->pre = whole ? arena_take(m, N * (size_t)v->c.hidden, ct) : NULL; /* (N,F) */
+    b->pre = whole ? arena_take(m, N * vit_mlp_width(&v->c), ct) : NULL; /* (N,F), SwiGLU (N,2F) */
     b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
 }
 
@@ -164,6 +164,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     k->norm = arena_take(m, S * C, ct);
     k->branch = arena_take(m, S * C, ct);
     k->hidden = arena_take(m, S * F, ct);
+    k->gates = v->c.swiglu ? arena_take(m, S * 2 * F, ct) : NULL;
     k->qkv = arena_take(m, S * 3 * C, ct);
     k->low = arena_take(m, S * VIT_UPDATES * v->lora_rank, ct);
     k->wide = arena_take(m, S * v->lora_width, ct);
@@ -240,23 +241,24 @@ vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_
 
 /* Where a block's activations of a tile are: kept, or in scratch. pre, slope: NULL where not wanted. */
 typedef struct {
-    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *hidden;
+    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *hidden, *gates;
 } block_rows;
 
 static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_tile *t)
 {
     const vit_pass_impl *k = a->impl;
     const vit_block_acts *b = &k->block[l];
-    size_t C = (size_t)m->c.dim, F = (size_t)m->c.hidden;
+    size_t C = (size_t)m->c.dim, F = (size_t)m->c.hidden, width = vit_mlp_width(&m->c);
     bool grad = a->keep != VIT_INFER;
     return (block_rows){.x = vit_rows(t, b->x, C),
                         .qkv = grad ? vit_rows(t, b->qkv, 3 * C) : vit_scratch(t, k->qkv, 3 * C),
                         .o = grad ? vit_rows(t, b->o, C) : vit_scratch(t, k->o, C),
                         .mid = grad ? vit_rows(t, b->mid, C) : vit_scratch(t, k->mid, C),
-                        .pre = grad && b->pre ? vit_rows(t, b->pre, F) : NULL,
+                        .pre = grad && b->pre ? vit_rows(t, b->pre, width) : NULL,
                         .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
                         .norm = vit_scratch(t, k->norm, C),
-                        .hidden = vit_scratch(t, k->hidden, F)};
+                        .hidden = vit_scratch(t, k->hidden, F),
+                        .gates = k->gates ? vit_scratch(t, k->gates, width) : NULL};
 }
 
 /* y = a layer of x with its low-rank updates. */
@@ -302,7 +304,11 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
     branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o);
     op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
                  w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
-    if (r->slope) {
+    if (m->c.swiglu) {
+        dv *pre = r->pre ? r->pre : r->gates;
+        layer_fwd(m, who, k, t, &w->fc1, pre, r->norm);
+        op->swiglu_fwd(d, r->hidden, pre, N, (size_t)m->c.hidden);
+    } else if (r->slope) {
         op->linear_gelu_slope_fwd(d, r->hidden, r->slope, r->norm, w->fc1.live[who], N);
     } else if (w->fc1.n_lora) {
         dv *sum = r->pre ? r->pre : r->hidden;

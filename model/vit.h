@@ -1,5 +1,5 @@
 /* vit.h: Vision Transformer of any size: forward, backward, weights. vit.c is the forward pass, vit_grad.c mirrors it
- * line for line, vit_load.c maps DINOv2, timm and Hugging Face names onto DINOv2's.
+ * line for line, vit_load.c maps DINOv2, timm and Hugging Face names (vit_name.h) onto DINOv2's.
  *
  *     vit *m; TRY(vit_open(&m, &dev, &(vit_source){.path = "vits14.safetensors"}, &e));
  *     vit_pass a = {0}; arena dry = {0}; vit_pass_plan(&a, &dry, m, B, 224, 224, VIT_INFER);   // dry.used bytes
@@ -8,8 +8,8 @@
  *     // a.out: (B,T,C) ct after the final norm; row b*T is the class token (the mean of patches where the model has
  * none) vit_close(m);
  *
- * Pre-norm blocks (DINOv2, eq. as in facts: x += ls1*proj(attn(norm1 x)); x += ls2*mlp(norm2 x)); exact GELU; eps 1e-6
- * (timm, DINOv2) or 1e-12 (Hugging Face ViTModel). */
+ * Pre-norm blocks (DINOv2, eq. as in facts: x += ls1*proj(attn(norm1 x)); x += ls2*mlp(norm2 x)); exact GELU, or SwiGLU
+ * as DINOv2's ViT-g has it; eps 1e-6 (timm, DINOv2) or 1e-12 (Hugging Face ViTModel). */
 #ifndef RADAPT_VIT_H
 #define RADAPT_VIT_H
 #include "base/arena.h"
@@ -19,15 +19,17 @@
 
 typedef enum {
     POS_DINOV2 /* scale (grid+0.1)/G, bicubic, no antialias */,
-    POS_SIZE_ANTIALIAS /* timm; DINOv2 with registers */
+    POS_SIZE_ANTIALIAS /* timm; DINOv2 with registers, Hugging Face's too */,
+    POS_SIZE /* Hugging Face Dinov2Model and ViTModel: by size, bicubic, no antialias */
 } pos_interpolation;
 
 typedef struct vit_config {
-    int dim, depth, heads, patch, hidden; /* hidden: of the MLP, usually 4*dim */
+    int dim, depth, heads, patch, hidden; /* hidden: of the MLP, usually 4*dim; of a SwiGLU MLP behind its gates */
     int grid;                             /* pos_embed is for grid x grid patches */
     int registers;
     bool class_token, layer_scale;
     bool qkv_bias;
+    bool swiglu; /* the MLP is w3(silu(x1) * x2), [x1|x2] = w12(x) (Shazeer 2020), not fc2(GELU(fc1(x))) */
     float eps;
     pos_interpolation pos;
     float mean[3], std[3]; /* pixel normalisation that the weights were trained with */
@@ -58,10 +60,9 @@ void vit_normalisation_text(const vit *m, char out[VIT_NORMALISATION_TEXT]);
 err_code vit_normalise(vit *m, const char *numbers, err *e);
 const char *
 vit_hash(const vit *m); /* SHA-256 over the tensors as loaded (names, shapes, fp32 values): identifies the backbone */
-/* "tiny", "small", "base", "large" (patch 14 or 16): a config for random init. */
-err_code
-vit_named_config(const char *name, vit_config *out,
-                 err *e); /* "vit-ti/16", "vit-s/14", "vit-b/14", ..., or "dim=64,depth=2,heads=2,patch=16,grid=14" */
+/* A config for random init: "vit-ti/16", "vit-s/14", "vit-b/14", "vit-l/14", "vit-g/14" (SwiGLU), or
+ * "dim=64,depth=2,heads=2,patch=16,grid=14". */
+err_code vit_named_config(const char *name, vit_config *out, err *e);
 
 /* --- what is trained
  * ------------------------------------------------------------------------------------------------------- */

@@ -25,19 +25,25 @@ typedef struct {
     device *d;
     vit_tile t;
     size_t C, F;
-    dv *dx, *norm, *branch, *hidden;
+    dv *dx, *norm, *branch, *hidden, *gates;
 } half;
 
 static half half_of(vit *m, vit_pass *a, size_t tile, size_t slot)
 {
     vit_pass_impl *k = a->impl;
-    half h = {
-        m,    a,    k,    m->d->op, m->d, vit_tile_at(m, a, &k->bwd, tile, slot), (size_t)m->c.dim, (size_t)m->c.hidden,
-        NULL, NULL, NULL, NULL};
+    half h = {.m = m,
+              .a = a,
+              .k = k,
+              .op = m->d->op,
+              .d = m->d,
+              .t = vit_tile_at(m, a, &k->bwd, tile, slot),
+              .C = (size_t)m->c.dim,
+              .F = (size_t)m->c.hidden};
     h.dx = vit_rows(&h.t, k->dx, h.C);
     h.norm = vit_scratch(&h.t, k->norm, h.C);
     h.branch = vit_scratch(&h.t, k->branch, h.C);
     h.hidden = vit_scratch(&h.t, k->hidden, h.F);
+    if (k->gates) h.gates = vit_scratch(&h.t, k->gates, 2 * h.F);
     return h;
 }
 
@@ -95,6 +101,15 @@ static void norm_again(const half *h, const vit_vector *weight, const vit_vector
                       weight->live[VIT_STUDENT], bias->live[VIT_STUDENT], h->t.rows, h->C);
 }
 
+/* The MLP's hidden units from what came before them. */
+static void hidden_again(const half *h, const dv *pre)
+{
+    if (h->gates)
+        h->op->swiglu_fwd(h->d, h->hidden, pre, h->t.rows, h->F);
+    else
+        h->op->gelu_fwd(h->d, h->hidden, pre, h->t.rows * h->F);
+}
+
 /* From the block's output down to between attention and MLP; at the end the projection's g is in its place. */
 static void mlp_bwd(const half *h, size_t l)
 {
@@ -102,19 +117,23 @@ static void mlp_bwd(const half *h, size_t l)
     const vit_block_acts *b = &h->k->block[l];
     size_t N = h->t.rows;
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
-    const dv *pre = b->pre ? vit_rows(&h->t, b->pre, h->F) : NULL, *o = vit_rows(&h->t, b->o, h->C);
-    if (vit_wants_hidden(w)) h->op->gelu_fwd(h->d, h->hidden, pre, N * h->F);
+    const dv *pre = b->pre ? vit_rows(&h->t, b->pre, vit_mlp_width(&h->m->c)) : NULL, *o = vit_rows(&h->t, b->o, h->C);
+    if (vit_wants_hidden(w)) hidden_again(h, pre);
     const dv *g = branch_grad(h, l, VIT_MLP, &w->ls2, &w->fc2, h->hidden);
+    dv *dpre = h->gates ? h->gates : h->hidden;
     if (b->slope) { /* its weight is frozen */
         linear_grad(h->m, &w->fc2, g, NULL, N);
-        h->op->linear_dx_slope(h->d, h->hidden, g, w->fc2.live[VIT_STUDENT],
+        h->op->linear_dx_slope(h->d, dpre, g, w->fc2.live[VIT_STUDENT],
                                dv_at(b->slope, h->t.first * op_slope_bytes(h->F)), N);
     } else {
         layer_bwd(h, &w->fc2, h->hidden, g, h->hidden);
-        h->op->gelu_bwd(h->d, h->hidden, h->hidden, pre, N * h->F);
+        if (h->gates)
+            h->op->swiglu_bwd(h->d, dpre, h->hidden, pre, N, h->F);
+        else
+            h->op->gelu_bwd(h->d, dpre, h->hidden, pre, N * h->F);
     }
     if (vit_needs_input(&w->fc1)) norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
-    layer_bwd(h, &w->fc1, last ? NULL : h->branch, h->hidden, h->norm);
+    layer_bwd(h, &w->fc1, last ? NULL : h->branch, dpre, h->norm);
     if (last) return;
     norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2);
     branch_grad(h, l, VIT_ATTENTION, &w->ls1, &w->proj, o);

@@ -3,6 +3,7 @@
 #define RADAPT_VIT_IMPL_H
 #include "io/weights.h"
 #include "model/vit.h"
+#include "model/vit_name.h"
 
 enum { VIT_FROZEN = -1, VIT_UPDATES = 3 /* low-rank updates of a layer at most */ };
 
@@ -33,19 +34,19 @@ typedef struct {
 
 typedef struct {
     vit_vector norm1_weight, norm1_bias, norm2_weight, norm2_bias, ls1, ls2;
-    vit_linear qkv, proj, fc1, fc2;
+    vit_linear qkv, proj, fc1, fc2; /* fc1, fc2: w12, w3 of a SwiGLU MLP */
     vit_vector prompts; /* (n,C): in the place of the prompts' tokens at this block's input; count 0: none */
 } vit_block;
 
 /* One tensor of the model, in the fixed order of vit_load.c. Its fp32 values are read again (or drawn again) where
  * masters are made, so that no second copy of the backbone stays on the host. */
 typedef struct {
-    char name[64];         /* DINOv2 name: "blocks.3.attn.proj.weight" */
-    size_t rows, cols;     /* (O,I) of a weight; (n,1) of a vector; (n,C) of positions and registers */
-    const tensor *part[3]; /* in the file, one after the other (query, key, value); all NULL: drawn, or zeros */
-    size_t pad;            /* zeros in front: the class token's row of a table that has none */
-    size_t cut_at, cut;    /* values of the file's tensor that are left out: positions of registers */
-    const tensor *plus;    /* added to it: registers' positions, from value plus_at on */
+    char name[64];                      /* DINOv2 name: "blocks.3.attn.proj.weight" */
+    size_t rows, cols;                  /* (O,I) of a weight; (n,1) of a vector; (n,C) of positions and registers */
+    const tensor *part[VIT_NAME_PARTS]; /* in the file, one after the other; all NULL: drawn, or zeros */
+    size_t pad;                         /* zeros in front: the class token's row of a table that has none */
+    size_t cut_at, cut;                 /* values of the file's tensor that are left out: positions of registers */
+    const tensor *plus;                 /* added to it: registers' positions, from value plus_at on */
     size_t plus_at;
     vit_vector *vector; /* one of these two */
     vit_linear *linear;
@@ -107,6 +108,12 @@ static inline bool vit_trains(const vit_linear *w)
     return vit_needs_input(w) || w->bias != VIT_FROZEN;
 }
 
+/* Units of the MLP's first layer. */
+static inline size_t vit_mlp_width(const vit_config *c)
+{
+    return (size_t)c->hidden * (c->swiglu ? 2 : 1);
+}
+
 /* Does a weight gradient ask for the MLP's hidden units? Then backward makes them again from `pre`. */
 static inline bool vit_wants_hidden(const vit_block *w)
 {
@@ -123,7 +130,7 @@ struct vit_block_acts {
     dv *lse;           /* (B,H,T) f32 */
     dv *mid;           /* (N,C) between attention and MLP */
     dv *mean2, *rstd2;
-    dv *pre;   /* (N,hidden) before GELU; or, where nothing but dX asks for it, NULL and */
+    dv *pre;   /* (N,hidden) before GELU, (N,2*hidden) before SwiGLU; or, where nothing but dX asks for it, NULL and */
     dv *slope; /* (N) rows of op_slope_bytes(hidden): GELU' there in 10 bits */
 };
 
@@ -142,6 +149,7 @@ typedef struct {
     vit_tiling fwd, bwd;
     size_t scratch_rows;        /* S: rows of scratch, over all slots */
     dv *norm, *branch, *hidden; /* (S,C), (S,C), (S,hidden): scratch of forward and backward */
+    dv *gates;                  /* (S,2*hidden): SwiGLU's input in inference, its gradient in backward */
     dv *qkv, *o, *mid;          /* (S,3C), (S,C), (S,C): inference's; qkv is dqkv in backward */
     dv *low, *wide;             /* (S,VIT_UPDATES*r), (S,lora_width): of low-rank updates */
     dv *mean, *rstd;            /* (N) f32 of the final norm */

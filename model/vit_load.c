@@ -1,13 +1,8 @@
-/* vit_load.c: a Vision Transformer's shape and tensors from a file of weights. Three dialects of names are understood,
- * behind any prefix ("backbone.", "teacher.", "vit.", ...):
- *   DINOv2 and timm           patch_embed.proj.weight       blocks.N.attn.qkv.weight (in DINOv2's training checkpoints
- *                             blocks.CHUNK.N.attn.qkv.weight)
- *   Hugging Face Dinov2Model  embeddings.patch_embeddings.projection.weight
- *                             encoder.layer.N.attention.attention.{query,key,value}.weight
- *   Hugging Face ViTModel     the same with layernorm_before, intermediate.dense, output.dense
- * The patch weight gives width and patch size, the blocks that are there the depth, the positional table the grid; then
- * every tensor is compared with the shape that follows. A tensor of a block that we do not know means an architecture
- * that we do not compute: refused. Others (classifiers, poolers) are left out. */
+/* vit_load.c: a Vision Transformer's shape and tensors from a file of weights, in each dialect of names (vit_name.h),
+ * behind any prefix ("backbone.", "teacher.", "vit.", ...); DINOv2's training checkpoints have blocks.CHUNK.N. for
+ * blocks.N. The patch weight gives width and patch size, the blocks that are there the depth, the positional table the
+ * grid; then every tensor is compared with the shape that follows. A tensor of a block that we do not know means an
+ * architecture that we do not compute: refused. Others (classifiers, poolers) are left out. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -20,11 +15,9 @@
 
 enum { NAME_BYTES = 256, DEPTH_MAX = 128, DIM_MAX = 8192, HIDDEN_MAX = 16384, GRID_MAX = 512, PATCH_MAX = 64 };
 
-typedef enum { DIALECT_DINOV2, DIALECT_HF_DINOV2, DIALECT_HF_VIT } dialect;
-
 typedef struct {
     vit *m;
-    dialect names;
+    vit_names names; /* DINOv2's: or timm's */
     char prefix[NAME_BYTES];
     bool chunked; /* blocks.CHUNK.N. */
     int chunk[DEPTH_MAX];
@@ -35,76 +28,51 @@ typedef struct {
 
 /* --- names */
 
-/* DINOv2 name, Hugging Face Dinov2Model, Hugging Face ViTModel; NULL: the model has none. Of a block: behind
- * "blocks.N." and "encoder.layer.N.". */
-static const char *const top_names[][3] = {
-    {"cls_token", "embeddings.cls_token", "embeddings.cls_token"},
-    {"register_tokens", "embeddings.register_tokens", "embeddings.register_tokens"},
-    {"mask_token", "embeddings.mask_token", "embeddings.mask_token"},
-    {"pos_embed", "embeddings.position_embeddings", "embeddings.position_embeddings"},
-    {"patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight",
-     "embeddings.patch_embeddings.projection.weight"},
-    {"patch_embed.proj.bias", "embeddings.patch_embeddings.projection.bias",
-     "embeddings.patch_embeddings.projection.bias"},
-    {"norm.weight", "layernorm.weight", "layernorm.weight"},
-    {"norm.bias", "layernorm.bias", "layernorm.bias"},
-};
-static const char *const block_names[][3] = {
-    {"norm1.", "norm1.", "layernorm_before."},
-    {"attn.qkv.", "attention.attention.query.", "attention.attention.query."},
-    {"attn.proj.", "attention.output.dense.", "attention.output.dense."},
-    {"ls1.gamma", "layer_scale1.lambda1", NULL},
-    {"norm2.", "norm2.", "layernorm_after."},
-    {"mlp.fc1.", "mlp.fc1.", "intermediate.dense."},
-    {"mlp.fc2.", "mlp.fc2.", "output.dense."},
-    {"ls2.gamma", "layer_scale2.lambda1", NULL},
-};
-
-static const tensor *find(loading *l, const char *name)
+static const tensor *find(const loading *l, const char *name)
 {
-    char full[2 * NAME_BYTES];
+    char full[3 * NAME_BYTES];
     snprintf(full, sizeof full, "%s%s", l->prefix, name);
-    const tensor *t = weights_find(&l->m->file, full);
-    if (t) l->used[t - l->m->file.tensors] = true;
-    return t;
+    return weights_find(&l->m->file, full);
 }
 
-/* The file's tensor for a DINOv2 name, or NULL; for a joined weight in three parts, the first. */
-static const tensor *find_dinov2(loading *l, const char *name)
+/* DINOv2 trains its blocks in chunks, each wrapped for itself: the file's name of a block's tensor. */
+static const tensor *find_chunked(const loading *l, const char *name)
 {
     char here[NAME_BYTES];
     int block, at = 0;
-    if (sscanf(name, "blocks.%d.%n", &block, &at) == 1 && at) {
-        if (l->names == DIALECT_DINOV2 && l->chunked && block >= 0 && block < DEPTH_MAX) {
-            snprintf(here, sizeof here, "blocks.%d.%d.%s", l->chunk[block], block, name + at);
-            return find(l, here);
-        }
-        if (l->names == DIALECT_DINOV2) return find(l, name);
-        for (size_t i = 0; i < sizeof block_names / sizeof *block_names; i++) {
-            size_t n = strlen(block_names[i][0]);
-            if (strncmp(name + at, block_names[i][0], n)) continue;
-            if (!block_names[i][l->names]) return NULL;
-            snprintf(here, sizeof here, "encoder.layer.%d.%s%s", block, block_names[i][l->names], name + at + n);
-            return find(l, here);
-        }
-        return NULL;
-    }
-    for (size_t i = 0; i < sizeof top_names / sizeof *top_names; i++)
-        if (!strcmp(name, top_names[i][0])) {
-            const tensor *t = find(l, top_names[i][l->names]);
-            return !t && !strcmp(name, "register_tokens") ? find(l, "reg_token") : t; /* timm */
-        }
-    return NULL;
+    if (!l->chunked || sscanf(name, "blocks.%d.%n", &block, &at) != 1 || !at) return find(l, name);
+    if (block < 0 || block >= DEPTH_MAX) return NULL;
+    snprintf(here, sizeof here, "blocks.%d.%d.%s", l->chunk[block], block, name + at);
+    return find(l, here);
 }
 
-static const tensor *find_block(loading *l, int block, const char *rest)
+/* The file's tensors for a DINOv2 name: how many it should be, the first NULL if that is not there. */
+static int find_parts(const loading *l, const char *name, const tensor *part[VIT_NAME_PARTS])
+{
+    char names[VIT_NAME_PARTS][VIT_NAME_BYTES];
+    part[0] = NULL;
+    int n = vit_name_parts(l->names, name, names);
+    for (int i = 0; i < n; i++) part[i] = find_chunked(l, names[i]);
+    if (l->names != VIT_NAMES_DINOV2 || part[0] || !vit_name_parts(VIT_NAMES_TIMM, name, names)) return n;
+    part[0] = find_chunked(l, names[0]); /* in one piece, as DINOv2's */
+    return 1;
+}
+
+static const tensor *find_dinov2(const loading *l, const char *name)
+{
+    const tensor *part[VIT_NAME_PARTS];
+    find_parts(l, name, part);
+    return part[0];
+}
+
+static const tensor *find_block(const loading *l, int block, const char *rest)
 {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "blocks.%d.%s", block, rest);
     return find_dinov2(l, name);
 }
 
-/* DINOv2 trains its blocks in chunks, each wrapped for itself; a block keeps its own number behind the chunk's. */
+/* A block keeps its own number behind its chunk's. */
 static void find_chunks(loading *l)
 {
     char name[NAME_BYTES];
@@ -132,13 +100,19 @@ static err_code find_dialect(loading *l)
             if (found++ && !teacher) continue;
             memcpy(l->prefix, f->tensors[i].name, n - tail);
             l->prefix[n - tail] = 0;
-            l->names = k ? DIALECT_HF_DINOV2 : DIALECT_DINOV2;
+            l->names = k ? VIT_NAMES_HF_DINOV2 : VIT_NAMES_DINOV2;
         }
     if (!found) FAIL(l->e, FORMAT, "no Vision Transformer in the file: no patch embedding by a name that is known");
     if (found > 1 && !strstr(l->prefix, "teacher"))
         FAIL(l->e, CONFLICT, "%d models in the file, and none of them is called teacher", found);
-    if (l->names && find(l, "encoder.layer.0.layernorm_before.weight")) l->names = DIALECT_HF_VIT;
-    if (!l->names) find_chunks(l);
+    if (l->names == VIT_NAMES_DINOV2)
+        find_chunks(l);
+    else if (find(l, "encoder.layer.0.layernorm_before.weight"))
+        l->names = VIT_NAMES_HF_VIT;
+    else if (find(l, "layers.0.layernorm_before.weight"))
+        l->names = VIT_NAMES_HF5_VIT;
+    else if (find(l, "encoder.layer.0.attention.q_proj.weight"))
+        l->names = VIT_NAMES_HF5_DINOV2;
     return ERR_OK;
 }
 
@@ -177,11 +151,26 @@ static err_code read_positions(loading *l, const tensor *pos)
     return ERR_OK;
 }
 
+/* Gated (SwiGLU) by its names, or by timm's, which are the plain MLP's, where the first layer is twice as wide. */
+static err_code read_mlp(loading *l)
+{
+    vit_config *c = &l->m->c;
+    const tensor *part[VIT_NAME_PARTS], *fc1 = find_block(l, 0, "mlp.fc1.weight"),
+                                        *fc2 = find_block(l, 0, "mlp.w3.weight");
+    int parts = find_parts(l, "blocks.0.mlp.w12.weight", part);
+    bool packed = fc1 && fc2 && fc1->dims == 2 && fc2->dims == 2 && fc1->shape[0] == 2 * fc2->shape[1];
+    c->swiglu = fc1 ? part[0] == fc1 && packed : part[0] != NULL;
+    if (c->swiglu) fc1 = part[0];
+    if (!fc1 || fc1->dims != 2 || !fc1->shape[0]) FAIL(l->e, FORMAT, "blocks.0.mlp.fc1.weight is not there");
+    if (fc1->shape[0] > HIDDEN_MAX) FAIL(l->e, LIMIT, "an MLP of %zu hidden units", fc1->shape[0]);
+    c->hidden = (int)(c->swiglu && parts == 1 ? fc1->shape[0] / 2 : fc1->shape[0]);
+    return ERR_OK;
+}
+
 static err_code read_shape(loading *l, int heads)
 {
     vit_config *c = &l->m->c;
-    const tensor *patch = find_dinov2(l, "patch_embed.proj.weight"), *pos = find_dinov2(l, "pos_embed"), *fc1, *fc2,
-                 *reg;
+    const tensor *patch = find_dinov2(l, "patch_embed.proj.weight"), *pos = find_dinov2(l, "pos_embed"), *reg;
     if (patch->dims != 4 || patch->shape[1] != 3 || patch->shape[2] != patch->shape[3])
         return wrong_shape(l, "patch_embed.proj.weight", patch, "(width)x3xPxP");
     if (patch->shape[0] < 1 || patch->shape[0] > DIM_MAX || patch->shape[2] < 1 || patch->shape[2] > PATCH_MAX)
@@ -201,14 +190,7 @@ static err_code read_shape(loading *l, int heads)
 
     while (c->depth < DEPTH_MAX && find_block(l, c->depth, "norm1.weight")) c->depth++;
     if (!c->depth || c->depth == DEPTH_MAX) FAIL(l->e, FORMAT, "%d blocks in the model", c->depth);
-    fc1 = find_block(l, 0, "mlp.fc1.weight");
-    fc2 = find_block(l, 0, "mlp.fc2.weight");
-    bool gated = find(l, "blocks.0.mlp.w12.weight") || find(l, "encoder.layer.0.mlp.weights_in.weight") ||
-                 (fc1 && fc2 && fc1->dims == 2 && fc2->dims == 2 && fc1->shape[0] == 2 * fc2->shape[1]);
-    if (gated) FAIL(l->e, UNSUPPORTED, "the model's MLP is gated (SwiGLU), which is not supported");
-    if (!fc1 || fc1->dims != 2 || !fc1->shape[0]) FAIL(l->e, FORMAT, "blocks.0.mlp.fc1.weight is not there");
-    if (fc1->shape[0] > HIDDEN_MAX) FAIL(l->e, LIMIT, "an MLP of %zu hidden units", fc1->shape[0]);
-    c->hidden = (int)fc1->shape[0];
+    TRY(read_mlp(l));
     c->layer_scale = find_block(l, 0, "ls1.gamma") != NULL;
     c->qkv_bias = find_block(l, 0, "attn.qkv.bias") != NULL;
     c->heads = heads ? heads : c->dim % 64 ? 0 : c->dim / 64;
@@ -216,9 +198,13 @@ static err_code read_shape(loading *l, int heads)
         FAIL(l->e, SHAPE, "a width of %d does not go into %s heads; the number of heads must be given", c->dim,
              heads ? "that many" : "64-wide");
 
-    bool dinov2 = l->names == DIALECT_HF_DINOV2 || find_dinov2(l, "mask_token");
-    c->pos = dinov2 && !c->registers ? POS_DINOV2 : POS_SIZE_ANTIALIAS;
-    c->eps = l->names == DIALECT_HF_VIT ? 1e-12f : 1e-6f;
+    bool hugging_face = l->names != VIT_NAMES_DINOV2,
+         vit_model = l->names == VIT_NAMES_HF_VIT || l->names == VIT_NAMES_HF5_VIT;
+    c->pos = c->registers                   ? POS_SIZE_ANTIALIAS
+             : hugging_face                 ? POS_SIZE
+             : find_dinov2(l, "mask_token") ? POS_DINOV2
+                                            : POS_SIZE_ANTIALIAS;
+    c->eps = vit_model ? 1e-12f : 1e-6f;
     return ERR_OK;
 }
 
@@ -288,8 +274,8 @@ static size_t list_all(vit *m)
             const char *name;
         } linears[] = {{&b->qkv, 3 * C, C, c->qkv_bias, "attn.qkv"},
                        {&b->proj, C, C, true, "attn.proj"},
-                       {&b->fc1, F, C, true, "mlp.fc1"},
-                       {&b->fc2, C, F, true, "mlp.fc2"}};
+                       {&b->fc1, c->swiglu ? 2 * F : F, C, true, c->swiglu ? "mlp.w12" : "mlp.fc1"},
+                       {&b->fc2, C, F, true, c->swiglu ? "mlp.w3" : "mlp.fc2"}};
         char name[64];
         for (int j = 0; j < (c->layer_scale ? 6 : 4); j++) {
             snprintf(name, sizeof name, "blocks.%d.%s", i, vectors[j].name);
@@ -318,21 +304,6 @@ static err_code make_list(vit *m, err *e)
 
 /* --- the file's tensors in the list */
 
-/* Query, key and value of their own: the name with the first of them replaced. */
-static err_code find_thirds(loading *l, vit_tensor *t, const tensor *query)
-{
-    static const char *const thirds[] = {"query", "key", "value"};
-    const char *at = strstr(query->name + strlen(l->prefix), "query");
-    t->part[0] = query;
-    for (int i = 1; i < 3; i++) {
-        char name[2 * NAME_BYTES];
-        snprintf(name, sizeof name, "%.*s%s%s", (int)(at - query->name), query->name, thirds[i], at + strlen("query"));
-        t->part[i] = find(l, name + strlen(l->prefix));
-        if (!t->part[i]) FAIL(l->e, FORMAT, "%s: its %s part is not there", t->name, thirds[i]);
-    }
-    return ERR_OK;
-}
-
 /* rows x cols; leading ones and trailing dimensions that multiply to cols are the same thing. */
 static bool fits(const tensor *t, size_t rows, size_t cols)
 {
@@ -345,17 +316,15 @@ static bool fits(const tensor *t, size_t rows, size_t cols)
 static err_code place(loading *l, vit_tensor *t)
 {
     const vit *m = l->m;
-    const tensor *found = find_dinov2(l, t->name);
-    size_t rows = t->rows, parts = 1;
-    if (!found) {
+    int parts = find_parts(l, t->name, t->part);
+    if (!t->part[0]) {
         if (t->vector == &m->mask_token) return ERR_OK; /* zeros */
         FAIL(l->e, FORMAT, "%s is not there", t->name);
     }
-    t->part[0] = found;
-    if (l->names != DIALECT_DINOV2 && strstr(t->name, "attn.qkv.")) {
-        TRY(find_thirds(l, t, found));
-        rows /= 3;
-        parts = 3;
+    size_t rows = t->rows / (size_t)parts;
+    for (int i = 0; i < parts; i++) {
+        if (!t->part[i]) FAIL(l->e, FORMAT, "%s: part %d of %d is not there", t->name, i + 1, parts);
+        l->used[t->part[i] - m->file.tensors] = true;
     }
     size_t C = (size_t)m->c.dim, one = m->c.class_token ? 1 : 0;
     if (t->vector == &m->pos) {
@@ -373,7 +342,7 @@ static err_code place(loading *l, vit_tensor *t)
         snprintf(expected, sizeof expected, "%zux%zu", rows, t->cols);
     else
         snprintf(expected, sizeof expected, "%zu", rows);
-    for (size_t i = 0; i < parts; i++)
+    for (int i = 0; i < parts; i++)
         if (!fits(t->part[i], rows, t->cols)) return wrong_shape(l, t->name, t->part[i], expected);
     return ERR_OK;
 }
@@ -382,7 +351,7 @@ static err_code place(loading *l, vit_tensor *t)
 static err_code look_at_rest(loading *l)
 {
     const weights_file *f = &l->m->file;
-    const char *blocks = l->names == DIALECT_DINOV2 ? "blocks." : "encoder.layer.";
+    const char *blocks = vit_name_blocks(l->names);
     static const char *const refused[] = {"norm_pre.", "fc_norm.", "patch_embed.norm."};
     size_t prefix = strlen(l->prefix), ignored = 0;
     for (size_t i = 0; i < f->n; i++) {
@@ -455,7 +424,7 @@ err_code vit_load(vit *m, const vit_source *s, err *e)
     err_code rc = load_file(&l, s);
     free(l.used);
     TRY(rc);
-    bool augreg = !m->c.layer_scale && m->c.pos == POS_SIZE_ANTIALIAS;
+    bool augreg = !m->c.layer_scale && m->c.pos != POS_DINOV2;
     return read_normalisation(&m->c, s->normalisation, augreg, e);
 }
 

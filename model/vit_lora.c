@@ -92,11 +92,15 @@ static err_code train_block(vit *m, const peft_spec *s, int i, param_set *ps, fl
 {
     vit_block *b = &m->block[i];
     size_t C = (size_t)m->c.dim, F = b->fc1.w[0].out;
+    bool gated = m->c.swiglu;
     const target targets[] = {
-        {PEFT_QKV, "attn.qkv", &b->qkv, 0, 3 * C}, {PEFT_Q, "attn.q", &b->qkv, 0, C},
-        {PEFT_K, "attn.k", &b->qkv, C, C},         {PEFT_V, "attn.v", &b->qkv, 2 * C, C},
-        {PEFT_PROJ, "attn.proj", &b->proj, 0, C},  {PEFT_FC1, "mlp.fc1", &b->fc1, 0, F},
-        {PEFT_FC2, "mlp.fc2", &b->fc2, 0, C},
+        {PEFT_QKV, "attn.qkv", &b->qkv, 0, 3 * C},
+        {PEFT_Q, "attn.q", &b->qkv, 0, C},
+        {PEFT_K, "attn.k", &b->qkv, C, C},
+        {PEFT_V, "attn.v", &b->qkv, 2 * C, C},
+        {PEFT_PROJ, "attn.proj", &b->proj, 0, C},
+        {PEFT_FC1, gated ? "mlp.w12" : "mlp.fc1", &b->fc1, 0, F},
+        {PEFT_FC2, gated ? "mlp.w3" : "mlp.fc2", &b->fc2, 0, C},
     };
     enum { TARGETS = sizeof targets / sizeof *targets };
     for (int k = 0; k < TARGETS; k++) {
@@ -114,7 +118,7 @@ static err_code train_block(vit *m, const peft_spec *s, int i, param_set *ps, fl
 
 err_code vit_lora_train(vit *m, const peft_spec *s, param_set *ps, err *e)
 {
-    size_t widest = (size_t)(m->c.hidden > 3 * m->c.dim ? m->c.hidden : 3 * m->c.dim), n;
+    size_t qkv = 3 * (size_t)m->c.dim, mlp = vit_mlp_width(&m->c), widest = mlp > qkv ? mlp : qkv, n;
     if (!size_mul(2 * widest, (size_t)s->rank, &n)) FAIL(e, LIMIT, "low-rank updates of rank %d", s->rank);
     float *values = malloc(n * sizeof *values);
     if (!values) FAIL(e, NOMEM, "no memory for a low-rank update");

@@ -167,7 +167,8 @@ static err_code set_field(vit_config *c, const char *key, size_t key_n, long val
                   {"registers", &c->registers, NULL},
                   {"class_token", NULL, &c->class_token},
                   {"layer_scale", NULL, &c->layer_scale},
-                  {"qkv_bias", NULL, &c->qkv_bias}};
+                  {"qkv_bias", NULL, &c->qkv_bias},
+                  {"swiglu", NULL, &c->swiglu}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         if (strlen(fields[i].name) != key_n || strncmp(fields[i].name, key, key_n)) continue;
         if (fields[i].flag)
@@ -199,7 +200,7 @@ err_code vit_named_config(const char *name, vit_config *out, err *e)
     static const struct {
         const char *name;
         int dim, depth, heads;
-    } sizes[] = {{"ti", 192, 12, 3}, {"s", 384, 12, 6}, {"b", 768, 12, 12}, {"l", 1024, 24, 16}};
+    } sizes[] = {{"ti", 192, 12, 3}, {"s", 384, 12, 6}, {"b", 768, 12, 12}, {"l", 1024, 24, 16}, {"g", 1536, 40, 24}};
     vit_config c = {.class_token = true, .qkv_bias = true, .eps = 1e-6f, .pos = POS_SIZE_ANTIALIAS};
     char size[3];
     int patch, end = 0;
@@ -214,14 +215,16 @@ err_code vit_named_config(const char *name, vit_config *out, err *e)
         c.patch = patch;
         c.grid = 224 / patch;
         c.layer_scale = patch == 14; /* as DINOv2's */
+        c.swiglu = !strcmp(size, "g");
     } else {
         TRY(read_fields(name, &c, e));
         if (c.dim < 1 || c.depth < 1 || c.heads < 1 || c.patch < 1 || c.grid < 1 || c.dim % c.heads)
             FAIL(e, USAGE, "a model's shape needs dim, depth, heads (a divisor of dim), patch and grid");
     }
     if (!c.hidden) {
-        if (c.dim > INT_MAX / 4) FAIL(e, USAGE, "a model of width %d", c.dim);
-        c.hidden = 4 * c.dim;
+        if (c.dim > INT_MAX / 8) FAIL(e, USAGE, "a model of width %d", c.dim);
+        /* Gated, two thirds of it by eights, as DINOv2's: about as many weights. */
+        c.hidden = c.swiglu ? (8 * c.dim / 3 + 7) / 8 * 8 : 4 * c.dim;
     }
     *out = c;
     return ERR_OK;

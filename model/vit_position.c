@@ -2,8 +2,8 @@
  * it: a separable linear map out = Wy pos Wx^T, kept as two small matrices, so that its transpose gives the gradient.
  *
  * POS_DINOV2: bicubic, a = -0.75, scale (grid+0.1)/G, no antialias, borders repeated (torch.nn.functional.interpolate
- * with scale_factor). POS_SIZE_ANTIALIAS: bicubic by size, a = -0.5, kernel widened when shrinking, weights normalised
- * (antialias=True). */
+ * with scale_factor). POS_SIZE: the same with scale grid/G. POS_SIZE_ANTIALIAS: bicubic by size, a = -0.5, kernel
+ * widened when shrinking, weights normalised (antialias=True). */
 #include <math.h>
 #include <stdlib.h>
 
@@ -23,8 +23,9 @@ static void axis_weights(float *w, size_t out, size_t in, pos_interpolation how)
     for (size_t i = 0; i < out * in; i++) w[i] = 0;
     for (size_t o = 0; o < out; o++) {
         float *row = w + o * in;
-        if (how == POS_DINOV2) {
-            double scale = (double)in / ((double)out + 0.1), at = ((double)o + 0.5) * scale - 0.5, base = floor(at);
+        if (how != POS_SIZE_ANTIALIAS) {
+            double offset = how == POS_DINOV2 ? 0.1 : 0;
+            double scale = (double)in / ((double)out + offset), at = ((double)o + 0.5) * scale - 0.5, base = floor(at);
             for (int k = -1; k <= 2; k++) {
                 double j = base + k;
                 size_t c = j < 0 ? 0 : j > (double)(in - 1) ? in - 1 : (size_t)j;

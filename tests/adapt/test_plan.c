@@ -77,8 +77,16 @@ static const struct {
             {"vpt", METHOD_VPT, 0, COMPUTE_AUTO, false},
             {"vpt, made again", METHOD_VPT, 0, COMPUTE_F32, true},
             {"full", METHOD_FULL, 0, COMPUTE_AUTO, false},
-            {"full, made again", METHOD_FULL, 0, COMPUTE_AUTO, true}};
+            {"full, made again", METHOD_FULL, 0, COMPUTE_AUTO, true},
+            {"apla, swiglu", METHOD_APLA, 0, COMPUTE_AUTO, false},
+            {"lora, swiglu", METHOD_LORA, 0, COMPUTE_AUTO, false},
+            {"full, swiglu, made again", METHOD_FULL, 0, COMPUTE_AUTO, true}};
 enum { ROWS = sizeof rows / sizeof *rows };
+
+static const char *shape_of(int row)
+{
+    return strstr(rows[row].what, "swiglu") ? WORLD_BACKBONE ",swiglu=1" : WORLD_BACKBONE;
+}
 
 static void adapt_as_planned(void **state)
 {
@@ -93,7 +101,7 @@ static void adapt_as_planned(void **state)
         device d;
         size_t frames = 0;
         for (size_t f = 0; f < w->c.n_frames; f++) frames += w->c.part[f] == SPLIT_TRAIN || w->c.part[f] == SPLIT_NONE;
-        vit *m = counted_vit(&d, WORLD_BACKBONE, 2, rows[i].ct, OP_COUNT_CPU);
+        vit *m = counted_vit(&d, shape_of(i), 2, rows[i].ct, OP_COUNT_CPU);
         ASSERT_OK(plan_adapt(&p, m, &o, frames, &e));
         vit_close(m);
         device_close(&d);
@@ -101,7 +109,7 @@ static void adapt_as_planned(void **state)
         fresh_device(w, rows[i].ct);
         snprintf(name, sizeof name, "plan-%d", i);
         world_path(w, name, "", dir);
-        m = world_vit(w);
+        m = world_vit_of(w, shape_of(i));
         ASSERT_OK(ssl_adapt(m, &w->c, &o, dir, &r, &e));
         print_message("adapt %s: planned %zu, used %zu\n", rows[i].what, p.device, w->d.bytes_most);
         assert_int_equal(p.device, w->d.bytes_most);
@@ -130,7 +138,7 @@ static void finetune_as_planned(void **state)
         finetune_result r;
         plan p;
         device d;
-        vit *m = counted_vit(&d, WORLD_BACKBONE, 2, rows[i].ct, OP_COUNT_CPU);
+        vit *m = counted_vit(&d, shape_of(i), 2, rows[i].ct, OP_COUNT_CPU);
         ASSERT_OK(plan_finetune(&p, m, &peft, &o, w->c.n_labels, &e));
         vit_close(m);
         device_close(&d);
@@ -138,7 +146,7 @@ static void finetune_as_planned(void **state)
         fresh_device(w, rows[i].ct);
         snprintf(name, sizeof name, "plan-tune-%d", i);
         world_path(w, name, "", dir);
-        m = world_vit(w);
+        m = world_vit_of(w, shape_of(i));
         param_set ps = {0};
         bundle_info info = {.peft = peft, .n_labels = w->c.n_labels};
         ASSERT_OK(vit_train(m, &peft, &ps, &e));
@@ -278,8 +286,7 @@ static void nothing_is_made(void **state)
     plan p;
     ASSERT_OK(ssl_recipe("default", METHOD_FULL, &o, &e));
     double start = progress_clock();
-    vit *m =
-        counted_vit(&d, "dim=1536,depth=40,heads=24,patch=14,grid=37,layer_scale=1", 1, COMPUTE_BF16, OP_COUNT_BARE);
+    vit *m = counted_vit(&d, "vit-g/14", 1, COMPUTE_BF16, OP_COUNT_BARE);
     ASSERT_OK(plan_adapt(&p, m, &o, 1000000, &e));
     vit_close(m);
     device_close(&d);

@@ -46,14 +46,19 @@ static inline int world_unmake(void **state)
     return 0;
 }
 
-static inline vit *world_vit(world *w)
+static inline vit *world_vit_of(world *w, const char *shape)
 {
     err e = {0};
     vit *m;
     vit_source source = {.seed = 5};
-    ASSERT_OK(vit_named_config(WORLD_BACKBONE, &source.random, &e));
+    ASSERT_OK(vit_named_config(shape, &source.random, &e));
     ASSERT_OK(vit_open(&m, &w->d, &source, &e));
     return m;
+}
+
+static inline vit *world_vit(world *w)
+{
+    return world_vit_of(w, WORLD_BACKBONE);
 }
 
 /* WORK/runs/<name>/<file>; the folder alone if file is "". */

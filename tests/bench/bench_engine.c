@@ -63,7 +63,7 @@ static void run_products(void *ctx)
 static double linear_flop(const vit_config *c, double N)
 {
     double C = c->dim, F = c->hidden;
-    return 2 * N * (4 * C * C + 2 * C * F);
+    return 2 * N * (4 * C * C + (c->swiglu ? 3 : 2) * C * F);
 }
 
 static double attention_flop(const vit_config *c, double N, double T)
@@ -73,14 +73,15 @@ static double attention_flop(const vit_config *c, double N, double T)
 
 static double bench_products(const vit_config *c, size_t N, bool dx, bool proj, bool all)
 {
-    size_t C = (size_t)c->dim, F = (size_t)c->hidden, shapes[4][2] = {{3 * C, C}, {C, C}, {F, C}, {C, F}};
+    size_t C = (size_t)c->dim, F = (size_t)c->hidden, W = c->swiglu ? 2 * F : F;
+    size_t shapes[4][2] = {{3 * C, C}, {C, C}, {W, C}, {C, F}};
     products k = {.N = N, .dx = dx, .dw_proj = proj, .dw_all = all};
-    k.x = take(N * F * d.ct_bytes);
-    k.y = take(N * F * d.ct_bytes);
-    k.dw = take(C * F * sizeof(float));
+    k.x = take(N * W * d.ct_bytes);
+    k.y = take(N * W * d.ct_bytes);
+    k.dw = take(C * W * sizeof(float));
     for (int i = 0; i < 4; i++)
         k.w[i] = (linear_w){
-            .out = shapes[i][0], .in = shapes[i][1], .w = take(C * F * d.ct_bytes), .frozen = true, .version = 1};
+            .out = shapes[i][0], .in = shapes[i][1], .w = take(C * W * d.ct_bytes), .frozen = true, .version = 1};
     double t = best(run_products, &k), C2 = (double)(C * C);
     double flop = linear_flop(c, (double)N) * (1 + dx + all) + (proj ? 2 * (double)N * C2 : 0);
     for (int i = 0; i < 4; i++) {
@@ -142,7 +143,7 @@ static void bench_model(const char *name, size_t B, size_t side, peft_method met
     double linear = linear_flop(c, N) * c->depth, patch = 2 * (double)(B * k.a.P) * C * P;
     double flop = linear + attention_flop(c, N, T) * c->depth + patch;
     if (method == METHOD_APLA) /* dX everywhere above the first projection, attention's backward (5 products for 2) */
-        flop += linear * (c->depth - 1) / c->depth + 2 * 2 * N * C * c->hidden +
+        flop += linear * (c->depth - 1) / c->depth + 2 * (c->swiglu ? 3 : 2) * N * C * c->hidden +
                 2.5 * attention_flop(c, N, T) * (c->depth - 1) + 2 * N * C * C * c->depth;
     if (method == METHOD_FULL) flop += 2 * linear + 2.5 * attention_flop(c, N, T) * c->depth + patch;
     double t = best(method == METHOD_LINEAR ? run_forward : run_step, &k);

@@ -113,6 +113,42 @@ expect 0 "evaluate" "$radapt" evaluate -w work --labels export.labels.csv -c tin
 expect 3 "prepare" "$radapt" prepare -w work -c tiny.yaml
 says "^nothing to do" out
 
+echo "== export"
+adapted=(-w work --backbone "dim=64,depth=2,heads=2,patch=16,grid=4" -q)
+names() { /usr/bin/python3 -c 'import json,struct,sys
+f = open(sys.argv[1], "rb")
+h = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+print(" ".join(k + str(v["shape"]) for k, v in sorted(h.items()) if k != "__metadata__"))' "$1"; }
+for format in timm hf dinov2; do
+    expect 0 "export $format" "$radapt" export "${adapted[@]}" --format $format --out $format.safetensors
+    says "adapter.safetensors" out
+    expect 0 "$format read again" "$radapt" export --backbone $format.safetensors --backbone-heads 2 --adapter none --format dinov2 \
+        --out "$format.again.safetensors" -q
+done
+expect 0 "as it was" "$radapt" export "${adapted[@]}" --adapter none --out plain.safetensors
+! cmp -s plain.safetensors timm.safetensors || fail "the adapter is not in what was exported"
+cmp dinov2.safetensors dinov2.again.safetensors || fail "what was exported is not what is read"
+cmp timm.again.safetensors dinov2.again.safetensors || fail "timm's and DINOv2's weights differ"
+[ "$(names hf.again.safetensors)" = "$(names dinov2.safetensors)" ] || fail "Hugging Face's weights have other shapes"
+model=$(echo work/runs/finetune-*/model.safetensors)
+expect 0 "a fine-tuned model" "$radapt" export --model "$model" --format timm --out tuned.safetensors --json
+names tuned.safetensors >out
+says "head.weight\[[0-9]*, 64\]" out
+expect 0 "without its classifier" "$radapt" export --model "$model" --format hf --out tuned.hf.safetensors
+says "Without its classifier" out
+expect 0 "only said" "$radapt" export "${adapted[@]}" -n --out nothing.safetensors
+[ ! -e nothing.safetensors ] || fail "a dry run wrote"
+expect 64 "nowhere to write" "$radapt" export "${adapted[@]}"
+one_line
+expect 64 "no backbone" "$radapt" export -w work --out x.safetensors
+one_line
+expect 1 "no adapter for it" "$radapt" export -w work --backbone vit-ti/16 --out x.safetensors -q
+one_line
+expect 1 "no such folder" "$radapt" export "${adapted[@]}" --out nowhere/x.safetensors
+one_line
+expect 64 "both" "$radapt" export --model "$model" --adapter none --out x.safetensors
+one_line
+
 echo "== sets of labels and grades"
 /usr/bin/python3 - <<'PY'
 import csv

@@ -2,9 +2,9 @@
 """Makes vit_*.safetensors (tiny state dicts) and vit_*.golden.safetensors (what PyTorch computes with them), for
 tests/model/test_vit_golden.c.
 
-A Vision Transformer written from its description, in float64: pre-norm blocks, exact GELU, LayerScale or none, class
-token or none, registers, mask token, positional interpolation of DINOv2 (scale factor with the 0.1 offset, no
-antialias) and of timm (by size, antialias). Weights are exact in bfloat16, which the state dicts use. The loss is
+A Vision Transformer written from its description, in float64: pre-norm blocks, exact GELU or SwiGLU, LayerScale or
+none, class token or none, registers, mask token, positional interpolation of DINOv2 (scale factor with the 0.1 offset,
+no antialias), of timm (by size, antialias) and of Hugging Face's Dinov2Model (by size, no antialias). Weights are exact in bfloat16, which the state dicts use. The loss is
 sum(out * weights of the golden file); gradients are of every parameter, under DINOv2's names.
 
 Needs Debian's python3-torch (1.13) and python3-safetensors. Run it in this folder; the output is committed.
@@ -49,8 +49,9 @@ def init(cfg, g):
         for name in ("norm1", "norm2"):
             w[b + name + ".weight"] = normal(d, std=0.25, mean=1.0)
             w[b + name + ".bias"] = normal(d, std=0.2)
-        for name, o, k, std in (("attn.qkv", 3 * d, d, 1.3), ("attn.proj", d, d, 1.0), ("mlp.fc1", h, d, 1.2),
-                                ("mlp.fc2", d, h, 1.0)):
+        mlp = (("mlp.w12", 2 * h, d, 0.8), ("mlp.w3", d, h, 1.0)) if cfg.get("swiglu") else (("mlp.fc1", h, d, 1.2),
+                                                                                            ("mlp.fc2", d, h, 1.0))
+        for name, o, k, std in (("attn.qkv", 3 * d, d, 1.3), ("attn.proj", d, d, 1.0)) + mlp:
             w[b + name + ".weight"] = normal(o, k, std=std / math.sqrt(k))
             w[b + name + ".bias"] = normal(o, std=0.2)
         if cfg["layer_scale"]:
@@ -71,7 +72,7 @@ def positions(w, cfg, rows, cols):
     if cfg["pos"] == "dinov2":
         rest = F.interpolate(rest, scale_factor=((rows + 0.1) / grid, (cols + 0.1) / grid), mode="bicubic")
     else:
-        rest = F.interpolate(rest, size=(rows, cols), mode="bicubic", antialias=True)
+        rest = F.interpolate(rest, size=(rows, cols), mode="bicubic", antialias=cfg["pos"] != "size, not smoothed")
     assert rest.shape[2:] == (rows, cols)
     return torch.cat([first, rest.permute(0, 2, 3, 1).reshape(1, rows * cols, -1)], 1)
 
@@ -120,13 +121,20 @@ def forward(w, cfg, pixels, mask=None):
         q, k, v = qkv.unbind(0)
         a = (q @ k.transpose(-2, -1) / math.sqrt(d // heads)).softmax(-1) @ v
         x = x + scaled(linear(a.transpose(1, 2).reshape(B, T, d), "attn.proj"), "ls1")
-        x = x + scaled(linear(F.gelu(linear(norm(x, b + "norm2"), "mlp.fc1")), "mlp.fc2"), "ls2")
+        if cfg.get("swiglu"):
+            x1, x2 = linear(norm(x, b + "norm2"), "mlp.w12").chunk(2, -1)
+            x = x + scaled(linear(F.silu(x1) * x2, "mlp.w3"), "ls2")
+        else:
+            x = x + scaled(linear(F.gelu(linear(norm(x, b + "norm2"), "mlp.fc1")), "mlp.fc2"), "ls2")
     x = F.layer_norm(x, (d,), w["norm.weight"], w["norm.bias"], cfg["eps"])
     return x if cfg["cls"] else torch.cat([x.mean(1, keepdim=True), x], 1)
 
 
 def timm_names(w):
-    return {k.replace("register_tokens", "reg_token"): v for k, v in w.items() if k != "mask_token"}
+    def name(k):
+        return k.replace("register_tokens", "reg_token").replace("mlp.w12", "mlp.fc1").replace("mlp.w3", "mlp.fc2")
+
+    return {name(k): v for k, v in w.items() if k != "mask_token"}
 
 
 def hugging_face_names(w):
@@ -134,6 +142,7 @@ def hugging_face_names(w):
     for k, v in w.items():
         k = k.replace("blocks.", "encoder.layer.").replace("attn.proj", "attention.output.dense")
         k = k.replace("ls1.gamma", "layer_scale1.lambda1").replace("ls2.gamma", "layer_scale2.lambda1")
+        k = k.replace("mlp.w12", "mlp.weights_in").replace("mlp.w3", "mlp.weights_out")
         k = k.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
         k = k.replace("pos_embed", "embeddings.position_embeddings")
         for name in ("cls_token", "mask_token", "register_tokens"):
@@ -161,11 +170,14 @@ BASE = dict(dim=24, depth=2, heads=3, hidden=40, patch=4, grid=5, cls=1, registe
 VARIANTS = {
     "dinov2": dict(BASE, dim=48, hidden=72, batch=3),
     "local": dict(BASE, size=(12, 12)),                       # DINOv2: 5x5 -> 3x3 with the 0.1 offset
-    "larger": dict(BASE, size=(28, 24), names="hf"),          # 5x5 -> 7x6, heads' weights in three parts
+    "larger": dict(BASE, size=(28, 24), names="hf", pos="size, not smoothed"),  # 5x5 -> 7x6, heads' weights in three parts
     "registers": dict(BASE, registers=4, pos="size", size=(12, 20)),  # antialias, 5x5 -> 3x5
     "timm": dict(BASE, layer_scale=False, mask_token=False, pos="size", patch=8, grid=3, size=(24, 24), names="timm"),
     "timm_larger": dict(BASE, layer_scale=False, mask_token=False, pos="size", size=(28, 16), names="timm"),
     "patches_only": dict(BASE, cls=0, layer_scale=False, mask_token=False, pos="size", grid=4, size=(16, 16), names="timm"),
+    "swiglu": dict(BASE, swiglu=True, hidden=33, size=(12, 20)),  # DINOv2's ViT-g, small and odd
+    "swiglu_timm": dict(BASE, swiglu=True, registers=4, mask_token=False, pos="size", names="timm", size=(12, 20)),
+    "swiglu_hf": dict(BASE, swiglu=True, size=(28, 24), names="hf", pos="size, not smoothed"),
 }
 
 

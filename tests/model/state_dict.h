@@ -23,13 +23,14 @@
         if (code_) fail_msg("%s: %s", err_name(code_), e.msg);                                                         \
     } while (0)
 
-typedef enum { NAMES_DINOV2, NAMES_TIMM, NAMES_HF_DINOV2, NAMES_HF_VIT } dict_names;
+/* HF5: as transformers 5 has them in memory. */
+typedef enum { NAMES_DINOV2, NAMES_TIMM, NAMES_HF_DINOV2, NAMES_HF_VIT, NAMES_HF5_DINOV2, NAMES_HF5_VIT } dict_names;
 
 typedef struct {
     dict_names names;
     const char *prefix; /* NULL: none */
     int dim, depth, hidden, patch, grid, registers;
-    bool class_token, layer_scale, mask_token, no_qkv_bias;
+    bool class_token, layer_scale, mask_token, no_qkv_bias, swiglu;
     int pos_front;        /* rows of pos_embed before the patches' */
     const char *drop;     /* tensor, under the file's name without prefix, that is left out */
     const char *reshape;  /* that gets the shape below; values are cut or padded */
@@ -90,23 +91,64 @@ static inline void dict_put(dict *d, const dict_spec *s, const char *name, const
     d->n++;
 }
 
+/* Hugging Face's names: of Dinov2Model's files, ViTModel's, and the same in memory. */
+static const char *const dict_renamed[][5] = {
+    {"norm1.", "norm1.", "layernorm_before.", "norm1.", "layernorm_before."},
+    {"norm2.", "norm2.", "layernorm_after.", "norm2.", "layernorm_after."},
+    {"attn.proj.", "attention.output.dense.", "attention.output.dense.", "attention.o_proj.", "attention.o_proj."},
+    {"mlp.fc1.", "mlp.fc1.", "intermediate.dense.", "mlp.fc1.", "mlp.fc1."},
+    {"mlp.fc2.", "mlp.fc2.", "output.dense.", "mlp.fc2.", "mlp.fc2."},
+    {"mlp.w12.", "mlp.weights_in.", "", "", ""},
+    {"mlp.w3.", "mlp.weights_out.", "", "mlp.down_proj.", ""},
+    {"ls1.gamma", "layer_scale1.lambda1", "", "layer_scale1.lambda1", ""},
+    {"ls2.gamma", "layer_scale2.lambda1", "", "layer_scale2.lambda1", ""}};
+static const char *const dict_renamed_top[][2] = {{"cls_token", "embeddings.cls_token"},
+                                                  {"mask_token", "embeddings.mask_token"},
+                                                  {"register_tokens", "embeddings.register_tokens"},
+                                                  {"pos_embed", "embeddings.position_embeddings"},
+                                                  {"patch_embed.proj.", "embeddings.patch_embeddings.projection."},
+                                                  {"norm.", "layernorm."}};
+
+/* Rows in n parts, by the names of parts[]; file: what stands before these. */
+static inline void dict_put_parts(dict *d, const dict_spec *s, const char *file, const char *const *parts, size_t n,
+                                  const char *rest, const float *v, size_t count, int dims, const size_t *shape)
+{
+    char name[160];
+    for (size_t i = 0; i < n; i++) {
+        size_t part[2] = {shape[0] / n, dims > 1 ? shape[1] : 0};
+        snprintf(name, sizeof name, "%.60s%s.%.30s", file, parts[i], rest);
+        dict_put(d, s, name, v + i * count / n, count / n, dims, part);
+    }
+}
+
+/* A tensor of block `block`, whose name goes on with rest. */
+static inline void dict_add_hf_block(dict *d, const dict_spec *s, int block, const char *rest, const float *v,
+                                     size_t count, int dims, const size_t *shape)
+{
+    static const char *const thirds[] = {"query", "key", "value"}, *const thirds5[] = {"q_proj", "k_proj", "v_proj"};
+    static const char *const halves[] = {"gate_proj", "up_proj"};
+    bool five = s->names >= NAMES_HF5_DINOV2, qkv = !strncmp(rest, "attn.qkv.", 9);
+    char file[160];
+    int n = snprintf(file, sizeof file, s->names == NAMES_HF5_VIT ? "layers.%d." : "encoder.layer.%d.", block);
+    if (qkv || (five && !strncmp(rest, "mlp.w12.", 8))) {
+        snprintf(file + n, sizeof file - (size_t)n, !qkv ? "mlp." : five ? "attention." : "attention.attention.");
+        dict_put_parts(d, s, file, qkv ? five ? thirds5 : thirds : halves, qkv ? 3 : 2, strrchr(rest, '.') + 1, v,
+                       count, dims, shape);
+        return;
+    }
+    for (size_t i = 0; i < sizeof dict_renamed / sizeof *dict_renamed; i++) {
+        size_t own = strlen(dict_renamed[i][0]);
+        if (strncmp(rest, dict_renamed[i][0], own)) continue;
+        snprintf(file + n, sizeof file - (size_t)n, "%s%s", dict_renamed[i][s->names - NAMES_HF_DINOV2 + 1],
+                 rest + own);
+        dict_put(d, s, file, v, count, dims, shape);
+        return;
+    }
+}
+
 /* name is DINOv2's; shape ends with a zero. */
 static inline void dict_add(dict *d, const dict_spec *s, const char *name, const size_t shape[5])
 {
-    static const char *const renamed[][3] = {
-        {"norm1.", "norm1.", "layernorm_before."},
-        {"norm2.", "norm2.", "layernorm_after."},
-        {"attn.proj.", "attention.output.dense.", "attention.output.dense."},
-        {"mlp.fc1.", "mlp.fc1.", "intermediate.dense."},
-        {"mlp.fc2.", "mlp.fc2.", "output.dense."},
-        {"ls1.gamma", "layer_scale1.lambda1", "layer_scale1.lambda1"},
-        {"ls2.gamma", "layer_scale2.lambda1", "layer_scale2.lambda1"},
-        {"cls_token", "embeddings.cls_token", "embeddings.cls_token"},
-        {"mask_token", "embeddings.mask_token", "embeddings.mask_token"},
-        {"register_tokens", "embeddings.register_tokens", "embeddings.register_tokens"},
-        {"pos_embed", "embeddings.position_embeddings", "embeddings.position_embeddings"},
-        {"patch_embed.proj.", "embeddings.patch_embeddings.projection.", "embeddings.patch_embeddings.projection."},
-        {"norm.", "layernorm.", "layernorm."}};
     size_t count = 1, cols = 1;
     int dims = 0;
     for (; shape[dims]; dims++) {
@@ -121,26 +163,20 @@ static inline void dict_add(dict *d, const dict_spec *s, const char *name, const
     char file[128];
     if (sscanf(name, "blocks.%d.%n", &block, &at) != 1) at = 0;
     if (s->names == NAMES_TIMM || s->names == NAMES_DINOV2) {
-        bool reg = s->names == NAMES_TIMM && !strcmp(name, "register_tokens");
-        snprintf(file, sizeof file, "blocks.%d.%d.%s", block, block, name + at);
-        dict_put(d, s, reg ? "reg_token" : s->chunked && at ? file : name, v, count, dims, shape);
-    } else if (strstr(name, "attn.qkv.")) {
-        static const char *const thirds[] = {"query", "key", "value"};
-        size_t third[5] = {shape[0] / 3, dims > 1 ? shape[1] : 0};
-        for (int i = 0; i < 3; i++) {
-            snprintf(file, sizeof file, "encoder.layer.%d.attention.attention.%s.%s", block, thirds[i],
-                     dims > 1 ? "weight" : "bias");
-            dict_put(d, s, file, v + (size_t)i * count / 3, count / 3, dims, third);
-        }
+        bool timm = s->names == NAMES_TIMM, w12 = !strncmp(name + at, "mlp.w12.", 8);
+        snprintf(file, sizeof file, "%s", name);
+        if (timm && !strcmp(name, "register_tokens")) snprintf(file, sizeof file, "reg_token");
+        if (timm && (w12 || !strncmp(name + at, "mlp.w3.", 7)))
+            snprintf(file, sizeof file, "blocks.%d.mlp.fc%d.%s", block, w12 ? 1 : 2, strrchr(name, '.') + 1);
+        if (s->chunked && at) snprintf(file, sizeof file, "blocks.%d.%d.%s", block, block, name + at);
+        dict_put(d, s, file, v, count, dims, shape);
+    } else if (at) {
+        dict_add_hf_block(d, s, block, name + at, v, count, dims, shape);
     } else {
-        for (size_t i = 0; i < sizeof renamed / sizeof *renamed; i++) {
-            size_t n = strlen(renamed[i][0]);
-            if (strncmp(name + at, renamed[i][0], n)) continue;
-            const char *to = renamed[i][s->names == NAMES_HF_VIT ? 2 : 1];
-            if (at)
-                snprintf(file, sizeof file, "encoder.layer.%d.%s%s", block, to, name + at + n);
-            else
-                snprintf(file, sizeof file, "%s%s", to, name + n);
+        for (size_t i = 0; i < sizeof dict_renamed_top / sizeof *dict_renamed_top; i++) {
+            size_t n = strlen(dict_renamed_top[i][0]);
+            if (strncmp(name, dict_renamed_top[i][0], n)) continue;
+            snprintf(file, sizeof file, "%s%s", dict_renamed_top[i][1], name + n);
             dict_put(d, s, file, v, count, dims, shape);
             break;
         }
@@ -177,10 +213,17 @@ static inline void dict_write(const dict_spec *s, const char *path)
         if (!s->no_qkv_bias) BLOCK("attn.qkv.bias", 3 * C);
         BLOCK("attn.proj.weight", C, C);
         BLOCK("attn.proj.bias", C);
-        BLOCK("mlp.fc1.weight", F, C);
-        BLOCK("mlp.fc1.bias", F);
-        BLOCK("mlp.fc2.weight", C, F);
-        BLOCK("mlp.fc2.bias", C);
+        if (s->swiglu) {
+            BLOCK("mlp.w12.weight", 2 * F, C);
+            BLOCK("mlp.w12.bias", 2 * F);
+            BLOCK("mlp.w3.weight", C, F);
+            BLOCK("mlp.w3.bias", C);
+        } else {
+            BLOCK("mlp.fc1.weight", F, C);
+            BLOCK("mlp.fc1.bias", F);
+            BLOCK("mlp.fc2.weight", C, F);
+            BLOCK("mlp.fc2.bias", C);
+        }
         if (s->layer_scale) {
             BLOCK("ls1.gamma", C);
             BLOCK("ls2.gamma", C);

@@ -306,6 +306,75 @@ static void gelu(void **state)
     }
 }
 
+static double naive_swiglu(double x1, double x2)
+{
+    return x1 / (1 + exp(-x1)) * x2;
+}
+
+/* Rows longer than a piece of scratch too. */
+static void swiglu(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t N, F;
+    } rows[] = {{1, 1}, {7, 33}, {197, 40}, {3, 4096}, {2, 8195}};
+    const double h = 1e-5;
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(rows); r++)
+    {
+        size_t N = rows[r].N, F = rows[r].F, n = N * F;
+        start_case(&d, "swiglu %zux%zu", N, F);
+        values pre = ct_noise(&d, 2 * n, 2), y = ct_full(&d, n, 9);
+        values dy = ct_noise(&d, n, 1), dpre = ct_full(&d, 2 * n, 9);
+        double *want = doubles(n), *w_dpre = doubles(2 * n);
+        for (size_t i = 0; i < n; i++) {
+            size_t at1 = 2 * (i / F) * F + i % F, at2 = at1 + F;
+            double x1 = pre.v[at1], x2 = pre.v[at2];
+            want[i] = naive_swiglu(x1, x2);
+            w_dpre[at1] = dy.v[i] * (naive_swiglu(x1 + h, x2) - naive_swiglu(x1 - h, x2)) / (2 * h);
+            w_dpre[at2] = dy.v[i] * (naive_swiglu(x1, x2 + h) - naive_swiglu(x1, x2 - h)) / (2 * h);
+        }
+        d.op->swiglu_fwd(&d, y.p, pre.p, N, F);
+        expect(&d, "y", &y, want);
+        d.op->swiglu_bwd(&d, dpre.p, dy.p, pre.p, N, F);
+        expect(&d, "dpre", &dpre, w_dpre);
+        d.op->swiglu_bwd(&d, pre.p, dy.p, pre.p, N, F);
+        expect(&d, "in place", &pre, w_dpre);
+        end_case(&d);
+    }
+}
+
+/* Far from zero, where exp overflows, the gate is open or shut: x1 x2 or 0, and nothing else. */
+static void swiglu_far_from_zero(void **state)
+{
+    (void)state;
+    static const double far[] = {0, 88, 89, 1000, 1e30, -88, -200, -1e6};
+    enum { F = COUNT(far) };
+    device d;
+    CASES(d)
+    {
+        start_case(&d, "swiglu of large values");
+        values pre = ct_full(&d, 2 * F, 2), y = ct_full(&d, F, 9), dy = ct_full(&d, F, 3), dpre = ct_full(&d, 2 * F, 9);
+        double both[2 * F];
+        for (size_t i = 0; i < F; i++) {
+            both[i] = far[i];
+            both[F + i] = 2;
+        }
+        put_values(&d, &pre, both);
+        d.op->swiglu_fwd(&d, y.p, pre.p, 1, F);
+        d.op->swiglu_bwd(&d, dpre.p, dy.p, pre.p, 1, F);
+        for (size_t i = 0; i < F; i++) {
+            double x = pre.v[i], gate = x > 0 ? 1 : x < 0 ? 0 : 0.5, off = d.ct == COMPUTE_BF16 ? 0.005 : 1e-6;
+            double got[] = {at(&d, &y, i), at(&d, &dpre, i), at(&d, &dpre, F + i)};
+            double want[] = {2 * x * gate, 3 * 2 * gate, 3 * x * gate};
+            for (size_t k = 0; k < 3; k++)
+                if (!(fabs(got[k] - want[k]) <= off * fabs(want[k]) + 1e-30))
+                    fail_msg("%s: at %g value %zu is %g, not %g", case_name, x, k, got[k], want[k]);
+        }
+        end_case(&d);
+    }
+}
+
 static void mean_token(void **state)
 {
     (void)state;
@@ -377,6 +446,8 @@ int main(void)
         cmocka_unit_test(norm),
         cmocka_unit_test(residual),
         cmocka_unit_test(gelu),
+        cmocka_unit_test(swiglu),
+        cmocka_unit_test(swiglu_far_from_zero),
         cmocka_unit_test(norm_far_from_zero),
         cmocka_unit_test(mean_token),
         cmocka_unit_test(gather_scatter),

@@ -92,6 +92,8 @@ static const struct {
     {"vpt", {.method = METHOD_VPT, .prompts = 3}, 1, 3},
     {"vpt_deep", {.method = METHOD_VPT, .prompts = 3, .deep = true}, 2, 3},
     {"linear", {.method = METHOD_LINEAR}, 0, 0},
+    {"swiglu_lora", {.method = METHOD_LORA, .rank = 4, .alpha = 6, .targets = PEFT_V | PEFT_FC1 | PEFT_FC2}, 12, 0},
+    {"swiglu_bitfit", {.method = METHOD_BITFIT}, 14, 0},
 };
 
 enum { IMAGES = 2, HEIGHT = 12, WIDTH = 20, DIM = 24 };
@@ -178,7 +180,8 @@ static void run(size_t method, const type *t)
     param_set ps = {0};
     err e = {0};
     ASSERT_OK(device_open_cpu(&d, 2, t->ct, &e));
-    snprintf(path, sizeof path, "%s/golden/vit_registers.safetensors", TESTS_DIR);
+    snprintf(path, sizeof path, "%s/golden/vit_%s.safetensors", TESTS_DIR,
+             strstr(methods[method].name, "swiglu") ? "swiglu_timm" : "registers");
     ASSERT_OK(vit_open(&m, &d, &(vit_source){.path = path, .heads = 3}, &e));
     snprintf(path, sizeof path, "%s/golden/peft_%s.safetensors", TESTS_DIR, methods[method].name);
     ASSERT_OK(safetensors_open(&g, path, &e));

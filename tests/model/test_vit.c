@@ -402,11 +402,15 @@ static void merges(void **state)
                 {"apla, rows", {.method = METHOD_APLA, .rows = 5}},
                 {"full", {.method = METHOD_FULL}},
                 {"vpt", {.method = METHOD_VPT, .prompts = 2}},
-                {"vpt, deep", {.method = METHOD_VPT, .prompts = 2, .deep = true}}};
+                {"vpt, deep", {.method = METHOD_VPT, .prompts = 2, .deep = true}},
+                {"swiglu, lora", LORA(PEFT_Q | PEFT_FC1 | PEFT_FC2)},
+                {"swiglu, full", {.method = METHOD_FULL}}};
+    dict_spec gated = small;
+    gated.swiglu = true;
     static const peft_spec next[] = {{.method = METHOD_APLA}, {.method = METHOD_FULL}, LORA(PEFT_QKV)};
     for (size_t i = 0; i < sizeof rows / sizeof *rows * 3; i++) {
         device d = open_device(COMPUTE_F32);
-        vit *m = open_dict(&d, &small);
+        vit *m = open_dict(&d, strstr(rows[i / 3].what, "swiglu") ? &gated : &small);
         param_set ps = {0}, more = {0};
         err e = {0};
         peft_spec spec = rows[i / 3].spec;
@@ -587,7 +591,7 @@ static void check_param(vit *m, param_set *ps, param *p, bench *k, const float *
 static void gradients(void **state)
 {
     (void)state;
-    dict_spec plain = small, patches_only = small, matching = small;
+    dict_spec plain = small, patches_only = small, matching = small, gated = small;
     plain.names = NAMES_TIMM; /* antialiased positions, no LayerScale, no mask token in the file, no registers */
     plain.layer_scale = plain.mask_token = false;
     plain.registers = 0;
@@ -595,6 +599,8 @@ static void gradients(void **state)
     patches_only.pos_front = 0;
     patches_only.no_qkv_bias = true;
     matching.grid = 3;
+    gated.swiglu = true;
+    gated.hidden = 45;
     const struct {
         const char *what;
         const dict_spec *dict;
@@ -619,7 +625,13 @@ static void gradients(void **state)
         {"bitfit, patches only", &patches_only, {.method = METHOD_BITFIT}, W, false},
         {"vpt, shallow", &small, {.method = METHOD_VPT, .prompts = 3, .seed = 2}, W, true},
         {"vpt, deep", &small, {.method = METHOD_VPT, .prompts = 3, .seed = 2, .deep = true}, W, true},
-        {"vpt, deep, patches only", &patches_only, {.method = METHOD_VPT, .prompts = 1, .deep = true}, W, false}};
+        {"vpt, deep, patches only", &patches_only, {.method = METHOD_VPT, .prompts = 1, .deep = true}, W, false},
+        {"apla, swiglu", &gated, {.method = METHOD_APLA, .rows = 7, .seed = 1}, W, true},
+        {"full, swiglu", &gated, {.method = METHOD_FULL, .seed = 1, .teacher = true}, W, true},
+        {"lora, swiglu", &gated, LORA(PEFT_QKV | PEFT_PROJ | PEFT_FC1 | PEFT_FC2), W, true},
+        {"lora of a gated MLP alone", &gated, LORA(PEFT_FC1), W, false},
+        {"bitfit, swiglu", &gated, {.method = METHOD_BITFIT}, W, true},
+        {"vpt, swiglu", &gated, {.method = METHOD_VPT, .prompts = 3, .deep = true}, W, true}};
     static const float drop[2 * 2 * B] = {0, 2, 1.5f, 1, 1, 0.5f, 3, 0}; /* (depth, 2, B) */
     for (size_t run = 0; run < 2 * (sizeof rows / sizeof *rows); run++) {
         size_t i = run / 2;

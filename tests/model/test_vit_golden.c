@@ -15,11 +15,14 @@ typedef struct {
 static const golden_model models[] = {
     {"dinov2", 1e-6f, POS_DINOV2},
     {"local", 1e-6f, POS_DINOV2},
-    {"larger", 1e-6f, POS_DINOV2},
+    {"larger", 1e-6f, POS_SIZE},
     {"registers", 1e-6f, POS_SIZE_ANTIALIAS},
     {"timm", 1e-6f, POS_SIZE_ANTIALIAS},
     {"timm_larger", 1e-6f, POS_SIZE_ANTIALIAS},
     {"patches_only", 1e-6f, POS_SIZE_ANTIALIAS},
+    {"swiglu", 1e-6f, POS_DINOV2},
+    {"swiglu_timm", 1e-6f, POS_SIZE_ANTIALIAS},
+    {"swiglu_hf", 1e-6f, POS_SIZE},
 };
 
 typedef struct {
@@ -103,6 +106,7 @@ static void run_pass(const golden_model *k, const golden_method *how, size_t typ
     ASSERT_OK(vit_open(&m, &d, &(vit_source){.path = path, .heads = 3}, &e));
     const vit_config *c = vit_get_config(m);
     assert_true(c->pos == k->pos && c->eps == k->eps && c->heads == 3 && c->depth == 2);
+    assert_int_equal(c->swiglu, strstr(k->name, "swiglu") != NULL);
     safetensors g;
     snprintf(path, sizeof path, "%s/golden/vit_%s.golden.safetensors", TESTS_DIR, k->name);
     ASSERT_OK(safetensors_open(&g, path, &e));

@@ -44,9 +44,13 @@ static void same_hash_by_any_name(void **state)
                 {NAMES_DINOV2, "module.model.", true, true, false},
                 {NAMES_HF_DINOV2, NULL, true, true, false},
                 {NAMES_HF_DINOV2, "dinov2.", true, true, false},
+                {NAMES_HF5_DINOV2, NULL, true, true, false},
+                {NAMES_HF5_DINOV2, "dinov2.", true, true, false},
                 {NAMES_TIMM, NULL, false, false, false},
                 {NAMES_HF_VIT, "vit.", false, false, false},
-                {NAMES_HF_VIT, NULL, false, false, false}};
+                {NAMES_HF_VIT, NULL, false, false, false},
+                {NAMES_HF5_VIT, NULL, false, false, false},
+                {NAMES_HF5_VIT, "vit.", false, false, false}};
     char first[2][HASH_HEX] = {"", ""};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         dict_spec s = whole;
@@ -65,12 +69,45 @@ static void same_hash_by_any_name(void **state)
         assert_true(c->dim == 24 && c->depth == 2 && c->heads == 3 && c->patch == 4 && c->hidden == 40 &&
                     c->grid == 3 && c->registers == 0 && c->class_token && c->qkv_bias);
         assert_int_equal(c->layer_scale, s.layer_scale);
-        assert_int_equal(c->pos, s.mask_token ? POS_DINOV2 : POS_SIZE_ANTIALIAS);
-        assert_true(c->eps == (s.names == NAMES_HF_VIT ? 1e-12f : 1e-6f));
+        assert_int_equal(c->pos, s.names >= NAMES_HF_DINOV2 ? POS_SIZE
+                                 : s.mask_token             ? POS_DINOV2
+                                                            : POS_SIZE_ANTIALIAS);
+        assert_true(c->eps == (s.names == NAMES_HF_VIT || s.names == NAMES_HF5_VIT ? 1e-12f : 1e-6f));
         assert_true(c->mean[0] == (s.layer_scale ? 0.485f : 0.5f));
         vit_close(m);
     }
     assert_string_not_equal(first[0], first[1]);
+}
+
+/* A gated MLP in one piece, by timm's names of the plain one, and in halves. */
+static void swiglu_by_any_name(void **state)
+{
+    (void)state;
+    static const struct {
+        dict_names names;
+        bool mask_token, chunked;
+        pos_interpolation pos;
+    } rows[] = {{NAMES_DINOV2, true, false, POS_DINOV2},        {NAMES_DINOV2, true, true, POS_DINOV2},
+                {NAMES_HF_DINOV2, true, false, POS_SIZE},       {NAMES_HF5_DINOV2, true, false, POS_SIZE},
+                {NAMES_TIMM, false, false, POS_SIZE_ANTIALIAS}, {NAMES_DINOV2, false, false, POS_SIZE_ANTIALIAS}};
+    char first[2][HASH_HEX] = {"", ""};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        dict_spec s = whole;
+        vit *m;
+        err e = {0};
+        s.names = rows[i].names;
+        s.mask_token = rows[i].mask_token;
+        s.chunked = rows[i].chunked;
+        s.swiglu = true;
+        s.hidden = 35;
+        ASSERT_OK(open_spec(&m, &s, 3, &e));
+        const vit_config *c = vit_get_config(m);
+        char *seen = first[s.mask_token];
+        if (!*seen) memcpy(seen, vit_hash(m), HASH_HEX);
+        assert_string_equal(vit_hash(m), seen);
+        assert_true(c->swiglu && c->hidden == 35 && c->pos == rows[i].pos);
+        vit_close(m);
+    }
 }
 
 /* Half-width numbers are read as what they are. */
@@ -186,11 +223,15 @@ static void refused(void **state)
         {.reshape = "patch_embed.proj.weight", .rows = 24, .cols = 48, .code = ERR_SHAPE, .message = "24x48"},
         {.reshape = "pos_embed", .rows = 9, .cols = 25, .code = ERR_SHAPE, .message = "pos_embed is 9x25"},
         {.reshape = "pos_embed", .rows = 12, .cols = 24, .code = ERR_SHAPE, .message = "square grid"},
-        {.reshape = "blocks.0.mlp.fc1.weight", .rows = 80, .cols = 24, .code = ERR_UNSUPPORTED, .message = "SwiGLU"},
+        {.reshape = "blocks.0.mlp.fc1.weight", /* as wide as gates would be: then all of the MLP must be so */
+         .rows = 80,
+         .cols = 24,
+         .code = ERR_SHAPE,
+         .message = "blocks.0.mlp.w12.bias is 40, expected 80"},
         {.reshape = "blocks.0.mlp.fc1.weight", .rows = 41, .cols = 24, .code = ERR_SHAPE, .message = "expected"},
         {.spoil = "blocks.1.mlp.fc1.bias", .code = ERR_NUMERIC, .message = "blocks.1.mlp.fc1.bias"},
         {.spoil = "pos_embed", .code = ERR_NUMERIC, .message = "pos_embed"},
-        {.extra = "blocks.0.mlp.w12.weight", .code = ERR_UNSUPPORTED, .message = "SwiGLU"},
+        {.extra = "blocks.0.mlp.w12.weight", .code = ERR_UNSUPPORTED, .message = "blocks.0.mlp.w12.weight"},
         {.extra = "dist_token", .code = ERR_UNSUPPORTED, .message = "distilled DeiT"},
         {.extra = "blocks.0.attn.q_norm.weight", .code = ERR_UNSUPPORTED, .message = "blocks.0.attn.q_norm.weight"},
         {.extra = "norm_pre.weight", .code = ERR_UNSUPPORTED, .message = "norm_pre.weight"},
@@ -213,6 +254,29 @@ static void refused(void **state)
         if (table[i].message && !strstr(e.msg, table[i].message)) fail_msg("row %zu says: %s", i, e.msg);
         assert_int_equal(m == NULL, rc != ERR_OK);
         vit_close(m);
+    }
+}
+
+/* Of what is kept in parts each is looked for. */
+static void lost_parts(void **state)
+{
+    (void)state;
+    static const struct {
+        dict_names names;
+        const char *drop, *message;
+    } rows[] = {{NAMES_HF_DINOV2, "encoder.layer.1.attention.attention.value.weight", "part 3 of 3"},
+                {NAMES_HF5_DINOV2, "encoder.layer.0.attention.k_proj.bias", "part 2 of 3"},
+                {NAMES_HF5_DINOV2, "encoder.layer.1.mlp.up_proj.weight", "part 2 of 2"},
+                {NAMES_HF5_DINOV2, "encoder.layer.1.mlp.gate_proj.bias", "w12.bias is not there"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        dict_spec s = whole;
+        vit *m;
+        err e = {0};
+        s.names = rows[i].names;
+        s.swiglu = true;
+        s.drop = rows[i].drop;
+        assert_int_equal(open_spec(&m, &s, 3, &e), ERR_FORMAT);
+        if (!strstr(e.msg, rows[i].message)) fail_msg("row %zu says: %s", i, e.msg);
     }
 }
 
@@ -281,6 +345,9 @@ static void named_shapes(void **state)
                 {"vit-s/14", ERR_OK, 384, 12, 6, 14, 16, 1536},
                 {"vit-b/16", ERR_OK, 768, 12, 12, 16, 14, 3072},
                 {"vit-l/14", ERR_OK, 1024, 24, 16, 14, 16, 4096},
+                {"vit-g/14", ERR_OK, 1536, 40, 24, 14, 16, 4096},
+                {"dim=24,depth=2,heads=3,patch=4,grid=5,swiglu=1", ERR_OK, 24, 2, 3, 4, 5, 64},
+                {"dim=100,depth=2,heads=2,patch=4,grid=5,swiglu=1", ERR_OK, 100, 2, 2, 4, 5, 272},
                 {"dim=64,depth=2,heads=2,patch=16,grid=14", ERR_OK, 64, 2, 2, 16, 14, 256},
                 {"dim=64,depth=2,heads=2,patch=16,grid=14,hidden=100", ERR_OK, 64, 2, 2, 16, 14, 100},
                 {"vit-s/15", ERR_NOTFOUND, 0, 0, 0, 0, 0, 0},
@@ -301,6 +368,7 @@ static void named_shapes(void **state)
         if (rc) continue;
         assert_true(c.dim == rows[i].dim && c.depth == rows[i].depth && c.heads == rows[i].heads &&
                     c.patch == rows[i].patch && c.grid == rows[i].grid && c.hidden == rows[i].hidden && c.eps > 0);
+        assert_int_equal(c.swiglu, strstr(rows[i].name, "swiglu") || strstr(rows[i].name, "-g/"));
     }
 }
 
@@ -343,9 +411,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_hash_by_any_name),
+        cmocka_unit_test(swiglu_by_any_name),
         cmocka_unit_test(half_width),
         cmocka_unit_test(positions),
         cmocka_unit_test(refused),
+        cmocka_unit_test(lost_parts),
         cmocka_unit_test(two_models),
         cmocka_unit_test(heads_are_guessed),
         cmocka_unit_test(named_shapes),

@@ -1,0 +1,120 @@
+/* cmd_export.c: `radapt export`: the backbone with what was trained of it, or a fine-tuned model, as a state dict of
+ * timm, DINOv2 or Hugging Face (model/vit_export.h). */
+#include <string.h>
+
+#include "adapt/adapter.h"
+#include "adapt/bundle.h"
+#include "cli/cmd.h"
+#include "cli/stage.h"
+#include "model/vit_export.h"
+
+typedef struct {
+    const options *o;
+    const char *out, *format;
+    vit_names names;
+    const char *class; /* that the state dict is for */
+    char from[FILE_PATH_MAX];
+    const char *what; /* "adapter", "model"; NULL: the backbone as it is */
+    bool head, left;  /* the classifier is written; there was one, and it is not */
+} exported;
+
+static vit_names names_of(const char *format)
+{
+    return !strcmp(format, "timm") ? VIT_NAMES_TIMM : !strcmp(format, "hf") ? VIT_NAMES_HF_DINOV2 : VIT_NAMES_DINOV2;
+}
+
+static err_code write_model(exported *x, const vit *m, const vit_export_head *head, err *e)
+{
+    err why = {0};
+    TRY(vit_export_class(m, x->names, &x->class, e));
+    if (options_flag(x->o, "dry-run")) return ERR_OK;
+    err_code rc = vit_export(m, x->names, x->out, head, &why);
+    if (rc == ERR_IO || rc == ERR_NOTFOUND) return stage_blame("--out", x->out, &why, e);
+    return rc ? err_set(e, rc, why.file, why.line, "%s", why.msg) : ERR_OK;
+}
+
+/* A fine-tuned model: its classifier too, where the format has a place for it. */
+static err_code export_bundle(exported *x, stage *s, const char *path, err *e)
+{
+    bundle *b;
+    err why = {0};
+    const char *backbone = options_has(x->o, "backbone") ? options_text(x->o, "backbone") : NULL;
+    if (options_given(x->o, "export.adapter")) FAIL(e, USAGE, "--model has what it was trained from: no --adapter");
+    if (bundle_open(&b, &s->device, path, backbone, &why)) return stage_blame("--model", path, &why, e);
+    vit_export_head head;
+    bundle_head(b, &head.weight, &head.bias, &head.outputs);
+    x->what = "model";
+    x->head = x->names == VIT_NAMES_TIMM;
+    x->left = !x->head;
+    snprintf(x->from, sizeof x->from, "%s", path);
+    err_code rc = write_model(x, bundle_vit(b), x->head ? &head : NULL, e);
+    bundle_close(b);
+    return rc;
+}
+
+static err_code merge_adapter(exported *x, stage *s, err *e)
+{
+    safetensors f;
+    peft_spec spec;
+    err why = {0};
+    err_code rc = safetensors_open(&f, x->from, &why);
+    if (!rc) {
+        rc = adapter_load(&f, s->vit, false, &s->params, &spec, &why);
+        safetensors_close(&f);
+    }
+    if (!rc) rc = vit_merge(s->vit, false, &why);
+    return rc ? stage_blame("--adapter", x->from, &why, e) : ERR_OK;
+}
+
+static err_code export_adapted(exported *x, stage *s, err *e)
+{
+    const char *adapter = options_text(x->o, "export.adapter");
+    TRY(file_path(s->work, e, "%s", options_text(x->o, "work")));
+    if (!options_has(x->o, "backbone")) FAIL(e, USAGE, "--backbone FILE is missing: the weights that were adapted");
+    TRY(stage_backbone(s, e));
+    if (!strcmp(adapter, "auto")) {
+        if (stage_newest_adapter(s, x->from, NULL))
+            FAIL(e, NOTFOUND, "%.120s has no adapter for this backbone (--adapter none exports it as it is)", s->work);
+    } else if (strcmp(adapter, "none")) {
+        TRY(file_path(x->from, e, "%s", adapter));
+    }
+    if (*x->from) {
+        x->what = "adapter";
+        TRY(merge_adapter(x, s, e));
+    }
+    return write_model(x, s->vit, NULL, e);
+}
+
+static void print_result(const exported *x)
+{
+    bool dry = options_flag(x->o, "dry-run");
+    if (options_flag(x->o, "json")) {
+        stage_json(json_pack("{s:s,s:s,s:s,s:s*,s:b,s:b}", "file", x->out, "format", x->format, "class", x->class,
+                             x->what ? x->what : "adapter", x->what ? x->from : NULL, "classifier", x->head, "written",
+                             !dry));
+        return;
+    }
+    printf("%s %s for %s", dry ? "would write" : "wrote", x->out, x->class);
+    if (x->what) printf(", with the %s %s", x->what, x->from);
+    putchar('\n');
+    if (x->head) puts("Its classifier is head.weight and head.bias.");
+    if (x->left) puts("Without its classifier: only timm's models have a place for it.");
+}
+
+err_code cmd_export(const options *o, int *status, err *e)
+{
+    stage s = {.o = o};
+    exported x = {.o = o, .out = options_text(o, "export.out"), .format = options_text(o, "export.format")};
+    x.names = names_of(x.format);
+    *status = STATUS_DONE;
+    if (o->n_arguments)
+        FAIL(e, USAGE, "export wants no arguments: radapt export --backbone FILE --format F --out FILE");
+    if (!*x.out) FAIL(e, USAGE, "--out FILE is missing: where to write");
+    TRY(device_open_cpu(&s.device, (int)options_int(o, "threads"), COMPUTE_F32, e));
+    s.has_device = true;
+    const char *model = options_text(o, "export.model");
+    err_code rc = *model ? export_bundle(&x, &s, model, e) : export_adapted(&x, &s, e);
+    if (!rc) print_result(&x);
+    stage_close(&s);
+    return rc;
+}
