@@ -17,11 +17,11 @@ enum {
     WHOLE = 16,             /* so many are one chunk */
     RESIDENT = 1300 << 10,  /* bytes of a weight that stays in the second cache */
     ROWS_BYTES = 800 << 10, /* of the left operand, where a larger weight passes by */
-    ROWS_MIN = 128, /* so that a weight does not pass by too often */
+    ROWS_MIN = 128,         /* so that a weight does not pass by too often */
     ROWS_MAX = 1024,
     INNER_MAX = 8192, /* beyond, the rows would not stay in cache */
-    SEGMENTS = 32, /* of the table of GELU: up to 5.8 */
-    CODES = 40     /* bytes of 32 codes of GELU': 32 low bytes, 8 with two bits of each */
+    SEGMENTS = 32,    /* of the table of GELU: up to 5.8 */
+    CODES = 40        /* bytes of 32 codes of GELU': 32 low bytes, 8 with two bits of each */
 };
 #define PER_UNIT (16 / 3.0f) /* segments of 0.1875 */
 
