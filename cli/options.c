@@ -386,7 +386,6 @@ bool options_given(const options *o, const char *name)
 bool options_changed(const options *o, const char *name)
 {
     const char *usual = options_table[find(name)].fallback;
-    if (o->values[find(name)].source == FROM_COMMAND_LINE) return true;
     return options_given(o, name) && strcmp(options_text(o, name), usual ? usual : "0") != 0;
 }
 bool options_flag(const options *o, const char *name)

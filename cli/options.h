@@ -86,8 +86,8 @@ err_code options_parse(options *o, int argc, char **argv, err *e);
 /* Values. An unknown name is our bug (assert). */
 bool options_has(const options *o, const char *name);   /* not empty */
 bool options_given(const options *o, const char *name); /* by the user */
-/* Given on the command line; or in a file, and other than where nobody says anything ("0" where the table leaves that
- * to the command): a printed configuration gives everything. */
+/* Given, and other than where nobody says anything ("0" where the table leaves that to the command): a printed
+ * configuration gives everything. */
 bool options_changed(const options *o, const char *name);
 const char *options_text(const options *o, const char *name);
 bool options_flag(const options *o, const char *name);
