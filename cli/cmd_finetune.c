@@ -127,7 +127,7 @@ static err_code load_adapter(stage *s, const safetensors *f, const peft_spec *wa
     bool known = adapter_spec(f, "", &found), linear = wanted->method == METHOD_LINEAR;
     bool same =
         known && wanted->method == found.method && (!method_given(s->o, "finetune") || peft_same(wanted, &found));
-    s->params.weights_only = linear || !same; /* merged: nothing of it trains */
+    s->params.weights_only = !linear && !same; /* merged and set aside: nothing of it trains */
     TRY(adapter_load(f, s->vit, false, &s->params, &found, e));
     if (linear || same) *spec = found;
     if (linear) return vit_merge(s->vit, false, e);
