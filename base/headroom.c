@@ -23,22 +23,22 @@ static bool number(const char *path, const char *key, size_t *out)
     return found;
 }
 
-/* folder: of the group; names of version 1 or 2. */
-static size_t group_room(const char *folder, const char *limit, const char *used, const char *cache)
+/* folder: of the group; names of version 1 or 2; prefix: of the keys that count the group's children too. Pages of
+ * files can be dropped, active ones as well. */
+static size_t group_room(const char *folder, const char *limit, const char *used, const char *prefix)
 {
-    char path[PATH], active[64];
-    size_t most, now, files = 0, more = 0;
+    static const char *const cache[] = {"inactive_file ", "active_file "};
+    char path[PATH], key[64];
+    size_t most, now, files;
     snprintf(path, sizeof path, "%s/%s", folder, limit);
     if (!number(path, "", &most)) return SIZE_MAX; /* also where it says "max" */
     snprintf(path, sizeof path, "%s/%s", folder, used);
     if (!number(path, "", &now)) return SIZE_MAX;
     snprintf(path, sizeof path, "%s/memory.stat", folder);
-    number(path, cache, &files); /* inactive pages of files; the active ones can be dropped too */
-    snprintf(active, sizeof active, "%.*s%s", (int)(strstr(cache, "inactive") - cache), cache,
-             strstr(cache, "inactive") + 2);
-    number(path, active, &more);
-    files += more;
-    now -= files < now ? files : now;
+    for (int i = 0; i < 2; i++) {
+        snprintf(key, sizeof key, "%s%s", prefix, cache[i]);
+        if (number(path, key, &files)) now -= files < now ? files : now;
+    }
     return most > now ? most - now : 0;
 }
 
@@ -56,11 +56,11 @@ static size_t control_group(void)
         if (!name[1]) {
             snprintf(folder, sizeof folder, "/sys/fs/cgroup%s", path);
             if (access(folder, X_OK)) snprintf(folder, sizeof folder, "/sys/fs/cgroup"); /* a container's own root */
-            room = group_room(folder, "memory.max", "memory.current", "inactive_file ");
+            room = group_room(folder, "memory.max", "memory.current", "");
         } else if (!strcmp(name + 1, "memory")) {
             snprintf(folder, sizeof folder, "/sys/fs/cgroup/memory%s", path);
             if (access(folder, X_OK)) snprintf(folder, sizeof folder, "/sys/fs/cgroup/memory");
-            room = group_room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ");
+            room = group_room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_");
         }
         if (room < least) least = room;
     }
