@@ -388,8 +388,7 @@ static err_code train_step(loop *t, err *e)
                     .lr = lr_at(t, o->lr, t->step),
                     .head_lr = lr_at(t, o->head_lr, t->step),
                     .t = (int64_t)t->step + 1,
-                    .head_t = (int64_t)t->step + 1,
-                    .grad_scale = 1};
+                    .head_t = (int64_t)t->step + 1};
     TRY(optim_step(&t->optim, &a, e));
     TRY(device_sync(d, e));
     t->loss_sum += loss;

@@ -63,12 +63,12 @@ err_code optim_step(optim *o, adamw_step *s, err *e)
 {
     const op_table *op = o->d->op;
     float square;
+    s->clip = o->clip;
     op->grad_square(o->d, o->scalar, o->ps->p, o->ps->n, s);
+    op->adamw(o->d, o->ps->p, o->ps->n, s, o->scalar);
     op->download(o->d, &square, o->scalar, sizeof square);
     TRY(device_sync(o->d, e));
     o->norm = sqrtf(square);
     if (!isfinite(o->norm)) FAIL(e, NUMERIC, "the gradient is not finite");
-    s->grad_scale = o->clip > 0 && o->norm > o->clip ? o->clip / (o->norm + 1e-6f) : 1; /* as torch's clip_grad_norm_ */
-    op->adamw(o->d, o->ps->p, o->ps->n, s);
-    return device_sync(o->d, e);
+    return ERR_OK;
 }

@@ -25,7 +25,7 @@ typedef struct optim {
 err_code optim_init(optim *o, device *d, param_set *ps, float clip, err *e);
 void optim_fini(optim *o);
 void optim_zero(optim *o);
-/* Clips (grad_scale is set here) and steps. ERR_NUMERIC if the norm is not finite: nothing was changed. */
+/* Clips (clip is set here) and steps. ERR_NUMERIC if the norm is not finite: nothing was changed. */
 err_code optim_step(optim *o, adamw_step *s, err *e);
 
 #endif

@@ -49,7 +49,7 @@ typedef struct {
 } ssl_step_in;
 
 typedef struct {
-    adamw_step adam; /* grad_scale is set here */
+    adamw_step adam; /* clip is set by it */
     float momentum;  /* of the teacher */
 } ssl_step_update_in;
 

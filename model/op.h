@@ -1,4 +1,4 @@
-/* op.h: every computation the engine asks of a device. One const table per back end (op_cpu.c; later op_cuda.c), filled
+/* op.h: every computation the engine asks of a device. One const table per back end (op_cpu.c, cuda/op_cuda.c), filled
  * positionally so that a missing op does not compile. The model above this line is written once.
  *
  *     device d; TRY(device_open_cpu(&d, 0, COMPUTE_AUTO, &e));
@@ -22,6 +22,8 @@
 
 typedef struct dv dv; /* device memory */
 typedef struct device device;
+struct sample_job; /* preprocess/sampler.h */
+struct sampler_norm;
 
 typedef enum { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 } compute_type;
 
@@ -72,12 +74,20 @@ typedef struct param {
 typedef struct {
     float beta1, beta2, eps, weight_decay, lr, head_lr;
     int64_t t, head_t;                   /* steps taken by the backbone's params and by the head's, from 1 */
-    float grad_scale;                    /* multiplies gradients: clip / norm */
+    float clip;                          /* gradients are scaled down to this norm; 0: they are not */
     bool skip_prototypes, skip_backbone; /* first epochs; head warm-up */
 } adamw_step;
 
 typedef struct op_table {
     const char *name;
+    /* --- the device */
+    void (*close)(device *d); /* device_close */
+    void (*sync)(device *d);  /* waits for all that was asked of it */
+    /* Between record(d, true) and record(d, false) ops may be only taken down, to run at the end as one: nothing may be
+     * downloaded, allocated or waited for in between. What uploads were given may change at once. */
+    void (*record)(device *d, bool on);
+    /* Workspace that attention needs (device_reserve); tile: by an op inside a tile, of the thread's share. */
+    size_t (*attention_bytes)(const device *d, bool tile, size_t B, size_t T, size_t H, size_t D, bool backward);
     /* --- memory
      * ------------------------------------------------------------------------------------------------------- */
     err_code (*alloc)(device *d, size_t bytes, dv **out, err *e); /* 64-byte aligned, zeroed */
@@ -97,6 +107,7 @@ typedef struct op_table {
      * timing. */
     void (*tiles)(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx);
     size_t (*slots)(const device *d);
+    size_t (*tile_rows)(const device *d); /* rows of a pass that make a good tile; 0: all of them */
 
     /* --- matrix work (op_cpu_matmul.c)
      * ------------------------------------------------------------------------------------ */
@@ -214,11 +225,18 @@ typedef struct op_table {
      * ------------------------------------------------------------------------------------------- */
     /* out f32 (1) = sum of squares of all gradients (skipped groups excluded as in s). */
     void (*grad_square)(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
-    /* Decoupled AdamW on masters, then live = cast(master) (row-scattered) and versions bumped. */
-    void (*adamw)(device *d, param *p, size_t n, const adamw_step *s);
+    /* Decoupled AdamW on masters, then live = cast(master) (row-scattered) and versions bumped. square f32 (1):
+     * grad_square's, by which gradients are clipped as torch's clip_grad_norm_ does; where it is not finite nothing
+     * changes. */
+    void (*adamw)(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
     /* teacher = m * teacher + (1-m) * master, then live_teacher = cast. */
     void (*ema)(device *d, param *p, size_t n, float m);
     void (*refresh)(device *d, param *p, size_t n); /* live and live_teacher from master and teacher, after a load */
+
+    /* --- data path */
+    /* out (n,3,size,size) f32: the jobs' crops, as sampler_run makes them, one after the other; of one size, and what
+     * jobs say of `out` is not read. Their pixels may change after the next sync. */
+    void (*sample)(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n);
 } op_table;
 
 /* Whether a device computes, or only counts (op_count.h): with the CPU back end's packed weights, or bare. */

@@ -51,6 +51,17 @@ static size_t count_slots(const device *d)
     return op_cpu_slots(d);
 }
 
+static size_t count_tile_rows(const device *d)
+{
+    return op_cpu_tile_rows(d);
+}
+
+/* Another back end's is not known. */
+static size_t count_attention_bytes(const device *d, bool tile, size_t B, size_t T, size_t H, size_t D, bool backward)
+{
+    return d->counts == COUNTS_BARE ? 0 : op_cpu_attention_bytes(d, tile, B, T, H, D, backward);
+}
+
 /* --- matrix work */
 
 /* packed_version says which copies there would be. */
@@ -185,12 +196,19 @@ static void count_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits,
 {
 }
 static void count_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s) {}
-static void count_adamw(device *d, param *p, size_t n, const adamw_step *s) {}
+static void count_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square) {}
 static void count_ema(device *d, param *p, size_t n, float m) {}
 static void count_refresh(device *d, param *p, size_t n) {}
+static void count_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n)
+{
+}
 
 static const op_table count_table = {
     "count",
+    op_cpu_close,
+    op_cpu_sync,
+    op_cpu_record,
+    count_attention_bytes,
     count_alloc,
     count_free,
     count_upload,
@@ -203,6 +221,7 @@ static const op_table count_table = {
     count_scale,
     count_tiles,
     count_slots,
+    count_tile_rows,
     count_linear,
     count_linear_gelu,
     count_linear_gelu,
@@ -248,6 +267,7 @@ static const op_table count_table = {
     count_adamw,
     count_ema,
     count_refresh,
+    count_sample,
 };
 
 err_code op_count_open(device *d, int threads, compute_type ct, op_count_kind kind, err *e)

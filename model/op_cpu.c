@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "base/pool.h"
+#include "preprocess/sampler.h"
 
 enum { CHUNK = 4096 }; /* elements that one thread takes of an elementwise loop */
 
@@ -190,8 +191,39 @@ void op_cpu_scale(device *d, dv *x, float by, size_t n)
     }
 }
 
+size_t op_cpu_tile_rows(const device *d)
+{
+    (void)d;
+    return 192; /* a block's rows of these stay in the second cache between its ops */
+}
+
+void op_cpu_sync(device *d)
+{
+    (void)d; /* every op is done when it returns */
+}
+
+void op_cpu_record(device *d, bool on)
+{
+    (void)d;
+    (void)on;
+}
+
+void op_cpu_sample(device *d, dv *out, const sampler_norm *norm, const sample_job *jobs, size_t n)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (size_t i = 0; i < n; i++) {
+        sample_job j = jobs[i];
+        j.out = (float *)out + i * 3 * (size_t)j.size * (size_t)j.size;
+        if (sampler_run(NULL, norm, &j, 1)) op_cpu_fail(d, ERR_NOMEM, "crops");
+    }
+}
+
 static const op_table cpu_table = {
     "cpu",
+    op_cpu_close,
+    op_cpu_sync,
+    op_cpu_record,
+    op_cpu_attention_bytes,
     op_cpu_alloc,
     op_cpu_free,
     op_cpu_upload,
@@ -204,6 +236,7 @@ static const op_table cpu_table = {
     op_cpu_scale,
     op_cpu_tiles,
     op_cpu_slots,
+    op_cpu_tile_rows,
     op_cpu_linear_fwd,
     op_cpu_linear_gelu_fwd,
     op_cpu_linear_gelu_slope_fwd,
@@ -249,6 +282,7 @@ static const op_table cpu_table = {
     op_cpu_adamw,
     op_cpu_ema,
     op_cpu_refresh,
+    op_cpu_sample,
 };
 
 err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
@@ -280,35 +314,12 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     return ERR_OK;
 }
 
-void device_close(device *d)
+void op_cpu_close(device *d)
 {
     op_cpu *o = d->impl;
-    if (!o) return;
     for (int i = 0; o->matmul && i < d->threads; i++) op_cpu_matmul_close(o->matmul[i]);
     free(o->matmul);
     free(o->row);
     free(o->dw);
-    if (d->work) d->op->free(d, d->work);
     free(o);
-    *d = (device){0};
-}
-
-err_code device_reserve(device *d, size_t bytes, err *e)
-{
-    if (bytes <= d->work_bytes) return ERR_OK;
-    dv *p;
-    TRY(d->op->alloc(d, bytes, &p, e));
-    if (d->work) d->op->free(d, d->work);
-    d->work = p;
-    d->work_bytes = bytes;
-    return ERR_OK;
-}
-
-err_code device_sync(device *d, err *e)
-{
-    if (!d->sticky.code) return ERR_OK;
-    if (e && !e->code) *e = d->sticky;
-    err_code code = d->sticky.code;
-    d->sticky = (err){0};
-    return code;
 }

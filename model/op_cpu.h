@@ -55,9 +55,7 @@ typedef struct {
     bool a_f32, b_f32, c_f32; /* else ct */
     bool accumulate;
 } op_cpu_gemm;
-/* Workspace that attention needs (device_reserve): on all threads of a device, or on one, inside a tile; the device's
- * then is what `threads` times that of one is. */
-size_t op_cpu_attention_bytes(const device *d, int threads, size_t B, size_t T, size_t H, size_t D, bool backward);
+size_t op_cpu_attention_bytes(const device *d, bool tile, size_t B, size_t T, size_t H, size_t D, bool backward);
 /* op_cpu_attention_amx.c: attention on AMX tiles, where they are and the head's size suits them; bytes: a thread's. */
 bool op_cpu_attention_amx_fits(const device *d, size_t D);
 size_t op_cpu_attention_amx_bytes(size_t T, size_t H, size_t D, bool backward);
@@ -168,6 +166,9 @@ static inline float op_erf(float x)
     return x * a / b;
 }
 
+void op_cpu_close(device *d);
+void op_cpu_sync(device *d);
+void op_cpu_record(device *d, bool on);
 err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e);
 void op_cpu_free(device *d, dv *p);
 void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes);
@@ -180,6 +181,7 @@ void op_cpu_add(device *d, dv *dst, const dv *src, size_t n);
 void op_cpu_scale(device *d, dv *x, float by, size_t n);
 void op_cpu_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx);
 size_t op_cpu_slots(const device *d);
+size_t op_cpu_tile_rows(const device *d);
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
@@ -239,8 +241,9 @@ void op_cpu_softmax_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const
 void op_cpu_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *target, const dv *weight, float w,
                        size_t N, size_t K);
 void op_cpu_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
-void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s);
+void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
 void op_cpu_ema(device *d, param *p, size_t n, float m);
 void op_cpu_refresh(device *d, param *p, size_t n);
+void op_cpu_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n);
 
 #endif

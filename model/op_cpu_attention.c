@@ -52,8 +52,9 @@ static chunk lay_out(char *base, size_t n, size_t T, size_t D, size_t ct, bool b
     return c;
 }
 
-size_t op_cpu_attention_bytes(const device *d, int threads, size_t B, size_t T, size_t H, size_t D, bool backward)
+size_t op_cpu_attention_bytes(const device *d, bool tile, size_t B, size_t T, size_t H, size_t D, bool backward)
 {
+    int threads = tile ? 1 : d->threads;
     if (op_cpu_attention_amx_fits(d, D)) return (size_t)threads * op_cpu_attention_amx_bytes(T, H, D, backward);
     return lay_out(NULL, chunk_pairs(threads, B * H, T), T, D, d->ct_bytes, backward).bytes;
 }

@@ -79,8 +79,11 @@ WIDE static void adam_piece(float *w, const float *g, float *m, float *v, size_t
     }
 }
 
-void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s)
+void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square)
 {
+    float norm = sqrtf(*(const float *)square), grad_scale = 1;
+    if (!isfinite(norm)) return;
+    if (s->clip > 0 && norm > s->clip) grad_scale = s->clip / (norm + 1e-6f);
     for (size_t i = 0; i < n; i++) {
         if (skipped(&p[i], s)) continue;
         float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
@@ -88,7 +91,7 @@ void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s)
         adam a = {s->beta1,
                   s->beta2,
                   s->eps,
-                  s->grad_scale,
+                  grad_scale,
                   p[i].decay ? 1 - lr * s->weight_decay : 1,
                   (float)(lr / (1 - pow(s->beta1, t))),
                   (float)sqrt(1 - pow(s->beta2, t))};

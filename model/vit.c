@@ -48,12 +48,12 @@ static err_code make_impl(vit_pass *a, const vit *m, err *e)
     return vit_position_weights(k, (size_t)m->c.grid, m->c.pos, e);
 }
 
-/* Tiles of about ROWS rows, unless they keep too few of the device's units busy: then one, of the whole batch. */
+/* Tiles of about the device's rows, unless they keep too few of its units busy: then one, of the whole batch. */
 static vit_tiling choose_tiling(const device *d, size_t B, size_t Ti)
 {
-    enum { ROWS = 192 };
-    size_t slots = d->op->slots(d), images = 1;
-    while (images * Ti < ROWS && B / (images + 1) >= 2 * slots) images++;
+    size_t slots = d->op->slots(d), rows = d->op->tile_rows(d), images = 1;
+    if (!rows) return (vit_tiling){B, 1};
+    while (images * Ti < rows && B / (images + 1) >= 2 * slots) images++;
     size_t n = (B + images - 1) / images, waves = (n + slots - 1) / slots;
     return n * 4 >= waves * slots * 3 ? (vit_tiling){images, n} : (vit_tiling){B, 1};
 }
@@ -189,8 +189,8 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
 static size_t attention_bytes(const vit *v, const vit_tiling *t, size_t Ti, bool backward)
 {
     size_t H = (size_t)v->c.heads, D = (size_t)v->c.dim / H, slots = v->d->op->slots(v->d);
-    if (t->n == 1) return op_cpu_attention_bytes(v->d, v->d->threads, t->images, Ti, H, D, backward);
-    return slots * (op_cpu_attention_bytes(v->d, 1, t->images, Ti, H, D, backward) + ARENA_ALIGN);
+    if (t->n == 1) return v->d->op->attention_bytes(v->d, false, t->images, Ti, H, D, backward);
+    return slots * (v->d->op->attention_bytes(v->d, true, t->images, Ti, H, D, backward) + ARENA_ALIGN);
 }
 
 size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep)

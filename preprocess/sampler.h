@@ -24,7 +24,7 @@ typedef struct {
     float solarize;                   /* values from this on become 1-x; 0 none */
 } crop_params;
 
-typedef struct {
+typedef struct sample_job {
     const frame_info *frame;
     const void *pixels;
     crop_params crop;
@@ -32,7 +32,7 @@ typedef struct {
     float *out; /* (3, size, size) */
 } sample_job;
 
-typedef struct {
+typedef struct sampler_norm {
     float mean[3], std[3];
     window_choice window;
 } sampler_norm;

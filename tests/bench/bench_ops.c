@@ -162,7 +162,7 @@ int main(int argc, char **argv)
     qkv = values(N * 3 * C), dqkv = values(N * 3 * C), mean = floats(N), rstd = floats(N);
     gamma_ = floats(C), beta_ = floats(C), slope = floats(N * F), lse = floats(N * H > C * C ? N * H : C * C);
     w[0] = weight(3 * C, C), w[1] = weight(C, C), w[2] = weight(F, C), w[3] = weight(C, F);
-    check(device_reserve(&d, op_cpu_attention_bytes(&d, 1, B, T, H, D, true), &e));
+    check(device_reserve(&d, op_cpu_attention_bytes(&d, false, B, T, H, D, true), &e));
     double c2 = 2.0 * (double)(N * C * C), pairs = 2.0 * (double)(N * T * C);
     const struct {
         const char *name;

@@ -342,7 +342,7 @@ static void attention(void **state)
         for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
             size_t B = rows[r].B, T = rows[r].T, H = rows[r].H, D = rows[r].D, n = B * T * H * D;
             err e = {0};
-            ASSERT_OK(device_reserve(&d, op_cpu_attention_bytes(&d, 2, B, T, H, D, true), &e));
+            ASSERT_OK(device_reserve(&d, op_cpu_attention_bytes(&d, false, B, T, H, D, true), &e));
             values qkv = make(&d, 3 * n, 1, rows[r].scale, false), d_o = make(&d, n, 2, 1, false);
             values o = make(&d, n, 3, 1, false), lse = make(&d, B * H * T, 4, 1, true),
                    dqkv = make(&d, 3 * n, 5, 1, false);
