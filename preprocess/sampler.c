@@ -9,7 +9,6 @@
  * touched, and one plane is computed where the three windows are the same. */
 #include "preprocess/sampler.h"
 
-#include <assert.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -19,94 +18,47 @@
 #include "base/arena.h"
 #include "base/wide.h"
 #include "preprocess/intensity.h"
+#include "preprocess/sample_plan.h"
 
 enum { LANES = 16 };
 
-/* One axis of a crop: output pixel i is a weighted sum of source pixels. */
+/* An axis with its weights: sample_plan_weigh. */
 typedef struct {
-    double begin, scale, support; /* source pixels */
-    int in, out;                  /* pixels */
-    int low, high;                /* where sums may reach: the image, and the crop where it is larger */
-    bool flip;
-    int first, last; /* source pixels [first, last) that are needed */
-    int stride;      /* most weights of an output pixel */
-    int *start, *n;  /* (out) */
-    float *weight;   /* (out, stride) */
-} axis;
-
-/* Source pixels [start, end) of the image that output pixel i sees, before flipping; center in source pixels. */
-static void axis_range(const axis *a, int i, double *center, double *from, double *to, int *start, int *end)
-{
-    *center = a->begin + (i + 0.5) * a->scale;
-    *from = fmax(floor(*center - a->support + 0.5), a->low);
-    *to = fmin(floor(*center + a->support + 0.5), a->high);
-    *start = (int)fmin(fmax(*from, 0), a->in);
-    *end = (int)fmin(fmax(*to, *start), a->in);
-}
-
-static axis axis_of(double begin, double length, int in, int out, bool flip)
-{
-    axis a = {.begin = begin, .scale = length / out, .in = in, .out = out, .flip = flip};
-    double center, from, to;
-    int ignored;
-    a.support = 2 * fmax(a.scale, 1);
-    a.low = (int)fmin(0, floor(begin));
-    a.high = (int)fmax(in, ceil(begin + length));
-    axis_range(&a, 0, &center, &from, &to, &a.first, &ignored);
-    axis_range(&a, out - 1, &center, &from, &to, &ignored, &a.last);
-    a.stride = (int)fmin(in, ceil(2 * a.support) + 2);
-    return a;
-}
-
-/* Keys' cubic, a = -1/2 (Keys 1981, eq. 4 and 15). */
-static double cubic(double x)
-{
-    x = fabs(x);
-    if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
-    return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
-}
-
-static void axis_weigh(axis *a)
-{
-    double shrink = 1 / fmax(a->scale, 1);
-    for (int i = 0; i < a->out; i++) {
-        double center, from, to, sum = 0;
-        int start, end, at = a->flip ? a->out - 1 - i : i;
-        axis_range(a, i, &center, &from, &to, &start, &end);
-        for (double k = from; k < to; k++) sum += cubic((k - center + 0.5) * shrink);
-        a->start[at] = start;
-        a->n[at] = end - start;
-        assert(end - start <= a->stride);
-        for (int k = start; k < end; k++)
-            a->weight[(size_t)at * (size_t)a->stride + (size_t)(k - start)] =
-                sum != 0 ? (float)(cubic((k - center + 0.5) * shrink) / sum) : 0;
-    }
-}
+    int *start, *n; /* (out) */
+    float *weight;  /* (out, stride) */
+} axis_taps;
 
 /* One job's scratch. */
 typedef struct {
-    axis x, y;
+    axis_taps x, y;
     size_t width, height; /* of the source region: x.last - x.first, y.last - y.first */
     float *region;        /* (height, width) windowed source */
     float *rows;          /* (LANES, width) */
     float *block;         /* (width, LANES) */
     float *across;        /* (size, LANES) */
     float *intensity;     /* intensity_scratch(size) */
-} plan;
+} buffers;
 
-static void plan_take(plan *p, arena *m, size_t size)
+static void take_taps(axis_taps *t, arena *m, const sample_axis *a)
 {
-    axis *both[2] = {&p->x, &p->y};
-    for (int i = 0; i < 2; i++) {
-        both[i]->start = arena_take(m, size, sizeof(int));
-        both[i]->n = arena_take(m, size, sizeof(int));
-        both[i]->weight = arena_take(m, size * (size_t)both[i]->stride, sizeof(float));
-    }
-    p->region = arena_take(m, p->height * p->width, sizeof(float));
-    p->rows = arena_take(m, p->width * LANES, sizeof(float));
-    p->block = arena_take(m, p->width * LANES, sizeof(float));
-    p->across = arena_take(m, size * LANES, sizeof(float));
-    p->intensity = arena_take(m, intensity_scratch((int)size), sizeof(float));
+    size_t size = (size_t)a->out;
+    t->start = arena_take(m, size, sizeof(int));
+    t->n = arena_take(m, size, sizeof(int));
+    t->weight = arena_take(m, size * (size_t)a->stride, sizeof(float));
+}
+
+static void take_buffers(buffers *b, arena *m, const sample_plan *p)
+{
+    size_t size = (size_t)p->x.out;
+    b->width = p->empty ? 0 : (size_t)(p->x.last - p->x.first);
+    b->height = p->empty ? 0 : (size_t)(p->y.last - p->y.first);
+    take_taps(&b->x, m, &p->x);
+    take_taps(&b->y, m, &p->y);
+    b->region = arena_take(m, b->height * b->width, sizeof(float));
+    b->rows = arena_take(m, b->width * LANES, sizeof(float));
+    b->block = arena_take(m, b->width * LANES, sizeof(float));
+    b->across = arena_take(m, size * LANES, sizeof(float));
+    b->intensity = arena_take(m, intensity_scratch((int)size), sizeof(float));
 }
 
 /* --- scratch of a thread, kept between jobs and freed when the thread ends --- */
@@ -156,14 +108,8 @@ static float clip(float x)
     return x < 1 ? x : 1;
 }
 
-/* code -> clip(code * factor + offset), except that codes in [pad_low, pad_high] give 0. */
-typedef struct {
-    float factor, offset;
-    int pad_low, pad_high;
-} linear_window;
-
 #define LINEAR_ROW(name, type)                                                                                         \
-    WIDE static void name(float *restrict out, const type *restrict in, size_t n, linear_window w)                     \
+    WIDE static void name(float *restrict out, const type *restrict in, size_t n, sample_line w)                       \
     {                                                                                                                  \
         for (size_t i = 0; i < n; i++) {                                                                               \
             int code = in[i];                                                                                          \
@@ -174,52 +120,23 @@ typedef struct {
 LINEAR_ROW(linear_row_i16, int16_t)
 LINEAR_ROW(linear_row_u16, uint16_t)
 
-/* false: the window is not a straight line, or one that floats cannot hold. */
-static bool linear_of(const frame_info *f, const voi_window *w, linear_window *out)
-{
-    double center = w->center, width = w->width;
-    if (w->function == VOI_SIGMOID) return false;
-    if (w->function == VOI_LINEAR) {
-        center -= 0.5;
-        width -= 1;
-    }
-    double factor = f->slope / width, offset = (f->intercept - center) / width + 0.5;
-    if (!(width > 0) || !(fabs(factor) < 1e6) || !(fabs(offset) < 1e6)) return false;
-    *out = (linear_window){(float)(f->invert ? -factor : factor), (float)(f->invert ? 1 - offset : offset), 1, 0};
-    return true;
-}
-
-/* Codes of padding, [*low, *high]; none: low > high. */
-static void padding_codes(const frame_info *f, int *low, int *high)
-{
-    *low = 1;
-    *high = 0;
-    if (!f->has_padding || f->slope == 0) return;
-    double a = (f->padding_low - f->intercept) / f->slope, b = (f->padding_high - f->intercept) / f->slope;
-    double least = ceil(fmin(a, b) - 1e-3), most = floor(fmax(a, b) + 1e-3);
-    if (!(least <= most)) return;
-    *low = (int)fmin(fmax(least, -100000), 100000);
-    *high = (int)fmin(fmax(most, -100000), 100000);
-}
-
-/* The source region through one window. */
-static void window_region(const plan *p, const sample_job *job, const voi_window *w)
+/* The source region through the window of plane c. */
+static void window_region(const sample_plan *p, const buffers *b, const sample_job *job, int c)
 {
     const frame_info *f = job->frame;
-    linear_window line = {0};
-    bool straight = linear_of(f, w, &line);
-    padding_codes(f, &line.pad_low, &line.pad_high);
-    for (size_t y = 0; y < p->height; y++) {
+    const voi_window *w = &p->window[c];
+    sample_line line = p->line[c];
+    for (size_t y = 0; y < b->height; y++) {
         size_t at = ((size_t)p->y.first + y) * (size_t)f->columns + (size_t)p->x.first;
         const int16_t *i16 = (const int16_t *)job->pixels + at;
         const uint16_t *u16 = (const uint16_t *)job->pixels + at;
-        float *out = p->region + y * p->width;
-        if (straight && f->type == PIXEL_I16)
-            linear_row_i16(out, i16, p->width, line);
-        else if (straight)
-            linear_row_u16(out, u16, p->width, line);
+        float *out = b->region + y * b->width;
+        if (line.straight && f->type == PIXEL_I16)
+            linear_row_i16(out, i16, b->width, line);
+        else if (line.straight)
+            linear_row_u16(out, u16, b->width, line);
         else
-            for (size_t x = 0; x < p->width; x++) {
+            for (size_t x = 0; x < b->width; x++) {
                 int code = f->type == PIXEL_I16 ? i16[x] : u16[x];
                 float v = clip(window_value(w, f->slope * code + f->intercept));
                 out[x] = code >= line.pad_low && code <= line.pad_high ? 0.0f : f->invert ? 1 - v : v;
@@ -232,12 +149,12 @@ WIDE static void colour_row(float *restrict out, const uint8_t *restrict in, siz
     for (size_t x = 0; x < n; x++) out[x] = (float)in[3 * x] * (1 / 255.0f);
 }
 
-static void colour_region(const plan *p, const sample_job *job, int channel)
+static void colour_region(const sample_plan *p, const buffers *b, const sample_job *job, int channel)
 {
-    for (size_t y = 0; y < p->height; y++) {
+    for (size_t y = 0; y < b->height; y++) {
         const uint8_t *in = (const uint8_t *)job->pixels + (size_t)channel +
                             3 * (((size_t)p->y.first + y) * (size_t)job->frame->columns + (size_t)p->x.first);
-        colour_row(p->region + y * p->width, in, p->width);
+        colour_row(b->region + y * b->width, in, b->width);
     }
 }
 
@@ -257,12 +174,13 @@ WIDE static void down_row(float *restrict row, const float *restrict in, size_t 
 }
 
 /* out (size, LANES): column x is the sum of block's columns from start[x] on. */
-WIDE static void across_lanes(float *restrict out, const float *restrict block, const axis *a)
+WIDE static void across_lanes(float *restrict out, const float *restrict block, const sample_axis *a,
+                              const axis_taps *t)
 {
     for (int x = 0; x < a->out; x++) {
-        const float *in = block + (size_t)(a->start[x] - a->first) * LANES, *weight = a->weight + x * a->stride;
+        const float *in = block + (size_t)(t->start[x] - a->first) * LANES, *weight = t->weight + x * a->stride;
         float sum[LANES] = {0};
-        for (int k = 0; k < a->n[x]; k++)
+        for (int k = 0; k < t->n[x]; k++)
             for (int i = 0; i < LANES; i++) sum[i] += weight[k] * in[k * LANES + i];
         for (int i = 0; i < LANES; i++) out[x * LANES + i] = clip(sum[i]);
     }
@@ -280,50 +198,27 @@ WIDE static void turn_back(float *restrict out, size_t row, const float *restric
         for (size_t x = 0; x < n; x++) out[r * row + x] = in[x * LANES + r];
 }
 
-/* p->region -> out (size, size), clipped to [0,1]. */
-static void resample(const plan *p, float *out)
+/* b->region -> out (size, size), clipped to [0,1]. */
+static void resample(const sample_plan *p, const buffers *b, float *out)
 {
-    size_t size = (size_t)p->x.out, w = p->width;
+    size_t size = (size_t)p->x.out, w = b->width;
+    const axis_taps *t = &b->y;
     for (size_t y = 0; y < size; y += LANES) {
         size_t rows = size - y < LANES ? size - y : LANES;
         for (size_t r = 0; r < LANES; r++) {
-            const axis *a = &p->y;
             if (r < rows)
-                down_row(p->rows + r * w, p->region + (size_t)(a->start[y + r] - a->first) * w, w,
-                         a->weight + (y + r) * (size_t)a->stride, a->n[y + r]);
+                down_row(b->rows + r * w, b->region + (size_t)(t->start[y + r] - p->y.first) * w, w,
+                         t->weight + (y + r) * (size_t)p->y.stride, t->n[y + r]);
             else
-                memset(p->rows + r * w, 0, w * sizeof *p->rows);
+                memset(b->rows + r * w, 0, w * sizeof *b->rows);
         }
-        turn(p->block, p->rows, w);
-        across_lanes(p->across, p->block, &p->x);
-        turn_back(out + y * size, size, p->across, size, rows);
+        turn(b->block, b->rows, w);
+        across_lanes(b->across, b->block, &p->x, &b->x);
+        turn_back(out + y * size, size, b->across, size, rows);
     }
 }
 
 /* --- a job --- */
-static bool same_window(const voi_window *a, const voi_window *b)
-{
-    return a->function == b->function && a->center == b->center && a->width == b->width;
-}
-
-/* A crop that can be computed with: finite, not empty, not much larger than the frame. */
-static crop_params sane(const sample_job *job)
-{
-    crop_params c = job->crop;
-    const frame_info *f = job->frame;
-    float most = 4.0f * (float)(f->rows > f->columns ? f->rows : f->columns);
-    if (!isfinite(c.x) || !isfinite(c.y) || !(c.width > 0) || !(c.height > 0)) {
-        c.x = c.y = 0;
-        c.width = (float)f->columns;
-        c.height = (float)f->rows;
-    }
-    c.width = fminf(fmaxf(c.width, 1e-3f), most);
-    c.height = fminf(fmaxf(c.height, 1e-3f), most);
-    c.x = fminf(fmaxf(c.x, -most), most);
-    c.y = fminf(fmaxf(c.y, -most), most);
-    return c;
-}
-
 WIDE static void scaled(float *to, const float *in, float mean, float factor, size_t n) /* may be the same */
 {
     for (size_t i = 0; i < n; i++) to[i] = (in[i] - mean) * factor;
@@ -331,57 +226,38 @@ WIDE static void scaled(float *to, const float *in, float mean, float factor, si
 
 static void normalise(const sampler_norm *norm, float *out, size_t pixels, int planes)
 {
-    for (int c = 2; c >= 0; c--) { /* the last first: plane 0 may be the source of all three */
-        const float *in = out + (planes == 3 ? (size_t)c * pixels : 0);
-        float *to = out + (size_t)c * pixels;
-        float mean = isfinite(norm->mean[c]) ? norm->mean[c] : 0;
-        float factor = isnormal(norm->std[c]) ? 1 / norm->std[c] : 1;
-        scaled(to, in, mean, factor, pixels);
-    }
+    float mean[3], factor[3];
+    sample_plan_norm(norm, mean, factor);
+    for (int c = 2; c >= 0; c--) /* the last first: plane 0 may be the source of all three */
+        scaled(out + (size_t)c * pixels, out + (planes == 3 ? (size_t)c * pixels : 0), mean[c], factor[c], pixels);
 }
 
 static err_code sample(const sampler_norm *norm, const sample_job *job)
 {
-    const frame_info *f = job->frame;
     size_t size = (size_t)job->size, pixels = size * size;
-    crop_params c = sane(job);
-    bool colour = f->channels == 3;
-    assert(job->size > 0 && (colour ? f->type == PIXEL_U8 : f->type == PIXEL_I16 || f->type == PIXEL_U16));
-
-    voi_window window[3] = {0};
-    if (!colour) window_choose(&norm->window, f, window);
-    for (int i = 0; i < 3; i++) {
-        window[i].center += (double)c.window_shift * window[i].width;
-        window[i].width *= 1 + (double)c.window_scale;
-    }
-    int planes = colour || !same_window(&window[0], &window[1]) || !same_window(&window[0], &window[2]) ? 3 : 1;
-
-    plan p = {.x = axis_of(c.x, c.width, f->columns, job->size, c.flip),
-              .y = axis_of(c.y, c.height, f->rows, job->size, false)};
-    bool empty = p.x.last <= p.x.first || p.y.last <= p.y.first; /* all outside */
-    p.width = empty ? 0 : (size_t)(p.x.last - p.x.first);
-    p.height = empty ? 0 : (size_t)(p.y.last - p.y.first);
+    sample_plan p = sample_plan_of(norm, job);
+    buffers b;
     arena m = {0};
-    plan_take(&p, &m, size);
+    take_buffers(&b, &m, &p);
     void *base = arena_failed(&m) ? NULL : scratch_take(m.used);
-    if (!base || empty) {
+    if (!base || p.empty) {
         memset(job->out, 0, pixels * sizeof *job->out);
         normalise(norm, job->out, pixels, 1);
         return base ? ERR_OK : ERR_NOMEM;
     }
     arena_init(&m, base, m.used);
-    plan_take(&p, &m, size);
-    axis_weigh(&p.x);
-    axis_weigh(&p.y);
-    for (int i = 0; i < planes; i++) {
-        if (colour)
-            colour_region(&p, job, i);
+    take_buffers(&b, &m, &p);
+    sample_plan_weigh(&p.x, b.x.start, b.x.n, b.x.weight);
+    sample_plan_weigh(&p.y, b.y.start, b.y.n, b.y.weight);
+    for (int i = 0; i < p.planes; i++) {
+        if (p.colour)
+            colour_region(&p, &b, job, i);
         else
-            window_region(&p, job, &window[i]);
-        resample(&p, job->out + (size_t)i * pixels);
+            window_region(&p, &b, job, i);
+        resample(&p, &b, job->out + (size_t)i * pixels);
     }
-    intensity_apply(&c, job->out, planes, job->size, colour, p.intensity);
-    normalise(norm, job->out, pixels, planes);
+    intensity_apply(&p.crop, job->out, p.planes, job->size, p.colour, b.intensity);
+    normalise(norm, job->out, pixels, p.planes);
     return ERR_OK;
 }
 
