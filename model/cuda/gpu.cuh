@@ -43,6 +43,70 @@ static __device__ __forceinline__ void gpu_store(bf16 *p, size_t i, float v)
     p[i] = __float2bfloat16(v);
 }
 
+/* V consecutive values from p on as fp32, and back. V of 4 or 8: p is aligned to their bytes, or to 16. */
+template <int V> static __device__ __forceinline__ void gpu_load_n(float (&v)[V], const float *p)
+{
+    if constexpr (V % 4 == 0) {
+        const float4 *from = reinterpret_cast<const float4 *>(p);
+#pragma unroll
+        for (int j = 0; j < V / 4; j++) {
+            float4 f = from[j];
+            v[4 * j] = f.x, v[4 * j + 1] = f.y, v[4 * j + 2] = f.z, v[4 * j + 3] = f.w;
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = p[j];
+    }
+}
+template <int V> static __device__ __forceinline__ void gpu_load_n(float (&v)[V], const bf16 *p)
+{
+    if constexpr (V % 4 == 0) {
+        unsigned u[V / 2]; /* two values each, the first in the low half */
+        if constexpr (V == 8) {
+            uint4 f = *reinterpret_cast<const uint4 *>(p);
+            u[0] = f.x, u[1] = f.y, u[2] = f.z, u[3] = f.w;
+        } else {
+            uint2 f = *reinterpret_cast<const uint2 *>(p);
+            u[0] = f.x, u[1] = f.y;
+        }
+#pragma unroll
+        for (int j = 0; j < V / 2; j++) {
+            v[2 * j] = __uint_as_float(u[j] << 16);
+            v[2 * j + 1] = __uint_as_float(u[j] & 0xffff0000u);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = __bfloat162float(p[j]);
+    }
+}
+template <int V> static __device__ __forceinline__ void gpu_store_n(float *p, const float (&v)[V])
+{
+    if constexpr (V % 4 == 0) {
+        float4 *to = reinterpret_cast<float4 *>(p);
+#pragma unroll
+        for (int j = 0; j < V / 4; j++) to[j] = make_float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) p[j] = v[j];
+    }
+}
+template <int V> static __device__ __forceinline__ void gpu_store_n(bf16 *p, const float (&v)[V])
+{
+    if constexpr (V % 4 == 0) {
+        unsigned u[V / 2];
+#pragma unroll
+        for (int j = 0; j < V / 2; j++)
+            u[j] = (unsigned)__bfloat16_as_ushort(__float2bfloat16(v[2 * j])) |
+                   (unsigned)__bfloat16_as_ushort(__float2bfloat16(v[2 * j + 1])) << 16;
+        if constexpr (V == 8)
+            *reinterpret_cast<uint4 *>(p) = make_uint4(u[0], u[1], u[2], u[3]);
+        else
+            *reinterpret_cast<uint2 *>(p) = make_uint2(u[0], u[1]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) p[j] = __float2bfloat16(v[j]);
+    }
+}
 static __device__ __forceinline__ float warp_sum(float v)
 {
     for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
@@ -57,6 +121,18 @@ static __device__ __forceinline__ float warp_max(float v)
 {
     for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
     return v;
+}
+
+/* 2^x within 2 ulp; what is smaller than 2^-126 is 0. */
+static __device__ __forceinline__ float gpu_exp2(float x)
+{
+#ifdef CUDA_EMU
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
 }
 
 static inline unsigned gpu_blocks(size_t n, size_t per_block)
