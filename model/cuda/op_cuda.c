@@ -1,9 +1,12 @@
-/* op_cuda.c: the CUDA device: memory, the stream, the sticky error, and the table, filled by position so that a missing
- * op does not compile, and a missing kernel does not link. */
+/* op_cuda.c: the CUDA device: which GPU, its parts, the sticky error, and the table, filled by position so that a
+ * missing op does not compile, and a missing kernel does not link. As a plugin (libradapt_cuda.so) it shows one symbol,
+ * radapt_cuda_open. */
 #include "model/cuda/op_cuda.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "model/device_cuda.h"
 
 void op_cuda_fail(device *d, err_code code, const char *what)
 {
@@ -12,9 +15,24 @@ void op_cuda_fail(device *d, err_code code, const char *what)
 
 void op_cuda_check(device *d, cudaError_t rc, const char *what)
 {
-    if (rc && !d->sticky.code)
-        err_set(&d->sticky, rc == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_INTERNAL, __FILE__, __LINE__,
-                "the GPU failed in %s: %s", what, cudaGetErrorString(rc));
+    if (!rc || d->sticky.code) return;
+    switch (rc) {
+    case cudaErrorMemoryAllocation:
+        err_set(&d->sticky, ERR_NOMEM, __FILE__, __LINE__, "no memory on the GPU for %s", what);
+        return;
+    case cudaErrorECCUncorrectable:
+        err_set(&d->sticky, ERR_DAMAGED, __FILE__, __LINE__,
+                "the GPU's memory had an error that ECC could not correct, in %s: begin again, or use another GPU",
+                what);
+        return;
+    case cudaErrorNoKernelImageForDevice:
+        err_set(&d->sticky, ERR_UNSUPPORTED, __FILE__, __LINE__, "this build has no kernels for this GPU (sm_%d)",
+                op_cuda_of(d)->sm);
+        return;
+    default:
+        err_set(&d->sticky, ERR_INTERNAL, __FILE__, __LINE__, "the GPU failed in %s: %.100s", what,
+                cudaGetErrorString(rc));
+    }
 }
 
 void *op_cuda_scratch(device *d, size_t bytes)
@@ -31,55 +49,15 @@ void *op_cuda_work(device *d, size_t bytes)
     return NULL;
 }
 
+/* What runs goes wrong at some time after it was asked: it is said here. */
 void op_cuda_sync(device *d)
 {
-    op_cuda_check(d, cudaStreamSynchronize(op_cuda_of(d)->stream), "a kernel");
-}
-
-void op_cuda_record(device *d, bool on)
-{
-    (void)d;
-    (void)on;
-}
-
-err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e)
-{
-    void *p;
-    *out = NULL;
-    if (cudaMalloc(&p, bytes ? bytes : 1)) FAIL(e, NOMEM, "no memory for %zu bytes on the GPU", bytes);
-    cudaMemsetAsync(p, 0, bytes, op_cuda_of(d)->stream);
-    *out = p;
-    return ERR_OK;
-}
-
-void op_cuda_free(device *d, dv *p)
-{
-    (void)d;
-    cudaFree(p);
-}
-
-void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes)
-{
-    if (!bytes) return;
-    op_cuda_check(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, op_cuda_of(d)->stream), "upload");
-    op_cuda_sync(d);
-}
-
-void op_cuda_download(device *d, void *dst, const dv *src, size_t bytes)
-{
-    if (!bytes) return;
-    op_cuda_check(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, op_cuda_of(d)->stream), "download");
-    op_cuda_sync(d);
-}
-
-void op_cuda_zero(device *d, dv *p, size_t bytes)
-{
-    op_cuda_check(d, cudaMemsetAsync(p, 0, bytes, op_cuda_of(d)->stream), "zero");
-}
-
-void op_cuda_copy(device *d, dv *dst, const dv *src, size_t bytes)
-{
-    op_cuda_check(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, op_cuda_of(d)->stream), "copy");
+    bool again = op_cuda_graph_recording(d); /* what was taken down so far runs first */
+    if (again) op_cuda_record(d, false);
+    cudaError_t rc = cudaStreamSynchronize(op_cuda_of(d)->stream);
+    op_cuda_check(d, rc, "an operation");
+    if (!rc) op_cuda_memory_free_again(d);
+    if (again) op_cuda_record(d, true);
 }
 
 void op_cuda_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, size_t slot), void *ctx)
@@ -167,26 +145,80 @@ static const op_table cuda_table = {
     op_cuda_sample,
 };
 
+/* Whether there is a GPU of that number, and what stands in its way. */
+static err_code look(int number, struct cudaDeviceProp *p, err *e)
+{
+    int n = 0;
+    cudaError_t rc = cudaGetDeviceCount(&n);
+    cudaGetLastError();
+    if (rc == cudaErrorInsufficientDriver)
+        FAIL(e, UNSUPPORTED, "no NVIDIA driver, or one older than CUDA %d", CUDART_VERSION / 1000);
+    if (rc == cudaErrorStubLibrary)
+        FAIL(e, UNSUPPORTED, "libcuda.so.1 is the CUDA toolkit's stub, not a driver: check the library path");
+    if (rc == cudaErrorNoDevice || (!rc && !n)) FAIL(e, UNSUPPORTED, "the NVIDIA driver shows no GPU");
+    if (rc) FAIL(e, UNSUPPORTED, "the NVIDIA driver cannot be used: %.100s", cudaGetErrorString(rc));
+    if (number < 0 || number >= n) FAIL(e, UNSUPPORTED, "there is no GPU %d: the last one is %d", number, n - 1);
+    if ((rc = cudaSetDevice(number)) || (rc = cudaGetDeviceProperties(p, number))) {
+        cudaGetLastError();
+        FAIL(e, UNSUPPORTED, "GPU %d cannot be used: %.100s", number, cudaGetErrorString(rc));
+    }
+    if (p->major * 10 + p->minor < 75)
+        FAIL(e, UNSUPPORTED, "GPU %d (%.60s) is too old: it has compute capability %d.%d, 7.5 is needed", number,
+             p->name, p->major, p->minor);
+    return ERR_OK;
+}
+
+static err_code open_parts(device *d, err *e)
+{
+    op_cuda *o = op_cuda_of(d);
+    TRY(op_cuda_memory_open(d, e));
+    TRY(op_cuda_graph_open(d, e));
+    if (cudaStreamCreateWithFlags(&o->stream, cudaStreamNonBlocking)) {
+        cudaGetLastError();
+        FAIL(e, NOMEM, "the GPU gives no context: another program may hold its memory");
+    }
+    TRY(op_cuda_take(d, OP_CUDA_SCRATCH_BYTES, &o->scratch, e));
+    return op_cuda_blas_open(d, e);
+}
+
 err_code op_cuda_open(device *d, int number, compute_type ct, err *e)
 {
     struct cudaDeviceProp p;
-    *d = (device){.op = &cuda_table, .ct = ct == COMPUTE_AUTO ? COMPUTE_BF16 : ct};
-    d->ct_bytes = d->ct == COMPUTE_BF16 ? 2 : 4;
+    *d = (device){0};
+    TRY(look(number, &p, e));
+    int sm = p.major * 10 + p.minor;
+    if (ct == COMPUTE_BF16 && sm < 80)
+        FAIL(e, UNSUPPORTED, "GPU %d (%.60s) has no bf16: --compute f32", number, p.name);
     op_cuda *o = calloc(1, sizeof *o);
     if (!o) FAIL(e, NOMEM, "no memory for the compute device");
-    d->impl = o;
-    if (cudaSetDevice(number) || cudaGetDeviceProperties(&p, number)) FAIL(e, UNSUPPORTED, "no GPU %d", number);
-    o->sm = p.major * 10 + p.minor;
-    o->processors = p.multiProcessorCount;
-    o->shared_most = p.sharedMemPerBlockOptin;
-    if (cudaStreamCreateWithFlags(&o->stream, cudaStreamNonBlocking)) FAIL(e, INTERNAL, "no stream");
-    return op_cuda_alloc(d, OP_CUDA_SCRATCH_BYTES, &o->scratch, e);
+    *o = (op_cuda){.sm = sm,
+                   .processors = p.multiProcessorCount,
+                   .shared_most = p.sharedMemPerBlockOptin,
+                   .half_forward = ct == COMPUTE_AUTO && sm < 80};
+    bool bf16 = ct == COMPUTE_BF16 || (ct == COMPUTE_AUTO && sm >= 80);
+    *d = (device){
+        .op = &cuda_table, .ct = bf16 ? COMPUTE_BF16 : COMPUTE_F32, .ct_bytes = bf16 ? 2 : 4, .threads = 1, .impl = o};
+    err_code rc = open_parts(d, e);
+    if (rc) device_close(d);
+    return rc;
 }
 
 void op_cuda_close(device *d)
 {
     op_cuda *o = op_cuda_of(d);
-    cudaFree(o->scratch);
+    if (o->stream) cudaStreamSynchronize(o->stream);
+    op_cuda_graph_close(d);
+    op_cuda_blas_close(d);
+    op_cuda_memory_close(d);
     if (o->stream) cudaStreamDestroy(o->stream);
+    cudaGetLastError(); /* of what is gone */
     free(o);
+}
+
+__attribute__((visibility("default"))) err_code radapt_cuda_open(const device_cuda_build *b, device *d, int number,
+                                                                 compute_type ct, err *e)
+{
+    static const device_cuda_build own = DEVICE_CUDA_BUILD;
+    if (memcmp(b, &own, sizeof own)) FAIL(e, CONFLICT, DEVICE_CUDA_OTHER, own.version, b->version);
+    return op_cuda_open(d, number, ct, e);
 }

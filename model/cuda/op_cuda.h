@@ -1,31 +1,33 @@
 /* op_cuda.h: the CUDA back end's ops, one function per entry of op.h's table, and what its files share. C and CUDA both
  * include it; nothing outside model/cuda and its tests does.
  *
- * op_cuda.c: device, memory, the table. op_cuda_linear.c: cuBLASLt. *.cu: kernels and their launchers, which have the
- * table's own signatures. Every launch goes to op_cuda's stream, in order; nothing waits, nothing allocates. Sums run
- * in an order that depends on shapes alone: no float is ever added by an atomic, so that a run repeats bit for bit. */
+ * op_cuda.c: the device, the table. op_cuda_memory.c: allocation, copies. op_cuda_graph.c: recording. op_cuda_linear.c:
+ * cuBLASLt. *.cu: kernels and their launchers, which have the table's own signatures. Every launch goes to op_cuda's
+ * stream, in order; nothing waits, nothing allocates. Sums run in an order that depends on shapes alone: no float is
+ * ever added by an atomic, so that a run repeats bit for bit. */
 #ifndef RADAPT_OP_CUDA_H
 #define RADAPT_OP_CUDA_H
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include "model/cuda/op_cuda_bytes.h"
 #include "model/op.h"
 
-/* Scratch that ops other than attention share (op_cuda_scratch), and cuBLASLt's own. */
-enum { OP_CUDA_SCRATCH_BYTES = 32 << 20, OP_CUDA_BLAS_BYTES = 32 << 20 };
-
+typedef struct op_cuda_memory op_cuda_memory;
 typedef struct op_cuda_graph op_cuda_graph;
 typedef struct op_cuda_blas op_cuda_blas;
 
 /* device.impl */
 typedef struct {
     cudaStream_t stream;
-    int sm;               /* compute capability, 75 to 120 */
-    int processors;       /* multiprocessors */
-    size_t shared_most;   /* bytes of dynamic shared memory that a block may ask for */
-    dv *scratch;          /* OP_CUDA_SCRATCH_BYTES */
-    op_cuda_blas *blas;   /* op_cuda_linear.c */
-    op_cuda_graph *graph; /* op_cuda_graph.c */
+    int sm;                 /* compute capability, 75 to 120 */
+    int processors;         /* multiprocessors */
+    size_t shared_most;     /* bytes of dynamic shared memory that a block may ask for */
+    bool half_forward;      /* op_cuda_linear.c */
+    dv *scratch;            /* OP_CUDA_SCRATCH_BYTES */
+    op_cuda_memory *memory; /* op_cuda_memory.c */
+    op_cuda_blas *blas;     /* op_cuda_linear.c */
+    op_cuda_graph *graph;   /* op_cuda_graph.c */
 } op_cuda;
 
 #ifdef __cplusplus
@@ -39,6 +41,18 @@ static inline op_cuda *op_cuda_of(const device *d)
 
 /* GPU `number` of this machine, from 0. COMPUTE_AUTO: bf16 from sm_80 on, else fp32. */
 err_code op_cuda_open(device *d, int number, compute_type ct, err *e);
+/* The parts of the device; each close takes one that was not opened, or not wholly. */
+err_code op_cuda_memory_open(device *d, err *e);
+void op_cuda_memory_close(device *d);
+void op_cuda_memory_free_again(device *d); /* the stream was waited for: pinned memory may be written */
+err_code op_cuda_take(device *d, size_t bytes, dv **out, err *e); /* op_cuda_alloc without its zeroes */
+size_t op_cuda_memory_pinned(const device *d);                    /* bytes */
+err_code op_cuda_graph_open(device *d, err *e);
+void op_cuda_graph_close(device *d);
+bool op_cuda_graph_recording(const device *d);
+size_t op_cuda_graph_made(const device *d); /* executable graphs: few where steps are alike */
+err_code op_cuda_blas_open(device *d, err *e);
+void op_cuda_blas_close(device *d);
 /* The first failure stays in d->sticky (device_sync). */
 void op_cuda_fail(device *d, err_code code, const char *what);
 void op_cuda_check(device *d, cudaError_t rc, const char *what);
@@ -133,6 +147,10 @@ void op_cuda_gelu_bias_fwd(device *d, dv *y, dv *x, const dv *bias, bool keep, s
 /* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL. */
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
                                size_t N, size_t C);
+/* The same, and y = LN(out) as norm_fwd: a block's second half from one pass. */
+void op_cuda_residual_norm_fwd(device *d, dv *out, dv *y, dv *mean, dv *rstd, const dv *x, const dv *branch,
+                               const dv *bias, const dv *ls, const dv *gamma, const dv *beta, float eps, size_t N,
+                               size_t C);
 /* db f32 (R) += column sums of dy (N,O), of the columns rows int32 (R), or all (R == O); columns: gathers them too, to
  * (N,R) ct, unless NULL. */
 void op_cuda_column_sums(device *d, dv *db, dv *columns, const dv *dy, const dv *rows, size_t R, size_t N, size_t O);

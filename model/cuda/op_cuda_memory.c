@@ -1,0 +1,159 @@
+/* op_cuda_memory.c: device memory and its account, and copies between host and device.
+ *
+ * What is uploaded is copied to pinned memory first, and goes up from there while the host does something else: its own
+ * buffer may change at once. Inside a recording a graph reads that pinned memory whenever it runs, so each upload keeps
+ * its place until the stream was waited for; outside, the oldest is waited for when there is too much. A download waits
+ * for all before it. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/cuda/op_cuda.h"
+
+typedef struct {
+    dv *p;
+    size_t bytes;
+} taken;
+
+struct op_cuda_memory {
+    taken *all; /* in the order of taking */
+    size_t n, room;
+    op_cuda_pinned pinned;
+    char **block; /* (pinned.blocks) of OP_CUDA_PINNED_BYTES */
+};
+
+err_code op_cuda_memory_open(device *d, err *e)
+{
+    op_cuda_of(d)->memory = calloc(1, sizeof *op_cuda_of(d)->memory);
+    if (!op_cuda_of(d)->memory) FAIL(e, NOMEM, "no memory for the compute device");
+    return ERR_OK;
+}
+
+void op_cuda_memory_close(device *d)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    if (!m) return;
+    for (size_t i = 0; i < m->n; i++) cudaFree(m->all[i].p); /* of an opening that failed midway */
+    for (size_t i = 0; i < m->pinned.blocks; i++) cudaFreeHost(m->block[i]);
+    free(m->block);
+    free(m->all);
+    free(m);
+    op_cuda_of(d)->memory = NULL;
+}
+
+static err_code no_room(const device *d, size_t bytes, err *e)
+{
+    size_t left = 0, all = 0;
+    cudaMemGetInfo(&left, &all);
+    FAIL(e, NOMEM,
+         "no memory for %zu MiB more on the GPU: %zu of its %zu MiB are free, %zu in use here (a smaller batch, "
+         "--recompute block)",
+         (bytes + (1 << 20) - 1) >> 20, left >> 20, all >> 20, d->bytes >> 20);
+}
+
+err_code op_cuda_take(device *d, size_t bytes, dv **out, err *e)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    size_t whole = op_cuda_alloc_bytes(bytes);
+    void *p = NULL;
+    *out = NULL;
+    if (m->n == m->room) {
+        size_t room = 2 * m->room + 64;
+        taken *more = realloc(m->all, room * sizeof *more);
+        if (!more) FAIL(e, NOMEM, "no memory for the compute device");
+        m->all = more;
+        m->room = room;
+    }
+    cudaError_t rc = whole < bytes ? cudaErrorMemoryAllocation : cudaMalloc(&p, whole);
+    if (rc) cudaGetLastError(); /* said here; the device goes on */
+    if (rc == cudaErrorMemoryAllocation) return no_room(d, bytes, e);
+    if (rc) FAIL(e, INTERNAL, "the GPU gives no memory: %.80s", cudaGetErrorString(rc));
+    m->all[m->n++] = (taken){p, whole};
+    d->bytes += whole;
+    if (d->bytes > d->bytes_most) d->bytes_most = d->bytes;
+    *out = p;
+    return ERR_OK;
+}
+
+err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e)
+{
+    TRY(op_cuda_take(d, bytes, out, e));
+    op_cuda_zero(d, *out, bytes);
+    return ERR_OK;
+}
+
+void op_cuda_free(device *d, dv *p)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    size_t i = m->n;
+    if (!p) return;
+    while (i && m->all[i - 1].p != p) i--;
+    if (i) {
+        d->bytes -= m->all[i - 1].bytes;
+        memmove(&m->all[i - 1], &m->all[i], (m->n-- - i) * sizeof *m->all);
+    }
+    cudaFree(p);
+}
+
+void op_cuda_memory_free_again(device *d)
+{
+    op_cuda_of(d)->memory->pinned.waiting = 0;
+}
+
+size_t op_cuda_memory_pinned(const device *d)
+{
+    return op_cuda_of(d)->memory->pinned.blocks * OP_CUDA_PINNED_BYTES;
+}
+
+static bool add_block(device *d)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    char **more = realloc(m->block, (m->pinned.blocks + 1) * sizeof *more);
+    void *p = NULL;
+    if (more) m->block = more;
+    if (!more || cudaHostAlloc(&p, OP_CUDA_PINNED_BYTES, cudaHostAllocDefault)) {
+        cudaGetLastError();
+        op_cuda_fail(d, ERR_NOMEM, "no pinned memory for what goes to the GPU");
+        return false;
+    }
+    m->block[m->pinned.blocks++] = p;
+    return true;
+}
+
+void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    while (bytes) {
+        size_t block, at;
+        if (op_cuda_pinned_full(&m->pinned, op_cuda_graph_recording(d))) op_cuda_sync(d);
+        size_t n = op_cuda_pinned_next(&m->pinned, bytes, &block, &at);
+        if (block == m->pinned.blocks && !add_block(d)) return;
+        memcpy(m->block[block] + at, src, n);
+        op_cuda_check(d, cudaMemcpyAsync(dst, m->block[block] + at, n, cudaMemcpyHostToDevice, op_cuda_of(d)->stream),
+                      "an upload");
+        m->pinned.waiting += n;
+        dst = dv_at(dst, n);
+        src = (const char *)src + n;
+        bytes -= n;
+    }
+}
+
+void op_cuda_download(device *d, void *dst, const dv *src, size_t bytes)
+{
+    if (!bytes) return;
+    bool again = op_cuda_graph_recording(d); /* what was taken down so far runs first */
+    if (again) op_cuda_record(d, false);
+    op_cuda_check(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, op_cuda_of(d)->stream), "a download");
+    op_cuda_sync(d);
+    if (again) op_cuda_record(d, true);
+}
+
+void op_cuda_zero(device *d, dv *p, size_t bytes)
+{
+    if (bytes) op_cuda_check(d, cudaMemsetAsync(p, 0, bytes, op_cuda_of(d)->stream), "zeroing");
+}
+
+void op_cuda_copy(device *d, dv *dst, const dv *src, size_t bytes)
+{
+    if (bytes)
+        op_cuda_check(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, op_cuda_of(d)->stream), "a copy");
+}

@@ -1,0 +1,56 @@
+/* device_cuda.c: see device_cuda.h. */
+#include "model/device_cuda.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A plugin brings libraries that take seconds to load: without a driver none is. */
+static err_code has_driver(err *e)
+{
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!driver) FAIL(e, UNSUPPORTED, "no NVIDIA driver on this machine (libcuda.so.1)");
+    dlclose(driver);
+    return ERR_OK;
+}
+
+/* The plugin in a folder relative to the program's; found is whether there is such a file. */
+static void *load_near(const char *folder, bool *found)
+{
+    char path[PATH_MAX + 64], *slash;
+    ssize_t n = readlink("/proc/self/exe", path, PATH_MAX);
+    if (n <= 0 || n >= PATH_MAX) return NULL;
+    path[n] = 0;
+    if (!(slash = strrchr(path, '/'))) return NULL;
+    snprintf(slash + 1, sizeof path - (size_t)(slash + 1 - path), "%s%s", folder, DEVICE_CUDA_PLUGIN);
+    if (access(path, R_OK)) return NULL;
+    *found = true;
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+}
+
+static err_code load(void **out, err *e)
+{
+    bool found = false;
+    *out = load_near("", &found);
+    if (!found) *out = load_near("../lib/radapt/", &found);
+    if (!found) *out = dlopen(DEVICE_CUDA_PLUGIN, RTLD_NOW | RTLD_LOCAL);
+    if (*out) return ERR_OK;
+    if (found) FAIL(e, UNSUPPORTED, "%s does not load: CUDA's cuBLASLt is missing", DEVICE_CUDA_PLUGIN);
+    FAIL(e, UNSUPPORTED, "this installation has no CUDA back end (%s)", DEVICE_CUDA_PLUGIN);
+}
+
+err_code device_open_cuda(device *d, int number, compute_type ct, err *e)
+{
+    static const device_cuda_build own = DEVICE_CUDA_BUILD;
+    void *plugin, *symbol;
+    device_cuda_open *open;
+    *d = (device){0};
+    TRY(has_driver(e));
+    TRY(load(&plugin, e));
+    if (!(symbol = dlsym(plugin, DEVICE_CUDA_SYMBOL)))
+        FAIL(e, CONFLICT, "%s is not this program's: it has no %s", DEVICE_CUDA_PLUGIN, DEVICE_CUDA_SYMBOL);
+    memcpy(&open, &symbol, sizeof open);
+    return open(&own, d, number, ct, e);
+}
