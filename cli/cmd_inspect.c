@@ -227,7 +227,8 @@ static err_code draw(const inspection *in, const window_choice *choice, const ch
         rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "no memory for the picture");
     else {
         sampler_norm plain = {.std = {1, 1, 1}, .window = *choice};
-        sample_job job = {f, in->pixels, sampler_whole(f, true, 1), in->size, seen};
+        sample_job job = {
+            .frame = f, .pixels = in->pixels, .crop = sampler_whole(f, true, 1), .size = in->size, .out = seen};
         sampler_run(NULL, &plain, &job, 1);
         for (int y = 0; y < side; y++)
             for (int x = 0; x < side; x++)

@@ -27,6 +27,7 @@ typedef struct {
 typedef struct sample_job {
     const frame_info *frame;
     const void *pixels;
+    const struct dv *resident; /* the pixels in the memory of the device that samples (model/op.h), or NULL */
     crop_params crop;
     int size;
     float *out; /* (3, size, size) */

@@ -1,9 +1,10 @@
 /* sample.cu: crops of stored frames, as preprocess/sampler.c and intensity.c make them: the same plan (sample_plan.c),
  * the same formulas in fp32, but that rows are summed before columns, and a mean by tiles.
  *
- * Jobs are taken in groups, of which all jobs of a frame are in a row: source rows that they need go up once, behind
- * them a table of weights for each axis of each job. Everything lies in op_cuda_scratch; where a frame is larger than
- * FRAME_MOST, a job is done in bands of source rows, whose sums add up in its output. Then, in the output itself:
+ * Jobs are taken in groups, in which all jobs of a frame follow each other: the source rows that they need go up once,
+ * unless the frame is resident, and behind them lies a table of weights for each axis of each job. All of it is in
+ * op_cuda_scratch; where a frame is larger than FRAME_MOST, a job is done in bands of source rows, whose sums add up in
+ * its output. Then, in the output itself:
  *
  *   weigh     both axes' weights                     an output pixel of an axis a thread
  *   resample  window, both passes, clip, gamma       a tile of 32 x 32 pixels of a plane a block; its sum
@@ -448,11 +449,14 @@ static bool group_add(group *g, const shot *of)
     return true;
 }
 
-/* Rows to the device, from a group's start where there is no other room; NULL: they are none. */
-static uint8_t *put_rows(group *g, const uint8_t *rows, size_t bytes)
+/* Rows [row, end) of a job's frame on the device: where they are, or sent there, from a group's start where there is no
+ * other room; NULL: they are none. */
+static const uint8_t *put_rows(group *g, const sample_job *job, int row, int end, size_t row_bytes)
 {
     arena m = g->room;
+    size_t from = row * row_bytes, bytes = (end - row) * row_bytes;
     if (!bytes) return NULL;
+    if (job->resident) return (const uint8_t *)job->resident + from;
     void *at = arena_take(&m, bytes, 1);
     if (arena_failed(&m)) {
         group_run(g);
@@ -460,8 +464,8 @@ static uint8_t *put_rows(group *g, const uint8_t *rows, size_t bytes)
         at = arena_take(&m, bytes, 1);
     }
     g->room = m;
-    g->d->op->upload(g->d, (dv *)at, rows, bytes);
-    return (uint8_t *)at;
+    g->d->op->upload(g->d, (dv *)at, (const uint8_t *)job->pixels + from, bytes);
+    return (const uint8_t *)at;
 }
 
 static bool same_frame(const sample_job *a, const sample_job *b)
@@ -500,10 +504,10 @@ static void sample_frame(group *g, const sampler_norm *norm, const sample_job *j
         high = max(high, p.y.last);
     }
     if (low > high) low = high; /* all are empty */
+    if (jobs[first].resident) step = f->rows;
     for (int row = low, end; row == low || row < high; row = end) {
         end = high - row < step ? high : row + step;
-        const uint8_t *from = (const uint8_t *)jobs[first].pixels + row * row_bytes;
-        uint8_t *rows = put_rows(g, from, (end - row) * row_bytes);
+        const uint8_t *rows = put_rows(g, &jobs[first], row, end, row_bytes);
         for (size_t i = first; i < n; i++) {
             if (!same_frame(&jobs[i], &jobs[first])) continue;
             shot s = shot_of(g, norm, &jobs[i], i);
@@ -515,7 +519,7 @@ static void sample_frame(group *g, const sampler_norm *norm, const sample_job *j
             s.tint &= s.last;
             if (group_add(g, &s)) continue;
             group_run(g);
-            s.rows = rows = put_rows(g, from, (end - row) * row_bytes);
+            s.rows = rows = put_rows(g, &jobs[first], row, end, row_bytes);
             if (!group_add(g, &s)) {
                 op_cuda_fail(g->d, ERR_LIMIT, "a crop too large for the GPU's scratch");
                 return;

@@ -30,6 +30,11 @@ static frame_info frame_of(int rows, int columns, pixel_type type)
     return f;
 }
 
+static sample_job job_of(const frame_info *f, const void *from, crop_params c, int size)
+{
+    return (sample_job){.frame = f, .pixels = from, .crop = c, .size = size};
+}
+
 static sampler_norm plain(const char *window)
 {
     sampler_norm n = {.std = {1, 1, 1}};
@@ -79,7 +84,7 @@ static void crops(void **state)
                                      {.x = -h, .y = -w, .width = 9 * (w + h), .height = 9 * (w + h)},
                                      {.x = NAN, .width = -1}};
             sample_job jobs[8];
-            for (int i = 0; i < 8; i++) jobs[i] = (sample_job){&f, pixels, c[i], sizes[(s + k) % 3], NULL};
+            for (int i = 0; i < 8; i++) jobs[i] = job_of(&f, pixels, c[i], sizes[(s + k) % 3]);
             compare(k == 0 ? "int16" : k == 1 ? "uint16" : "RGB", &norm, jobs, 8);
         }
 }
@@ -93,17 +98,17 @@ static void windows(void **state)
         bool invert, padding;
         double slope, intercept;
     } rows[] = {
-        {"LINEAR", "header", {true, VOI_LINEAR, 2000, 900}, false, false, 1},
-        {"LINEAR, inverted, padding", "header", {true, VOI_LINEAR, 2000, 900}, true, true, 1},
-        {"LINEAR of width 1", "header", {true, VOI_LINEAR, 2200, 1}, false, true, 1},
-        {"LINEAR_EXACT", "header", {true, VOI_LINEAR_EXACT, 2300, 2000}, false, true, 0.5},
-        {"LINEAR_EXACT, a step", "header", {true, VOI_LINEAR_EXACT, 2300, 1e-7}, true, true, 1},
-        {"SIGMOID", "header", {true, VOI_SIGMOID, 2000, 700}, false, false, 1},
-        {"SIGMOID, inverted, padding", "header", {true, VOI_SIGMOID, 2000, 700}, true, true, 1},
-        {"SIGMOID without width", "header", {true, VOI_SIGMOID, 2000, 0}, false, true, 1},
-        {"percentiles", "percentile", {false}, false, true, 1},
+        {"LINEAR", "header", {true, VOI_LINEAR, 2000, 900}, false, false, 1, 0},
+        {"LINEAR, inverted, padding", "header", {true, VOI_LINEAR, 2000, 900}, true, true, 1, 0},
+        {"LINEAR of width 1", "header", {true, VOI_LINEAR, 2200, 1}, false, true, 1, 0},
+        {"LINEAR_EXACT", "header", {true, VOI_LINEAR_EXACT, 2300, 2000}, false, true, 0.5, 0},
+        {"LINEAR_EXACT, a step", "header", {true, VOI_LINEAR_EXACT, 2300, 1e-7}, true, true, 1, 0},
+        {"SIGMOID", "header", {true, VOI_SIGMOID, 2000, 700}, false, false, 1, 0},
+        {"SIGMOID, inverted, padding", "header", {true, VOI_SIGMOID, 2000, 700}, true, true, 1, 0},
+        {"SIGMOID without width", "header", {true, VOI_SIGMOID, 2000, 0}, false, true, 1, 0},
+        {"percentiles", "percentile", {false}, false, true, 1, 0},
         {"three of CT", "ct3", {false}, true, true, 1, -2600},
-        {"slope 0", "header", {true, VOI_LINEAR, 2000, 900}, false, true, 0},
+        {"slope 0", "header", {true, VOI_LINEAR, 2000, 900}, false, true, 0, 0},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         frame_info f[2] = {frame_of(37, 53, PIXEL_I16), frame_of(37, 53, PIXEL_U16)};
@@ -120,7 +125,7 @@ static void windows(void **state)
             f[k].has_padding = rows[i].padding;
             f[k].padding_low = 1700 * f[k].slope + f[k].intercept;
             f[k].padding_high = 1999 * f[k].slope + f[k].intercept;
-            jobs[k] = (sample_job){&f[k], pixels, c, 35, NULL};
+            jobs[k] = job_of(&f[k], pixels, c, 35);
         }
         compare(rows[i].name, &norm, jobs, 2);
     }
@@ -179,7 +184,7 @@ static void intensities(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         sample_job jobs[3];
         for (int k = 0; k < 3; k++) {
-            jobs[k] = (sample_job){&f[k], pixels, rows[i].c, 43, NULL};
+            jobs[k] = job_of(&f[k], pixels, rows[i].c, 43);
             jobs[k].crop.width = 51;
             jobs[k].crop.height = 40;
         }
@@ -196,7 +201,8 @@ static void normalised(void **state)
     sampler_norm norm = plain("header");
     memcpy(norm.mean, (float[]){0.1f, NAN, 0.3f}, sizeof norm.mean);
     memcpy(norm.std, (float[]){0.5f, 0.6f, 0}, sizeof norm.std);
-    compare("normalised", &norm, (sample_job[]){{&grey, pixels, c, 21, NULL}, {&colour, pixels, c, 21, NULL}}, 2);
+    const sample_job jobs[] = {job_of(&grey, pixels, c, 21), job_of(&colour, pixels, c, 21)};
+    compare("normalised", &norm, jobs, 2);
 }
 
 /* More jobs than a group holds, of frames in turn; then none. */
@@ -215,10 +221,26 @@ static void groups(void **state)
                          .height = rng_between(&r, 1, h)};
         if (i % 4 == 0) c.blur_sigma = rng_between(&r, 0, 2);
         if (i % 5 == 0) c.contrast = rng_between(&r, -1, 1);
-        jobs[i] = (sample_job){&f[i % 3], pixels + 1000 * (i % 3), c, 14, NULL};
+        jobs[i] = job_of(&f[i % 3], pixels + 1000 * (i % 3), c, 14);
     }
     compare("groups", &norm, jobs, JOBS_MOST);
     BOTH(both, i) both.d[i].op->sample(&both.d[i], NULL, &norm, jobs, 0);
+}
+
+/* Frames that are on the device already. */
+static void resident(void **state)
+{
+    (void)state;
+    frame_info f[2] = {frame_of(19, 23, PIXEL_I16), frame_of(19, 23, PIXEL_U8)};
+    sampler_norm norm = plain("header");
+    sample_job jobs[4];
+    tensor there = tensor_of(&both, TENSOR_BYTES, pixels, 2 * 19 * 23 * 3);
+    for (int i = 0; i < 4; i++) {
+        crop_params c = {.x = (float)i, .y = -1, .width = 9 + 5 * (float)i, .height = 20, .contrast = 0.3f};
+        jobs[i] = job_of(&f[i % 2], pixels + 19 * 23 * 3 * (i % 2), c, 17);
+        jobs[i].resident = dv_at(there.p[CUDA], 19 * 23 * 3 * (size_t)(i % 2));
+    }
+    compare("resident", &norm, jobs, 4);
 }
 
 /* A frame that does not fit what the GPU holds of frames, and several that do not fit together. */
@@ -233,9 +255,9 @@ static void large(void **state)
     const crop_params whole = {.x = 7, .width = 20, .height = ROWS, .contrast = 0.5f, .gamma = 0.1f, .blur_sigma = 1};
     const crop_params part = {.x = 700, .y = 1700, .width = 20, .height = 100, .flip = true};
     const crop_params top = {.x = 5, .y = -50, .width = 30, .height = 100};
-    const sample_job jobs[] = {{&f, big, whole, 14, NULL},        {&half, big + 9, part, 14, NULL},
-                               {&f, big, part, 14, NULL},         {&other, big + 7, whole, 14, NULL},
-                               {&half, big + 9, whole, 14, NULL}, {&f, big, top, 14, NULL}};
+    const sample_job jobs[] = {job_of(&f, big, whole, 14),        job_of(&half, big + 9, part, 14),
+                               job_of(&f, big, part, 14),         job_of(&other, big + 7, whole, 14),
+                               job_of(&half, big + 9, whole, 14), job_of(&f, big, top, 14)};
     sampler_norm norm = plain("header");
     compare("bands", &norm, jobs, sizeof jobs / sizeof *jobs);
     free(big);
@@ -260,6 +282,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(crops),       cmocka_unit_test(windows),
                                        cmocka_unit_test(intensities), cmocka_unit_test(normalised),
-                                       cmocka_unit_test(groups),      cmocka_unit_test(large)};
+                                       cmocka_unit_test(groups),      cmocka_unit_test(resident),
+                                       cmocka_unit_test(large)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
