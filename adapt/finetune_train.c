@@ -38,7 +38,7 @@ typedef struct {
     /* device */
     vit_pass pass;
     dv *arena_block, *pixels, *target, *weight, *rows, *token, *logits, *logits_f32, *d_logits_f32, *d_logits, *d_token,
-        *loss;
+        *loss;               /* f32 (2): the batch's loss, its gradients' sum of squares */
     dv **best_master;        /* (params.n) */
     checkpoint_extra *extra; /* (params.n) the same with names */
     char (*extra_name)[128];
@@ -214,7 +214,7 @@ static err_code alloc_device(loop *t, err *e)
                {&t->d_logits, B * O * d->ct_bytes},
                {&t->logits_f32, B * O * sizeof(float)},
                {&t->d_logits_f32, B * O * sizeof(float)},
-               {&t->loss, sizeof(float)}};
+               {&t->loss, 2 * sizeof(float)}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
     int32_t *row = malloc(B * sizeof *row);
     if (!row) FAIL(e, NOMEM, "finetune: no memory");
@@ -368,19 +368,13 @@ static err_code train_step(loop *t, err *e)
     const op_table *op = d->op;
     size_t B = t->batch, targets = B * t->outputs * sizeof(float);
     const float *taken;
-    float loss;
+    float read[2];
     TRY(loader_take(t->l, t->step, &taken, e));
     const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
     op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
     op->upload(d, t->target, v.target, targets);
     op->upload(d, t->weight, v.weight, targets);
     if (t->drop) vit_drop_draw(j->m, o->drop_path, o->seed, t->step, 0, B, t->drop);
-    gradients(t, *v.scale);
-    op->download(d, &loss, t->loss, sizeof loss);
-    TRY(device_sync(d, e));
-    if (!isfinite(loss))
-        FAIL(e, NUMERIC, "finetune: the loss is not finite at step %" PRIu64 "; a smaller learning rate may help",
-             t->step);
     adamw_step a = {.beta1 = 0.9f,
                     .beta2 = 0.999f,
                     .eps = 1e-8f,
@@ -389,9 +383,18 @@ static err_code train_step(loop *t, err *e)
                     .head_lr = lr_at(t, o->head_lr, t->step),
                     .t = (int64_t)t->step + 1,
                     .head_t = (int64_t)t->step + 1};
-    TRY(optim_step(&t->optim, &a, e));
+    op->record(d, true);
+    gradients(t, *v.scale);
+    optim_ask(&t->optim, &a);
+    op->copy(d, dv_at(t->loss, sizeof *read), t->optim.scalar, sizeof *read);
+    op->record(d, false);
+    op->download(d, read, t->loss, sizeof read);
     TRY(device_sync(d, e));
-    t->loss_sum += loss;
+    if (!isfinite(read[0]))
+        FAIL(e, NUMERIC, "finetune: the loss is not finite at step %" PRIu64 "; a smaller learning rate may help",
+             t->step);
+    TRY(optim_judge(&t->optim, read[1], e));
+    t->loss_sum += read[0];
     t->loss_n++;
     t->step++;
     return ERR_OK;
@@ -501,6 +504,7 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
     if (!rc) {
         for (size_t i = 0; i < j->params.n; i++) out->best += t->extra[i].count * sizeof(float);
         out->batch = t->batch * t->source.image_floats * sizeof(float);
+        j->d->op->upload(j->d, t->pixels, NULL, out->batch);
         gradients(t, 1);
         double *forward = &j->d->flop[FLOP_FORWARD], counted = *forward, kept[FLOP_KINDS];
         memcpy(kept, j->d->flop, sizeof kept);

@@ -59,16 +59,25 @@ void optim_zero(optim *o)
     }
 }
 
-err_code optim_step(optim *o, adamw_step *s, err *e)
+void optim_ask(optim *o, adamw_step *s)
 {
-    const op_table *op = o->d->op;
-    float square;
     s->clip = o->clip;
-    op->grad_square(o->d, o->scalar, o->ps->p, o->ps->n, s);
-    op->adamw(o->d, o->ps->p, o->ps->n, s, o->scalar);
-    op->download(o->d, &square, o->scalar, sizeof square);
-    TRY(device_sync(o->d, e));
+    o->d->op->grad_square(o->d, o->scalar, o->ps->p, o->ps->n, s);
+    o->d->op->adamw(o->d, o->ps->p, o->ps->n, s, o->scalar);
+}
+
+err_code optim_judge(optim *o, float square, err *e)
+{
     o->norm = sqrtf(square);
     if (!isfinite(o->norm)) FAIL(e, NUMERIC, "the gradient is not finite");
     return ERR_OK;
+}
+
+err_code optim_step(optim *o, adamw_step *s, err *e)
+{
+    float square;
+    optim_ask(o, s);
+    o->d->op->download(o->d, &square, o->scalar, sizeof square);
+    TRY(device_sync(o->d, e));
+    return optim_judge(o, square, e);
 }

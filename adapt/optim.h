@@ -19,7 +19,7 @@ typedef struct optim {
     device *d;
     param_set *ps;
     float clip; /* global norm; 0: none */
-    dv *scalar; /* f32 (1) */
+    dv *scalar; /* f32 (1): the gradients' sum of squares, of optim_ask */
     float norm; /* of the last step, before clipping */
 } optim;
 err_code optim_init(optim *o, device *d, param_set *ps, float clip, err *e);
@@ -27,5 +27,9 @@ void optim_fini(optim *o);
 void optim_zero(optim *o);
 /* Clips (clip is set here) and steps. ERR_NUMERIC if the norm is not finite: nothing was changed. */
 err_code optim_step(optim *o, adamw_step *s, err *e);
+/* Its two halves, for whoever downloads more at once: what is asked of the device, and what follows from the sum of
+ * squares. */
+void optim_ask(optim *o, adamw_step *s);
+err_code optim_judge(optim *o, float square, err *e);
 
 #endif

@@ -133,7 +133,7 @@ static err_code bad_step(ssl_run *r, err *why, err *e)
 }
 
 /* One micro-batch: its crops and masks are a function of its number, its gradients add to the update's. */
-static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *in, ssl_step_out *s, err *e)
+static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *in, err *e)
 {
     const float *batch;
     size_t S = r->data.global_size;
@@ -144,14 +144,14 @@ static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *i
     in->globals = batch;
     in->locals = batch + 2 * r->data.batch * 3 * S * S;
     in->mask = masked ? r->mask_bits : NULL;
-    return ssl_step_gradients(&r->step, in, s, e);
+    return ssl_step_gradients(&r->step, in, NULL, e);
 }
 
 static err_code one_step(ssl_run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
 {
     ssl_step_in in = {0};
     schedule(r, total, u, &in);
-    for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, s, e));
+    for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
     err why = {0};
     err_code rc = ssl_step_update(&r->step, u, s, &why);
     if (rc == ERR_NUMERIC) return bad_step(r, &why, e);

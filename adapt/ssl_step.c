@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DINO, IBOT, KOLEO, ENTROPY, MARGINAL = ENTROPY + 2, SCALARS = MARGINAL + 2 };
+enum { DINO, IBOT, KOLEO, ENTROPY, MARGINAL = ENTROPY + 2, SQUARE = MARGINAL + 2, SCALARS };
 enum { CLASSES, PATCHES, GROUPS };
 enum { SINKHORN_ITERATIONS = 3, PIECE_BYTES = 32 << 20, PIECE_LEAST = 64 };
 
@@ -394,13 +394,18 @@ static void begin(ssl_step *s)
     }
 }
 
-static err_code read_out(ssl_step *s, ssl_step_out *out, err *e)
+static void mean_entropies(ssl_step *s)
+{
+    for (int g = 0; g < GROUPS; g++)
+        s->d->op->mean_entropy(s->d, scalar(s, MARGINAL + g), s->group[g].mean, s->group[g].targets,
+                               s->config.head.prototypes);
+}
+
+/* square: the gradients' sum of squares, as it was last. */
+static err_code read_out(ssl_step *s, ssl_step_out *out, float *square, err *e)
 {
     const ssl_step_config *k = &s->config;
     float v[SCALARS];
-    for (int g = 0; g < GROUPS; g++)
-        s->d->op->mean_entropy(s->d, scalar(s, MARGINAL + g), s->group[g].mean, s->group[g].targets,
-                               k->head.prototypes);
     s->d->op->download(s->d, v, s->scalars, sizeof v);
     TRY(device_sync(s->d, e));
     *out = (ssl_step_out){.loss = v[DINO] + v[IBOT] + v[KOLEO],
@@ -408,6 +413,7 @@ static err_code read_out(ssl_step *s, ssl_step_out *out, err *e)
                           .ibot = k->ibot > 0 ? v[IBOT] / k->ibot : 0,
                           .koleo = k->koleo > 0 ? v[KOLEO] / k->koleo : 0,
                           .masked = s->group[PATCHES].n};
+    *square = v[SQUARE];
     for (int g = 0; g < GROUPS; g++) {
         out->target_entropy[g] = s->group[g].targets ? v[ENTROPY + g] / (float)s->group[g].targets : 0;
         out->marginal_entropy[g] = v[MARGINAL + g];
@@ -415,19 +421,28 @@ static err_code read_out(ssl_step *s, ssl_step_out *out, err *e)
     return ERR_OK;
 }
 
-err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e)
+static err_code upload_batch(ssl_step *s, const ssl_step_in *in, err *e)
 {
     const op_table *op = s->d->op;
     const ssl_step_config *k = &s->config;
     size_t B = k->batch;
     TRY(fill_masked(s, in->mask, e));
-    const dv *mask = in->mask ? s->mask : NULL;
-    if (mask) op->upload(s->d, s->mask, in->mask, 2 * B * s->P);
+    if (in->mask) op->upload(s->d, s->mask, in->mask, 2 * B * s->P);
     op->upload(s->d, s->globals, in->globals, 2 * B * 3 * k->global_size * k->global_size * sizeof(float));
     if (k->locals)
         op->upload(s->d, s->locals, in->locals, k->locals * B * 3 * k->local_size * k->local_size * sizeof(float));
-    if (s->micro == 0) begin(s);
+    return ERR_OK;
+}
+
+err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e)
+{
+    const ssl_step_config *k = &s->config;
+    const dv *mask = in->mask ? s->mask : NULL;
+    float square;
+    TRY(upload_batch(s, in, e));
     draw_drop(s, in->number);
+    s->d->op->record(s->d, true);
+    if (s->micro == 0) begin(s);
     vit_patches(s->m, VIT_STUDENT, &s->student, s->globals);
     teacher_forward(s);
     student_forward(s, mask);
@@ -436,23 +451,41 @@ err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *ou
     if (!in->head_only) backward(s, mask);
     if (++s->micro == micro_batches(k))
         for (size_t i = 0; i < heads(k); i++) dino_head_bwd_end(&s->head[i]);
-    return read_out(s, out, e);
+    if (out) mean_entropies(s);
+    s->d->op->record(s->d, false);
+    return out ? read_out(s, out, &square, e) : ERR_OK;
+}
+
+/* AdamW, and all that is known of the step: one download. */
+static err_code step_weights(ssl_step *s, const adamw_step *how, ssl_step_out *out, err *e)
+{
+    const op_table *op = s->d->op;
+    adamw_step adam = *how;
+    float square;
+    op->record(s->d, true);
+    optim_ask(&s->optim, &adam);
+    op->copy(s->d, scalar(s, SQUARE), s->optim.scalar, sizeof(float));
+    mean_entropies(s);
+    op->record(s->d, false);
+    TRY(read_out(s, out, &square, e));
+    err_code rc = optim_judge(&s->optim, square, e);
+    out->grad_norm = s->optim.norm;
+    return rc;
 }
 
 err_code ssl_step_update(ssl_step *s, const ssl_step_update_in *u, ssl_step_out *out, err *e)
 {
     const op_table *op = s->d->op;
-    adamw_step adam = u->adam;
     if (s->micro != micro_batches(&s->config)) FAIL(e, INTERNAL, "an update after %zu micro-batches", s->micro);
     s->micro = 0;
-    err_code rc = optim_step(&s->optim, &adam, e);
-    out->grad_norm = s->optim.norm;
-    TRY(rc);
+    TRY(step_weights(s, &u->adam, out, e));
+    op->record(s->d, true);
     for (ssl_group *g = s->group; s->config.centering == SSL_SOFTMAX && g < s->group + GROUPS; g++)
         op->center_update(s->d, g->center, g->sum, s->config.center_momentum, g->targets, s->config.head.prototypes);
     op->ema(s->d, s->ps->p, s->ps->n, u->momentum);
     refresh_heads(s);
-    return device_sync(s->d, e);
+    op->record(s->d, false);
+    return ERR_OK;
 }
 
 err_code ssl_step_tokens(ssl_step *s, const float *globals, float *tokens, err *e)

@@ -4,8 +4,8 @@
  *     vit_train(m, &(peft_spec){.method = METHOD_APLA, .teacher = true}, &ps, &e);
  *     ssl_step s; ssl_step_open(&s, m, &ps, &config, &e);            // appends the heads' params to ps
  *     ... upload other weights into ps.p[i].master and .teacher, then ssl_step_refresh(&s) ...
- *     ssl_step_gradients(&s, &in, &out, &e);                         // config.accumulate times: ps.p[i].grad, out.loss
- *     ssl_step_update(&s, &update, &out, &e);                        // clip, AdamW, centres, EMA
+ *     ssl_step_gradients(&s, &in, NULL, &e);                         // config.accumulate times: ps.p[i].grad
+ *     ssl_step_update(&s, &update, &out, &e);                        // clip, AdamW, centres, EMA; out.loss
  *     ssl_step_close(&s); param_set_free(d, &ps);
  *
  * Order of crops: global crop g of image b is row g*B+b of the globals, local crop l of image b is row l*B+b of the
@@ -98,7 +98,8 @@ typedef struct ssl_step {
     dv *logits;                     /* (piece, K) ct: the student's; then their gradient */
     dv *q;                          /* (q_rows, K) ct: the teacher's logits, then its targets */
     dv *koleo_dx;                   /* (2B, C) ct */
-    dv *scalars;                    /* f32 (7): dino, ibot, koleo, entropies of targets (2), of their means (2) */
+    dv *scalars;                    /* f32 (8): dino, ibot, koleo, entropies of targets (2), of their means (2), the
+                                     * gradients' sum of squares */
     dv *rows_global, *rows_local;   /* int32: rows of class tokens in the passes' outputs */
     dv *rows_patch;                 /* int32 (M): rows of masked patches in the global passes' outputs */
     float *drop;                    /* host (depth, 2, 2B), (depth, 2, L*B); NULL: nothing is dropped */
@@ -114,9 +115,10 @@ void ssl_step_close(ssl_step *s);
 /* After masters or teachers were written from outside: live copies, normalised prototypes. */
 void ssl_step_refresh(ssl_step *s);
 /* Forward and backward of a micro-batch. The first after an update zeroes the gradients; after the last they are those
- * of the weighted sum, before clipping. */
+ * of the weighted sum, before clipping. out NULL: nothing is read, so that the device need not be waited for. */
 err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e);
-/* ERR_NUMERIC: the gradient norm is not finite, and nothing was changed. */
+/* The device is waited for once, between AdamW and what follows it. ERR_NUMERIC: the gradient norm is not finite, and
+ * nothing was changed. */
 err_code ssl_step_update(ssl_step *s, const ssl_step_update_in *u, ssl_step_out *out, err *e);
 /* The teacher's view of globals (2B,3,S,S) host: tokens (2B,T,C) f32 host, after the final norm. */
 err_code ssl_step_tokens(ssl_step *s, const float *globals, float *tokens, err *e);
