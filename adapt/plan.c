@@ -6,11 +6,12 @@
 
 #include "adapt/ssl_run.h"
 #include "base/headroom.h"
+#include "model/device_cuda.h"
 #include "model/op_count.h"
 
-const char *const plan_class_name[PLAN_CLASSES] = {"weights",   "packed weights", "trainable",  "gradients",
-                                                   "optimizer", "teacher",        "head",       "activations",
-                                                   "workspace", "batch",          "evaluation", "host"};
+const char *const plan_class_name[PLAN_CLASSES] = {
+    "weights",     "packed weights", "trainable", "gradients",  "optimizer", "teacher", "head",
+    "activations", "workspace",      "batch",     "evaluation", "pinned",    "host"};
 const char *const plan_flop_name[PLAN_FLOPS] = {"forward", "dX", "dW", "teacher", "head", "recomputed"};
 
 static size_t larger(size_t a, size_t b)
@@ -87,7 +88,7 @@ static err_code count_step(plan *p, ssl_step *s, const uint8_t *mask, err *e)
     p->flop[PLAN_AGAIN] = flop_of(d, FLOP_FORWARD);
     no_flop(d);
     size_t packed = d->bytes_packed;
-    TRY(ssl_step_gradients(s, &(ssl_step_in){.mask = mask, .teacher_temp = 1}, &out, e));
+    TRY(ssl_step_gradients(s, &(ssl_step_in){.mask = mask, .teacher_temp = 1}, NULL, e));
     TRY(ssl_step_update(s, &u, &out, e));
     p->flop[PLAN_HEAD_ALL] = d->flop[FLOP_FORWARD] + d->flop[FLOP_DX] + d->flop[FLOP_DW] - p->flop[PLAN_FORWARD] -
                              p->flop[PLAN_DX] - p->flop[PLAN_DW] - p->flop[PLAN_TEACHER_FORWARD] - p->flop[PLAN_AGAIN];
@@ -133,11 +134,15 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
     return rc;
 }
 
-/* device: the most at once; the sum of the classes is that and the host's. */
+/* device: the most at once; the sum of the classes is that and the host's. What the device took for itself was there
+ * before the weights. */
 static void add_up(plan *p, const device *d)
 {
+    p->bytes[PLAN_WEIGHTS] -= op_count_fixed(d);
+    p->bytes[PLAN_WORK] += op_count_fixed(d);
+    p->bytes[PLAN_PINNED] = op_count_pinned(d);
     p->device = d->bytes_most;
-    p->host = p->bytes[PLAN_HOST];
+    p->host = p->bytes[PLAN_HOST] + p->bytes[PLAN_PINNED];
     p->total = p->device + p->host;
 }
 
@@ -233,17 +238,42 @@ err_code plan_shape(vit **m, device *d, const vit *of, err *e)
 {
     const device *real = vit_device(of);
     vit_source source = {.random = *vit_get_config(of)};
-    TRY(op_count_open(d, real->threads, real->ct, OP_COUNT_CPU, e));
+    op_count_kind kind = device_is_cuda(real) ? OP_COUNT_CUDA : OP_COUNT_CPU;
+    TRY(op_count_open(d, real->threads, real->ct, kind, e));
     err_code rc = vit_open(m, d, &source, e);
     if (rc) device_close(d);
     return rc;
+}
+
+/* The largest batch whose plan a GPU's room holds, where all that is not an image's stays as it is. */
+static size_t fitting(const plan *p, size_t room)
+{
+    size_t each = (p->bytes[PLAN_ACTIVATIONS] + p->bytes[PLAN_BATCH]) / (p->images ? p->images : 1);
+    size_t rest = p->device - each * p->images;
+    return each && room > rest ? (room - rest) / each : 0;
+}
+
+static err_code fits_gpu(const plan *p, const device *d, const char *stage, err *e)
+{
+    size_t room = device_cuda_room(d), images = fitting(p, room);
+    if (p->device <= room) return ERR_OK;
+    if (images)
+        FAIL(e, NOMEM,
+             "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): about %zu images at once would fit",
+             stage, p->device >> 20, room >> 20, images);
+    FAIL(e, NOMEM,
+         "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): --recompute block, a smaller model", stage,
+         p->device >> 20, room >> 20);
 }
 
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
 {
     /* Of a limited address space threads take more than memory: a stack and a heap each. */
     enum { SPACE = 256 << 20, SPACE_THREAD = 16 << 20 };
-    size_t need = p->total - (d->bytes < p->total ? d->bytes : p->total) + PLAN_CONSTANT;
+    bool gpu = device_is_cuda(d);
+    size_t all = gpu ? p->host : p->total, held = gpu ? 0 : d->bytes;
+    size_t need = all - (held < all ? held : all) + PLAN_CONSTANT;
+    if (gpu) TRY(fits_gpu(p, d, stage, e));
     size_t space = headroom_address_space(), apart = SPACE + (size_t)d->threads * SPACE_THREAD;
     headroom h = headroom_get();
     if (space != SIZE_MAX && need + apart > space) {

@@ -8,13 +8,15 @@
  *
  * Not counted: the program and its libraries, oneDNN's compiled kernels and scratch, the catalogue: PLAN_CONSTANT
  * bytes, in which a process's peak agrees with the plan to 5 % (tests/cli/test_memory.sh). Nor the pages of mapped
- * files, which the system takes back when it wants them. */
+ * files, which the system takes back when it wants them. Nor, on a GPU, what CUDA takes of it for its context and
+ * kernels: PLAN_CUDA_CONSTANT. */
 #ifndef RADAPT_PLAN_H
 #define RADAPT_PLAN_H
 #include "adapt/finetune.h"
 #include "adapt/ssl.h"
+#include "model/cuda/op_cuda_bytes.h"
 
-enum { PLAN_CONSTANT = 64 << 20 };
+enum { PLAN_CONSTANT = 64 << 20, PLAN_CUDA_CONSTANT = OP_CUDA_CONTEXT_BYTES };
 
 typedef enum {
     PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
@@ -25,9 +27,10 @@ typedef enum {
     PLAN_TEACHER,     /* its own masters and live weights */
     PLAN_HEAD,        /* head or classifier: weights with all of their state, activations, logits, targets */
     PLAN_ACTIVATIONS, /* of the passes, with their scratch */
-    PLAN_WORK,        /* workspace of ops */
+    PLAN_WORK,        /* workspace of ops, and what the device takes for itself */
     PLAN_BATCH,       /* pixels and masks on the device */
     PLAN_EVALUATION,  /* what an evaluation takes on top, or more than all of this */
+    PLAN_PINNED,      /* of the host's memory, what goes up to a GPU */
     PLAN_HOST,        /* batches that wait in the loader, features of evaluations */
     PLAN_CLASSES
 } plan_class;
@@ -51,8 +54,8 @@ err_code plan_predict(plan *p, vit *m, const peft_spec *peft, const view_options
 /* A model of the shape of `of`, on a device that counts as its own would: for the functions above. The caller closes
  * both. */
 err_code plan_shape(vit **m, device *d, const vit *of, err *e);
-/* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h). d: the stage's device: what
- * it holds is part of the plan. */
+/* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h), or more than its GPU has
+ * left. d: the stage's device: what it holds is part of the plan. */
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e);
 
 #endif

@@ -84,13 +84,13 @@ static err_code make_plan(planned *k, err *e)
     device d;
     vit *m;
     err why = {0};
-    bool bare = !strcmp(k->device, "cuda");
+    bool cuda = !strcmp(k->device, "cuda");
     vit_source source = {.heads = (int)options_int(o, "backbone-heads")};
     if (file_exists(k->model))
         source.path = k->model;
     else if (vit_named_config(k->model, &source.random, &why))
         FAIL(e, NOTFOUND, "--backbone %.100s: there is no such file, and no model of that name", k->model);
-    TRY(op_count_open(&d, (int)options_int(o, "threads"), compute_of(o), bare ? OP_COUNT_BARE : OP_COUNT_CPU, e));
+    TRY(op_count_open(&d, (int)options_int(o, "threads"), compute_of(o), cuda ? OP_COUNT_CUDA : OP_COUNT_CPU, e));
     err_code rc = vit_open(&m, &d, &source, &why);
     if (rc) {
         device_close(&d);
@@ -177,8 +177,10 @@ static void print_table(const planned *k)
         printf("At %.0f GFLOP/s (%s) its matrix products take %.3g s; the step takes longer: an estimate from below.\n",
                k->gflops, k->given ? "given" : "measured now, on this machine", flop_sum(p) / k->gflops * 1e-9);
     if (cuda)
-        puts("This build has no CUDA back end: these are the engine's own arrays. Not counted: CUDA's context,\n"
-             "workspaces of kernels and libraries, copies of weights that a back end may want.");
+        printf("Pinned and host are this machine's memory, all else the GPU's. Not counted: CUDA's context and kernels "
+               "(%d "
+               "MiB of\nthe GPU, about), the program and its libraries.\n",
+               PLAN_CUDA_CONSTANT >> 20);
     else
         printf("Not counted: the program, its libraries and oneDNN's compiled kernels (%d MiB at most), and mapped "
                "files.\n",

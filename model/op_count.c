@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/arena.h"
+#include "model/cuda/op_cuda_bytes.h"
 #include "model/op_cpu.h"
 
 #pragma GCC diagnostic ignored "-Wunused-parameter" /* most ops have nothing to do here */
@@ -12,12 +13,41 @@
 /* Before what alloc returns, as op_cpu.c has it: a block's size. */
 enum { HEADER = ARENA_ALIGN };
 
+/* device.impl, where the CUDA back end is counted; else it is the CPU's. */
+typedef struct {
+    op_cuda_pinned pinned;
+    bool recording;
+} counted_cuda;
+
+static counted_cuda *cuda_of(const device *d)
+{
+    return d->counts == COUNTS_BARE ? d->impl : NULL;
+}
+
+static void count_close(device *d)
+{
+    if (cuda_of(d))
+        free(d->impl);
+    else
+        op_cpu_close(d);
+}
+
+static void count_sync(device *d)
+{
+    if (cuda_of(d)) cuda_of(d)->pinned.waiting = 0;
+}
+
+static void count_record(device *d, bool on)
+{
+    if (cuda_of(d)) cuda_of(d)->recording = on;
+}
+
 static err_code count_alloc(device *d, size_t bytes, dv **out, err *e)
 {
     size_t *p = malloc(HEADER);
     *out = NULL;
     if (!p) FAIL(e, NOMEM, "no memory for %zu bytes of model data", bytes);
-    *p = op_cpu_alloc_bytes(bytes);
+    *p = cuda_of(d) ? op_cuda_alloc_bytes(bytes) : op_cpu_alloc_bytes(bytes);
     op_cpu_account(d, *p, 0);
     *out = dv_at((dv *)p, HEADER);
     return ERR_OK;
@@ -31,10 +61,24 @@ static void count_free(device *d, dv *p)
     free(head);
 }
 
-static void count_upload(device *d, dv *dst, const void *src, size_t bytes) {}
+/* As op_cuda_memory.c does it. */
+static void count_upload(device *d, dv *dst, const void *src, size_t bytes)
+{
+    counted_cuda *c = cuda_of(d);
+    while (c && bytes) {
+        size_t block, at;
+        if (op_cuda_pinned_full(&c->pinned, c->recording)) count_sync(d);
+        size_t n = op_cuda_pinned_next(&c->pinned, bytes, &block, &at);
+        if (block == c->pinned.blocks) c->pinned.blocks++;
+        c->pinned.waiting += n;
+        bytes -= n;
+    }
+}
 static void count_download(device *d, void *dst, const dv *src, size_t bytes)
 {
-    if (bytes) memset(dst, 0, bytes);
+    if (!bytes) return;
+    memset(dst, 0, bytes);
+    count_sync(d);
 }
 static void count_zero(device *d, dv *p, size_t bytes) {}
 static void count_copy(device *d, dv *dst, const dv *src, size_t bytes) {}
@@ -48,18 +92,18 @@ static void count_tiles(device *d, size_t n, void (*fn)(void *ctx, size_t tile, 
 
 static size_t count_slots(const device *d)
 {
-    return op_cpu_slots(d);
+    return cuda_of(d) ? 1 : op_cpu_slots(d);
 }
 
 static size_t count_tile_rows(const device *d)
 {
-    return op_cpu_tile_rows(d);
+    return cuda_of(d) ? 0 : op_cpu_tile_rows(d);
 }
 
-/* Another back end's is not known. */
 static size_t count_attention_bytes(const device *d, bool tile, size_t B, size_t T, size_t H, size_t D, bool backward)
 {
-    return d->counts == COUNTS_BARE ? 0 : op_cpu_attention_bytes(d, tile, B, T, H, D, backward);
+    return cuda_of(d) ? op_cuda_attention_work(B, T, H, backward)
+                      : op_cpu_attention_bytes(d, tile, B, T, H, D, backward);
 }
 
 /* --- matrix work */
@@ -205,9 +249,9 @@ static void count_sample(device *d, dv *out, const struct sampler_norm *norm, co
 
 static const op_table count_table = {
     "count",
-    op_cpu_close,
-    op_cpu_sync,
-    op_cpu_record,
+    count_close,
+    count_sync,
+    count_record,
     count_attention_bytes,
     count_alloc,
     count_free,
@@ -270,14 +314,36 @@ static const op_table count_table = {
     count_sample,
 };
 
+static err_code open_cuda(device *d, compute_type ct, err *e)
+{
+    counted_cuda *c = calloc(1, sizeof *c);
+    if (!c) FAIL(e, NOMEM, "no memory for the compute device");
+    bool f32 = ct == COMPUTE_F32;
+    *d = (device){.op = &count_table,
+                  .ct = f32 ? COMPUTE_F32 : COMPUTE_BF16,
+                  .ct_bytes = f32 ? 4 : 2,
+                  .threads = 1,
+                  .counts = COUNTS_BARE,
+                  .impl = c};
+    op_cpu_account(d, op_count_fixed(d), 0);
+    return ERR_OK;
+}
+
 err_code op_count_open(device *d, int threads, compute_type ct, op_count_kind kind, err *e)
 {
-    bool bare = kind == OP_COUNT_BARE;
-    TRY(device_open_cpu(d, bare ? 1 : threads, bare ? COMPUTE_F32 : ct, e));
+    if (kind == OP_COUNT_CUDA) return open_cuda(d, ct, e);
+    TRY(device_open_cpu(d, threads, ct, e));
     d->op = &count_table;
-    d->counts = bare ? COUNTS_BARE : COUNTS_PACKED;
-    if (!bare || ct == COMPUTE_F32) return ERR_OK;
-    d->ct = COMPUTE_BF16;
-    d->ct_bytes = 2;
+    d->counts = COUNTS_PACKED;
     return ERR_OK;
+}
+
+size_t op_count_fixed(const device *d)
+{
+    return cuda_of(d) ? op_cuda_alloc_bytes(OP_CUDA_SCRATCH_BYTES) + op_cuda_alloc_bytes(OP_CUDA_BLAS_BYTES) : 0;
+}
+
+size_t op_count_pinned(const device *d)
+{
+    return cuda_of(d) ? cuda_of(d)->pinned.blocks * OP_CUDA_PINNED_BYTES : 0;
 }

@@ -11,10 +11,12 @@
 #define RADAPT_OP_COUNT_H
 #include "model/op.h"
 
-/* OP_COUNT_BARE: a device without tiles, packed weights and known workspaces: what any back end must hold at least. */
-typedef enum { OP_COUNT_CPU, OP_COUNT_BARE } op_count_kind;
+/* OP_COUNT_CUDA: the CUDA back end's memory (model/cuda/op_cuda_bytes.h), wherever this is asked. */
+typedef enum { OP_COUNT_CPU, OP_COUNT_CUDA } op_count_kind;
 
-/* As device_open_cpu; BARE has bf16 whatever this processor has. Downloads give zeros. */
+/* As device_open_cpu; CUDA has bf16 whatever this processor has. Downloads give zeros. */
 err_code op_count_open(device *d, int threads, compute_type ct, op_count_kind kind, err *e);
+size_t op_count_fixed(const device *d);  /* bytes that the device takes for itself when it is opened */
+size_t op_count_pinned(const device *d); /* bytes of the host's memory that uploads wait in */
 
 #endif

@@ -195,7 +195,6 @@ static size_t attention_bytes(const vit *v, const vit_tiling *t, size_t Ti, bool
 
 size_t vit_pass_work_bytes(const vit *v, size_t B, size_t height, size_t width, vit_keep keep)
 {
-    if (v->d->counts == COUNTS_BARE) return 0; /* another back end's is not known */
     size_t Ti = count_tokens(v, height, width);
     vit_tiling tiles = choose_tiling(v->d, B, Ti), whole = {B, 1};
     size_t most = attention_bytes(v, &tiles, Ti, keep != VIT_INFER);

@@ -2,6 +2,7 @@
  * place where no GPU and no CUDA is (model/op_count.c): plain arithmetic, no CUDA header. */
 #ifndef RADAPT_OP_CUDA_BYTES_H
 #define RADAPT_OP_CUDA_BYTES_H
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Taken when the device is opened: scratch that ops share (op_cuda_scratch), and cuBLASLt's own. */
@@ -16,6 +17,12 @@ static inline size_t op_cuda_alloc_bytes(size_t bytes)
     return (bytes + OP_CUDA_ALIGN - 1) & ~(size_t)(OP_CUDA_ALIGN - 1);
 }
 
+/* Attention's workspace: backward keeps a sum for each row of scores, f32 (B,H,T). */
+static inline size_t op_cuda_attention_work(size_t B, size_t T, size_t H, bool backward)
+{
+    return backward ? B * H * T * sizeof(float) : 0;
+}
+
 /* Uploads wait in pinned blocks of this size, filled one after the other, which are free again when the stream was
  * waited for. Outside a recording never more than so many: then it is waited for at once. */
 enum { OP_CUDA_PINNED_BYTES = 4 << 20, OP_CUDA_PINNED_MOST = 16 };
@@ -26,7 +33,7 @@ typedef struct {
 } op_cuda_pinned;
 
 /* Whether the next piece has to wait first. */
-static inline int op_cuda_pinned_full(const op_cuda_pinned *p, int recording)
+static inline bool op_cuda_pinned_full(const op_cuda_pinned *p, bool recording)
 {
     return !recording && p->waiting >= (size_t)OP_CUDA_PINNED_MOST * OP_CUDA_PINNED_BYTES;
 }

@@ -286,7 +286,7 @@ static void nothing_is_made(void **state)
     plan p;
     ASSERT_OK(ssl_recipe("default", METHOD_FULL, &o, &e));
     double start = progress_clock();
-    vit *m = counted_vit(&d, "vit-g/14", 1, COMPUTE_BF16, OP_COUNT_BARE);
+    vit *m = counted_vit(&d, "vit-g/14", 1, COMPUTE_BF16, OP_COUNT_CUDA);
     ASSERT_OK(plan_adapt(&p, m, &o, 1000000, &e));
     vit_close(m);
     device_close(&d);
