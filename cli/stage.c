@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "cli/cmd.h"
 #include "io/safetensors.h"
+#include "model/device_cuda.h"
 
 /* What is trained on when nothing is given: small, and it says so. */
 #define RANDOM_BACKBONE "vit-ti/16"
@@ -177,6 +178,34 @@ err_code stage_address_space(err *e)
     return ERR_OK;
 }
 
+/* The GPU that --device asks for: -1: none. */
+static err_code gpu_of(const char *wish, int *number, err *e)
+{
+    char *end;
+    *number = strcmp(wish, "cpu") ? 0 : -1;
+    if (*number < 0 || !strcmp(wish, "auto") || !strcmp(wish, "cuda")) return ERR_OK;
+    long n = strncmp(wish, "cuda:", 5) ? -1 : strtol(wish + 5, &end, 10);
+    if (n < 0 || n > 1023 || end == wish + 5 || *end)
+        FAIL(e, USAGE, "--device %.40s: auto, cpu, cuda or cuda:N", wish);
+    *number = (int)n;
+    return ERR_OK;
+}
+
+static err_code open_device(stage *s, compute_type type, err *e)
+{
+    const char *wish = options_text(s->o, "device");
+    err why = {0};
+    int gpu;
+    TRY(gpu_of(wish, &gpu, e));
+    if (gpu >= 0 && !device_open_cuda(&s->device, gpu, type, &why)) {
+        log_event(LOG_INFO, "device.cuda", "gpu", LOG_INT(gpu), NULL);
+        return ERR_OK;
+    }
+    if (gpu >= 0 && strcmp(wish, "auto")) return stage_blame("--device", wish, &why, e);
+    if (gpu >= 0) log_event(LOG_INFO, "device.cpu", "reason", LOG_STR(why.msg), NULL);
+    return device_open_cpu(&s->device, (int)options_int(s->o, "threads"), type, e);
+}
+
 err_code stage_device(stage *s, err *e)
 {
     static const struct {
@@ -189,7 +218,7 @@ err_code stage_device(stage *s, err *e)
     compute_type type = COMPUTE_AUTO;
     for (int i = 0; i < 3; i++)
         if (!strcmp(name, types[i].name)) type = types[i].type;
-    TRY(device_open_cpu(&s->device, (int)options_int(s->o, "threads"), type, e));
+    TRY(open_device(s, type, e));
     s->has_device = true;
     return ERR_OK;
 }

@@ -41,6 +41,8 @@ static err_code load(void **out, err *e)
     FAIL(e, UNSUPPORTED, "this installation has no CUDA back end (%s)", DEVICE_CUDA_PLUGIN);
 }
 
+static device_cuda_room_of *room_of; /* the plugin's, which stays loaded */
+
 err_code device_open_cuda(device *d, int number, compute_type ct, err *e)
 {
     static const device_cuda_build own = DEVICE_CUDA_BUILD;
@@ -52,5 +54,15 @@ err_code device_open_cuda(device *d, int number, compute_type ct, err *e)
     if (!(symbol = dlsym(plugin, DEVICE_CUDA_SYMBOL)))
         FAIL(e, CONFLICT, "%s is not this program's: it has no %s", DEVICE_CUDA_PLUGIN, DEVICE_CUDA_SYMBOL);
     memcpy(&open, &symbol, sizeof open);
-    return open(&own, d, number, ct, e);
+    return open(&own, &room_of, d, number, ct, e);
+}
+
+bool device_is_cuda(const device *d)
+{
+    return !strcmp(d->op->name, "cuda");
+}
+
+size_t device_cuda_room(const device *d)
+{
+    return room_of ? room_of(d) : SIZE_MAX;
 }

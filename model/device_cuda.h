@@ -23,10 +23,16 @@ typedef struct {
     }
 #define DEVICE_CUDA_OTHER DEVICE_CUDA_PLUGIN " belongs to another build: it is %.32s, the program %.32s"
 
-typedef err_code device_cuda_open(const device_cuda_build *b, device *d, int number, compute_type ct, err *e);
-device_cuda_open radapt_cuda_open; /* the plugin's; not in the program */
+/* The plugin's one symbol. room: what the GPU's memory has left, and what d holds of it. */
+typedef size_t device_cuda_room_of(const device *d);
+typedef err_code device_cuda_open(const device_cuda_build *b, device_cuda_room_of **room, device *d, int number,
+                                  compute_type ct, err *e);
+device_cuda_open radapt_cuda_open;
 
 /* GPU `number`, from 0. COMPUTE_AUTO: bf16 where it has it, else fp32. On failure d is closed. */
 err_code device_open_cuda(device *d, int number, compute_type ct, err *e);
+bool device_is_cuda(const device *d);
+/* Bytes of its GPU's memory that are left or d's own. */
+size_t device_cuda_room(const device *d);
 
 #endif

@@ -215,10 +215,19 @@ void op_cuda_close(device *d)
     free(o);
 }
 
-__attribute__((visibility("default"))) err_code radapt_cuda_open(const device_cuda_build *b, device *d, int number,
+static size_t room(const device *d)
+{
+    size_t left = 0, all = 0;
+    cudaMemGetInfo(&left, &all);
+    return left + d->bytes;
+}
+
+__attribute__((visibility("default"))) err_code radapt_cuda_open(const device_cuda_build *b,
+                                                                 device_cuda_room_of **room_of, device *d, int number,
                                                                  compute_type ct, err *e)
 {
     static const device_cuda_build own = DEVICE_CUDA_BUILD;
     if (memcmp(b, &own, sizeof own)) FAIL(e, CONFLICT, DEVICE_CUDA_OTHER, own.version, b->version);
+    *room_of = room;
     return op_cuda_open(d, number, ct, e);
 }
