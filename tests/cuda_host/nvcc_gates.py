@@ -1,0 +1,71 @@
+"""nvcc_gates.py FOLDER [--write]: what ptxas said of each kernel, in FOLDER/*.ptxas, against registers.txt beside this
+file: no spills, and as many registers as the table says. --write makes the table anew.
+
+Rows: file, kernel, architecture, registers, bytes of static shared memory. Another version of nvcc may allot a few
+registers more: SLACK. What spills does not compile at all (-warn-spills -Werror)."""
+import glob
+import os
+import re
+import subprocess
+import sys
+
+SLACK = 8
+TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "registers.txt")
+HEAD = "# file kernel sm registers shared: by nvcc_gates.py --write\n"
+
+
+def short(symbols):
+    """Readable names without parameters; instances of a template keep their arguments."""
+    names = subprocess.run(["c++filt"] + symbols, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [re.sub(r"\(anonymous namespace\)::|^void ", "", n).split("(")[0].replace(" ", "") for n in names]
+
+
+def rows(path):
+    found, symbol = [], None
+    for line in open(path, encoding="utf-8"):
+        if m := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", line):
+            symbol = m.groups()
+        elif (m := re.search(r"(\d+) bytes spill stores", line)) and int(m[1]):
+            print(f"{path}: {symbol} spills {m[1]} bytes")
+            sys.exit(1)
+        elif symbol and (m := re.search(r"Used (\d+) registers", line)):
+            shared = re.search(r"(\d+) bytes smem", line)
+            found.append((*symbol, int(m[1]), int(shared[1]) if shared else 0))
+            symbol = None
+    names = short([f[0] for f in found]) if found else []
+    stem = os.path.basename(path).removesuffix(".ptxas")
+    return {(stem, name, arch): (registers, shared) for name, (_, arch, registers, shared) in zip(names, found)}
+
+
+now = {}
+for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.ptxas"))):
+    now.update(rows(path))
+if not now:
+    print("skipped: nothing was compiled by nvcc")
+    sys.exit(77)
+if "--write" in sys.argv:
+    with open(TABLE, "w", encoding="utf-8") as f:
+        f.write(HEAD)
+        for key, value in sorted(now.items(), key=lambda r: (r[0][0], r[0][1], int(r[0][2]))):
+            f.write(" ".join([*key, *map(str, value)]) + "\n")
+    sys.exit(0)
+table = {}
+for line in open(TABLE, encoding="utf-8"):
+    if not line.startswith("#"):
+        f = line.split()
+        table[tuple(f[:3])] = (int(f[3]), int(f[4]))
+wrong = 0
+for key, (registers, shared) in sorted(now.items()):
+    if key not in table:
+        print(f"{' '.join(key)}: not in the table ({registers} registers)")
+        wrong += 1
+    elif registers > table[key][0] + SLACK or shared != table[key][1]:
+        print(f"{' '.join(key)}: {registers} registers, {shared} bytes shared; the table has {table[key]}")
+        wrong += 1
+compiled = {k[2] for k in now}
+for key in table:
+    if key[2] in compiled and key not in now:
+        print(f"{' '.join(key)}: in the table, but not compiled")
+        wrong += 1
+print(f"{len(now)} kernels times architectures, {wrong} not as the table has them")
+sys.exit(wrong > 0)
