@@ -13,6 +13,7 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 16 * WARPS; /* that a tensor-core block owns: 16 a warp */
 constexpr int PAD = 8;
 constexpr int SCALAR_ROWS = THREADS / 4; /* that a scalar block owns: four lanes a row */
+constexpr int SCALAR_BLOCKS = 3; /* a multiprocessor, at least: without it ptxas spills on sm_120 for a seventh */
 constexpr int HEAD_MOST = 128;
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -129,9 +130,25 @@ static __device__ __forceinline__ void product(float (&lo)[4], float (&hi)[4], c
     mma_bf16_16816(hi, a, second, hi);
 }
 
+/* The warp's 16 rows of a tile as left operands: HELD in registers, or read again for each product where those are for
+ * sums. */
+template <int DP, bool HELD> struct left_rows {
+    const bf16 (*tile)[DP + PAD];
+    unsigned held[HELD ? DP / 16 : 1][4];
+
+    __device__ __forceinline__ void take(const bf16 (*from)[DP + PAD])
+    {
+        tile = from;
+        if constexpr (HELD) {
+#pragma unroll
+            for (int k = 0; k < DP / 16; k++) left(held[k], tile, 0, k * 16);
+        }
+    }
+};
+
 /* s (16,16) = a (16,DP) times the transpose of 16 rows of a tile. */
-template <int DP>
-static __device__ __forceinline__ void scores(float (&s)[2][4], const unsigned (&a)[DP / 16][4],
+template <int DP, bool HELD>
+static __device__ __forceinline__ void scores(float (&s)[2][4], const left_rows<DP, HELD> &a,
                                               const bf16 (*tile)[DP + PAD], int row)
 {
 #pragma unroll
@@ -140,7 +157,13 @@ static __device__ __forceinline__ void scores(float (&s)[2][4], const unsigned (
     for (int k = 0; k < DP / 16; k++) {
         unsigned b[4];
         right_transposed(b, tile, row, k * 16);
-        product(s[0], s[1], a[k], b);
+        if constexpr (HELD) {
+            product(s[0], s[1], a.held[k], b);
+        } else {
+            unsigned again[4];
+            left(again, a.tile, 0, k * 16);
+            product(s[0], s[1], again, b);
+        }
     }
 }
 

@@ -145,7 +145,7 @@ static __global__ void __launch_bounds__(THREADS) bwd_kernel(bf16 *dqkv, float *
     const int mine = threadIdx.x / 32 * 16, first = b.first + mine, exist = c.T - first;
     const row_pairs<bf16> queries = query_rows(b, qkv, d_o), keys = key_rows(b, qkv);
     const row_pairs<bf16> &passing = OWN == KEYS ? queries : keys;
-    unsigned x[DP / 16][4], y[DP / 16][4];
+    left_rows<DP, OWN == QUERIES || DP <= 96> x, y;
     float by_x[DP / 8][4] = {}, by_y[OWN == KEYS ? DP / 8 : 1][4] = {}; /* dQ or dK; dV */
     float own_lse[2], own_delta[2], next = 0;
 
@@ -171,11 +171,8 @@ static __global__ void __launch_bounds__(THREADS) bwd_kernel(bf16 *dqkv, float *
         (threadIdx.x < STEP ? sm->lse : sm->delta)[threadIdx.x % STEP] = statistic(lse, delta, 0, c.T);
     }
     tiles_landed();
-#pragma unroll
-    for (int i = 0; i < DP / 16; i++) {
-        left(x[i], sm->own[0], mine, i * 16);
-        left(y[i], sm->own[1], mine, i * 16);
-    }
+    x.take(sm->own[0] + mine);
+    y.take(sm->own[1] + mine);
 
     for (int pass = 0, stage = 0; pass < c.T; pass += STEP, stage ^= 1) {
         if (pass + STEP < c.T) {
@@ -188,8 +185,8 @@ static __global__ void __launch_bounds__(THREADS) bwd_kernel(bf16 *dqkv, float *
             if (exist > 0 && pass + n < c.T) {
                 float s[2][4], dp[2][4];
                 unsigned p[4], ds[4];
-                scores<DP>(s, x, sm->passing[stage][0], n);
-                scores<DP>(dp, y, sm->passing[stage][1], n);
+                scores(s, x, sm->passing[stage][0], n);
+                scores(dp, y, sm->passing[stage][1], n);
                 if constexpr (OWN == KEYS) {
                     probabilities<OWN>(p, ds, s, dp, sm->lse + stage * STEP + n, sm->delta + stage * STEP + n,
                                        c.scale * LOG2E, 16);
@@ -273,7 +270,7 @@ static __device__ __forceinline__ void scalar_probabilities(float *p, float *ds,
  * tensors of the own rows and of the passing ones, P and dS, which lanes of a row exchange, statistics of passing
  * queries. Limited by the reads of shared memory. */
 template <typename T, owned OWN>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, SCALAR_BLOCKS)
     bwd_scalar_kernel(T *dqkv, float *delta, const T *d_o, const T *qkv, const T *o, const float *lse, attention_call c)
 {
     DYN_SMEM(float, x);

@@ -10,12 +10,12 @@ template <int DP> struct fwd_tiles {
 
 /* S (16,64) = Q K^T for the keys that are left, minus infinity for the others. */
 template <int DP>
-static __device__ __forceinline__ void fwd_scores(float (&s)[ROWS / 16][2][4], const unsigned (&q)[DP / 16][4],
+static __device__ __forceinline__ void fwd_scores(float (&s)[ROWS / 16][2][4], const left_rows<DP, true> &q,
                                                   const bf16 (*k)[DP + PAD], int keys)
 {
 #pragma unroll
     for (int n = 0; n < ROWS / 16; n++)
-        if (n * 16 < keys) scores<DP>(s[n], q, k, n * 16);
+        if (n * 16 < keys) scores(s[n], q, k, n * 16);
     if (keys >= ROWS) return;
 #pragma unroll
     for (int n = 0; n < ROWS / 16; n++)
@@ -66,15 +66,14 @@ static __global__ void __launch_bounds__(THREADS) fwd_kernel(bf16 *o, float *lse
     const bf16 *k = qkv + b.wide + b.C, *v = k + b.C;
     const int mine = threadIdx.x / 32 * 16, left_over = c.T - b.first - mine; /* the warp's rows that exist */
     const float scale = c.scale * LOG2E;
-    unsigned q[DP / 16][4];
+    left_rows<DP, true> q;
     float sum[DP / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
 
     tile_load<ROWS>(sm->q, qkv + b.wide, 3 * b.C, b.first, c);
     tile_load<ROWS>(sm->k, k, 3 * b.C, 0, c);
     cp_async_commit();
     tiles_landed();
-#pragma unroll
-    for (int i = 0; i < DP / 16; i++) left(q[i], sm->q, mine, i * 16);
+    q.take(sm->q + mine);
 
     for (int key = 0; key < c.T; key += ROWS) {
         float s[ROWS / 16][2][4];
@@ -130,7 +129,8 @@ static size_t fwd_scalar_bytes(int D)
  * keys, one of values, and the probabilities, which lanes of a row exchange. Limited by the reads of shared memory:
  * one float4 for some 4 multiplications. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS) fwd_scalar_kernel(T *o, float *lse, const T *qkv, attention_call c)
+static __global__ void __launch_bounds__(THREADS, SCALAR_BLOCKS)
+    fwd_scalar_kernel(T *o, float *lse, const T *qkv, attention_call c)
 {
     DYN_SMEM(float, q);
     const int W = scalar_width(c.D), r = threadIdx.x / 4, at = lane() % 4;
