@@ -18,14 +18,18 @@ static err_code everything(err *e)
     TRY(op_cuda_open(&d, 0, COMPUTE_F32, e));
     err_code rc = d.op->alloc(&d, sizeof one, &x, e);
     if (!rc) rc = d.op->alloc(&d, sizeof one, &y, e);
-    for (int i = 0; i < 6 && !rc; i++) {
+    for (int i = 0; i < 3; i++) { /* the first are no graphs: here, nothing */
+        d.op->record(&d, true);
+        d.op->record(&d, false);
+    }
+    if (!rc) {
         d.op->record(&d, true);
         d.op->upload(&d, x, one, sizeof one);
         d.op->add(&d, y, x, 64);
         d.op->record(&d, false);
         d.op->download(&d, got, y, sizeof got);
         rc = device_sync(&d, e);
-        if (!rc && got[63] != (float)(i + 1)) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "a wrong sum");
+        if (!rc && got[63] != 1) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "a wrong sum");
     }
     device_close(&d);
     return rc;
@@ -71,12 +75,12 @@ static void each_call_failing(void **state)
 {
     (void)state;
     char said[1024];
-    int n = 0, status;
-    do {
-        status = child("CUDA_EMU_FAIL_NTH", ++n, said, sizeof said);
-        printf("    call %d: %s", n, status ? said : "not reached, or not needed\n");
+    for (int n = 1, clean = 0; clean < 3; n++) { /* beyond the last call, or one that can be done without */
+        int status = child("CUDA_EMU_FAIL_NTH", n, said, sizeof said);
+        clean = status ? 0 : clean + 1;
+        printf("    call %d: %s", n, status ? said : "no harm\n");
         if (status && status != FAILED) fail_msg("call %d: exit status %d: %s", n, status, said);
-    } while (n < 40);
+    }
 }
 
 static void old_gpus(void **state)
