@@ -1,7 +1,7 @@
-/* bench_ssa MODEL METHOD BATCH [PROTOTYPES [LOCALS [STEPS [THREADS]]]]: whole steps of self-supervised adaptation on
- * random weights and images: teacher, student on 2 globals of 224 and the local crops of 98 pixels, a head of
+/* bench_ssa MODEL METHOD BATCH [PROTOTYPES [LOCALS [STEPS [THREADS|cuda]]]]: whole steps of self-supervised adaptation
+ * on random weights and images: teacher, student on 2 globals of 224 and the local crops of 98 pixels, a head of
  * 2048-2048-256, half of the globals masked by 30 %, gradients, AdamW, EMA. One JSON line: median step, planned and
- * resident memory. The same work as the PyTorch peer's (engine.sh runs both in turns). */
+ * resident memory, on a GPU its own. The same work as the PyTorch peers' (engine.sh, cuda.sh run both in turns). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +10,7 @@
 #include "adapt/ssl_step.h"
 #include "base/progress.h"
 #include "base/rng.h"
+#include "model/device_cuda.h"
 
 enum { GLOBAL = 224, LOCAL = 98, STEPS_MAX = 100 };
 
@@ -63,7 +64,7 @@ static long argument(int argc, char **argv, int i, long otherwise)
 int main(int argc, char **argv)
 {
     if (argc < 4) {
-        fprintf(stderr, "bench_ssa MODEL apla|full BATCH [PROTOTYPES [LOCALS [STEPS [THREADS]]]]\n");
+        fprintf(stderr, "bench_ssa MODEL apla|full BATCH [PROTOTYPES [LOCALS [STEPS [THREADS|cuda]]]]\n");
         return 64;
     }
     size_t B = (size_t)argument(argc, argv, 3, 8), K = (size_t)argument(argc, argv, 4, 65536);
@@ -75,7 +76,11 @@ int main(int argc, char **argv)
     param_set ps = {0};
     ssl_step s;
     vit_source source = {.seed = 1};
-    check(device_open_cpu(&d, (int)argument(argc, argv, 7, 0), COMPUTE_AUTO, &e));
+    bool cuda = argc > 7 && !strcmp(argv[7], "cuda");
+    if (cuda)
+        check(device_open_cuda(&d, 0, COMPUTE_AUTO, &e));
+    else
+        check(device_open_cpu(&d, (int)argument(argc, argv, 7, 0), COMPUTE_AUTO, &e));
     check(vit_named_config(argv[1], &source.random, &e));
     check(vit_open(&m, &d, &source, &e));
     const vit_config *c = vit_get_config(m);
@@ -123,10 +128,11 @@ int main(int argc, char **argv)
     double median = took[steps / 2];
     printf(
         "{\"model\": \"%s\", \"method\": \"%s\", \"batch\": %zu, \"protos\": %zu, \"threads\": %d, \"dtype\": \"%s\", "
-        "\"step_s\": %.3f, \"best_s\": %.3f, \"img_per_s\": %.3f, \"peak_rss_mib\": %ld, \"planned_mib\": %.0f, "
+        "\"step_s\": %.4f, \"best_s\": %.4f, \"img_per_s\": %.3f, \"peak_rss_mib\": %ld, \"planned_mib\": %.0f, "
+        "\"device_mib\": %.0f, "
         "\"loss\": %.4f}\n",
         argv[1], argv[2], B, K, d.threads, d.ct == COMPUTE_BF16 ? "bf16" : "fp32", median, took[0], (double)B / median,
-        u.ru_maxrss / 1024, (double)s.bytes / 1048576, (double)out.loss);
+        u.ru_maxrss / 1024, (double)s.bytes / 1048576, (double)d.bytes_most / 1048576, (double)out.loss);
     free(globals);
     free(locals);
     free(mask);

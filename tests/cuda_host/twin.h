@@ -20,7 +20,9 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#ifndef TWIN_ANY_DEVICE /* who defines it opens the devices: no CUDA headers are needed then */
 #include "model/cuda/op_cuda.h"
+#endif
 #include "model/op_cpu.h"
 
 enum { CPU, CUDA, TWINS, TENSORS_MOST = 256 };
@@ -46,6 +48,7 @@ typedef struct {
     } while (0)
 #define BOTH(t, i) for (int i = 0; i < TWINS; i++)
 
+#ifndef TWIN_ANY_DEVICE
 static inline twin twin_open(compute_type ct)
 {
     twin t = {.n = 0};
@@ -54,6 +57,7 @@ static inline twin twin_open(compute_type ct)
     ASSERT_OK(op_cuda_open(&t.d[CUDA], 0, ct, &e));
     return t;
 }
+#endif
 
 static inline void twin_reserve(twin *t, size_t cpu, size_t cuda)
 {
