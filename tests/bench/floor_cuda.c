@@ -258,15 +258,9 @@ static void ema(device *d, param *p, size_t n, float m)
     count("ema", (3 * 4 + (double)d->ct_bytes) * values_of(p, n), 0);
 }
 
-static size_t whole(const device *d)
-{
-    return 0;
-}
-
 static op_table counting(const op_table *bare)
 {
     op_table t = *bare;
-    t.tile_rows = whole;
     t.upload = upload, t.zero = zero, t.copy = copy, t.add = add;
     t.linear_fwd = linear_fwd, t.linear_gelu_fwd = linear_gelu_fwd, t.linear_gelu_slope_fwd = linear_gelu_slope_fwd;
     t.linear_residual_fwd = linear_residual_fwd, t.linear_dx = linear_dx, t.linear_dx_slope = linear_dx_slope;
@@ -310,7 +304,7 @@ int main(int argc, char **argv)
     param_set ps = {0};
     ssl_step s;
     vit_source source = {0};
-    check(op_count_open(&d, 1, COMPUTE_BF16, OP_COUNT_BARE, &e));
+    check(op_count_open(&d, 1, COMPUTE_BF16, OP_COUNT_CUDA, &e));
     op_table table = counting(d.op);
     d.op = &table;
     check(vit_named_config(argv[1], &source.random, &e));
@@ -350,8 +344,8 @@ int main(int argc, char **argv)
         flop += ops[i].flop;
         for (int j = 0; j < CARDS; j++) time[j] += ops[i].time[j];
     }
-    printf("%s %s batch %zu: %.2f TFLOP, %.2f GB moved, %.0f MiB of the engine's arrays\n", argv[1], argv[2], B,
-           flop * 1e-12, bytes * 1e-9, (double)d.bytes_most / 1048576);
+    printf("%s %s batch %zu: %.2f TFLOP, %.2f GB moved, %.0f MiB of GPU memory\n", argv[1], argv[2], B, flop * 1e-12,
+           bytes * 1e-9, (double)d.bytes_most / 1048576);
     for (int j = 0; j < CARDS; j++)
         printf("    %-44s %8.2f ms at least, %8.1f images/s at most\n", cards[j].name, time[j] * 1e3,
                (double)B / time[j]);
