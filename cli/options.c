@@ -344,10 +344,11 @@ err_code options_assign_file(options *o, const char *section, const char *key, c
     size_t i = 0;
     while (i < options_count && (strcmp(options_table[i].section, section) || strcmp(options_table[i].name, name))) i++;
     if (i == options_count) {
-        suggest(o, name, section, in_section, hint);
+        *hint = 0;
         for (size_t k = 0; k < options_count && !*hint && !*section; k++)
             if (!strcmp(options_table[k].name, name))
                 snprintf(hint, sizeof hint, "; it belongs under %s:", options_table[k].section);
+        if (!*hint) suggest(o, name, section, in_section, hint);
         FAIL(e, USAGE, "configuration, line %d: no option '%.40s'%s%s%s", line, key, *section ? " in " : "", section,
              hint);
     }
