@@ -192,31 +192,34 @@ one_line
 
 echo "== kill -9 in every stage"
 cp -a base killed
-kill_in() { # STAGE DELAY: leaves the run's exit status in $killed
-    "${run[@]}" -o killed --log json >out 2>log &
+kill_in() { # WORK STAGE DELAY: leaves the run's exit status in $killed
+    "${run[@]}" -o "$1" --log json >out 2>log &
     pid=$!
     for _ in $(seq 600); do
-        ! grep -q "\"name\":\"$1\"" log || break
+        ! grep -q "\"name\":\"$2\"" log || break
         kill -0 $pid 2>/dev/null || break
         sleep 0.02
     done
-    sleep "$2"
+    sleep "$3"
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
     killed=$?
     cat log >>all.log
 }
 for stage in prepare adapt finetune predict report; do
-    for delay in 0.02 0.25; do kill_in $stage $delay; done
+    for delay in 0.02 0.25; do kill_in killed $stage $delay; done
 done
-# The last of these may have come to its end before it was killed, and leaves nothing then: this one is killed for sure.
-kill_in prepare 0
+# The last of these may have come to its end before it was killed, and sweeps nothing then: here all the work is still to do.
+cp -a base swept
+kill_in swept prepare 0
 [ $killed = 137 ] || fail "the run was not killed in time: exit $killed"
-echo left >killed/split.csv.tmp-1 # as a kill between two writes leaves it
-expect 3 "run after the kills" "${run[@]}" -o killed
-outcome killed >got
-diff wanted got >difference || fail "after kill -9 the end is another: $(head -c 2000 difference)"
-[ -z "$(find killed -name '*.tmp-*' -o -name '*.new')" ] || fail "left over: $(find killed -name '*.tmp-*' -o -name '*.new')"
+echo left >swept/split.csv.tmp-1 # as a kill between two writes leaves it
+for work in killed swept; do
+    expect 3 "run after the kills" "${run[@]}" -o $work
+    outcome $work >got
+    diff wanted got >difference || fail "$work: after kill -9 the end is another: $(head -c 2000 difference)"
+    [ -z "$(find $work -name '*.tmp-*' -o -name '*.new')" ] || fail "left over: $(find $work -name '*.tmp-*' -o -name '*.new')"
+done
 
 echo "== asked to stop"
 cp -a base stopped
