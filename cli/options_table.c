@@ -449,7 +449,7 @@ const option_def options_table[] = {
      .group = COMPUTE,
      .help = "block: keep each block's input alone and make the rest again in backward: less memory, the same bits"},
     CHOICE("", "compute", "auto", "auto|f32|bf16", MODEL | IN_PLAN, COMPUTE,
-           "arithmetic; auto: bf16 where the processor multiplies it, else f32"),
+           "what values are kept in; auto: bf16, on processors without AVX2 and GPUs without bf16 f32"),
     {.section = "",
      .name = "device",
      .kind = OPTION_TEXT,

@@ -258,8 +258,8 @@ struct device {
     err sticky;
 };
 
-/* threads 0: one per processor. COMPUTE_AUTO: bf16 where the processor multiplies it natively, else fp32; asking for
- * bf16 where it is only emulated is ERR_UNSUPPORTED. */
+/* threads 0: one per processor. COMPUTE_AUTO: bf16 where the processor multiplies it or has vectors to widen it with
+ * (AVX2: then products are fp32's, and bf16 is what lies in memory), else fp32; there bf16 is ERR_UNSUPPORTED. */
 err_code device_open_cpu(device *d, int threads, compute_type ct, err *e);
 void device_close(device *d);
 /* The workspace is at least bytes large. Ops document what they need; device_needs_* in op_cpu.h sum it up. */

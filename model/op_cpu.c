@@ -1,6 +1,6 @@
 /* op_cpu.c: the CPU device: memory, casts, workspace, and the table, filled by position so that a missing op does not
  * compile. */
-#include "model/op_cpu.h"
+#include "model/op_cpu_fma.h"
 
 #include <omp.h>
 #include <stdlib.h>
@@ -288,14 +288,15 @@ static const op_table cpu_table = {
 err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
 {
     *d = (device){0};
-    bool native = op_cpu_matmul_has_bf16();
-    if (ct == COMPUTE_BF16 && !native)
-        FAIL(e, UNSUPPORTED, "this processor does not multiply bf16 natively; use --compute f32");
+    const op_cpu_fma *vectors = op_cpu_fma_find();
+    bool bf16 = vectors || op_cpu_matmul_has_bf16();
+    if (ct == COMPUTE_BF16 && !bf16)
+        FAIL(e, UNSUPPORTED, "this processor has no vectors to widen bf16 with (AVX2); use --compute f32");
     op_cpu *o = calloc(1, sizeof *o);
     if (!o) FAIL(e, NOMEM, "no memory for the compute device");
     d->op = &cpu_table;
     d->impl = o;
-    d->ct = ct == COMPUTE_AUTO ? (native ? COMPUTE_BF16 : COMPUTE_F32) : ct;
+    d->ct = ct == COMPUTE_AUTO ? (bf16 ? COMPUTE_BF16 : COMPUTE_F32) : ct;
     d->ct_bytes = d->ct == COMPUTE_BF16 ? 2 : 4;
     d->threads = threads > 0 ? threads : pool_processors();
     op_cpu_linear_amx_open();
@@ -305,7 +306,9 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     o->row = aligned_alloc(ARENA_ALIGN, (size_t)d->threads * 4 * OP_CPU_ROW_MAX * sizeof *o->row);
     o->matmul = calloc((size_t)d->threads, sizeof(matmul_cache *));
     o->dw = aligned_alloc(ARENA_ALIGN, OP_CPU_DW_BYTES);
-    bool all = o->row && o->matmul && o->dw;
+    size_t fma = vectors && op_cpu_fma_of(d) ? (size_t)d->threads * OP_CPU_FMA_FLOATS * sizeof *o->fma : 0;
+    if (fma) o->fma = aligned_alloc(ARENA_ALIGN, fma);
+    bool all = o->row && o->matmul && o->dw && (o->fma || !fma);
     for (int i = 0; all && i < d->threads; i++) all = (o->matmul[i] = op_cpu_matmul_open()) != NULL;
     if (!all) {
         device_close(d);
@@ -321,5 +324,6 @@ void op_cpu_close(device *d)
     free(o->matmul);
     free(o->row);
     free(o->dw);
+    free(o->fma);
     free(o);
 }

@@ -25,12 +25,15 @@ typedef struct {
     matmul_cache **matmul; /* (threads): each thread's own primitives */
     float *row;            /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
     void *dw;              /* OP_CPU_DW_BYTES: of op_cpu_dw_amx.c, all threads' */
+    float *fma;            /* (threads, OP_CPU_FMA_FLOATS): op_cpu_fma.h; or NULL */
 } op_cpu;
 matmul_cache *op_cpu_matmul_open(void);
 void op_cpu_matmul_close(matmul_cache *c);
 /* What oneDNN may use of this processor (its DNNL_MAX_CPU_ISA can lower that): bf16 products, and on AMX tiles. */
 bool op_cpu_matmul_has_bf16(void);
 bool op_cpu_matmul_has_amx(void);
+bool op_cpu_matmul_has_avx512(void); /* and fused multiply-adds with vectors of 16, or of 8 */
+bool op_cpu_matmul_has_avx2(void);
 /* Whether an op runs inside a tile: on its thread alone. */
 bool op_cpu_in_tile(void);
 /* Which of the device's threads this is, inside a tile or a parallel loop of its own. */
@@ -78,8 +81,8 @@ void op_cpu_rows_bf16_norm_bwd(dv *dx, bool accumulate, const dv *dy, const dv *
                                const dv *gamma, size_t N, size_t C);
 void op_cpu_rows_bf16_residual(dv *y, const dv *x, const dv *z, const dv *ls, size_t N, size_t C); /* x NULL: 0 */
 
-/* op_cpu_linear_amx.c: a linear layer in either direction on AMX tiles, and what follows it done on its sums:
- * y (N,out) = after(in_rows (N,in) times the packed weight, + bias). */
+/* A linear layer in either direction, and what follows it done on its sums: y (N,out) = after(in_rows (N,in) times the
+ * packed weight, + bias). */
 typedef enum {
     AFTER_NOTHING,
     AFTER_GELU,        /* pre: (N,out), what GELU was taken of, or NULL */
@@ -89,17 +92,18 @@ typedef enum {
 } op_cpu_after;
 typedef struct {
     size_t N, in, out;
-    const void *packed; /* in * out bf16: op_cpu_linear_amx_pack */
+    const void *packed; /* by whoever runs the call */
     const dv *in_rows, *bias;
     op_cpu_after after;
     dv *y, *pre, *slope;
     const dv *x, *ls;
-} op_cpu_linear_amx;
+} op_cpu_linear_call;
+/* op_cpu_linear_amx.c: on AMX tiles. */
 void op_cpu_linear_amx_open(void); /* before the first run; may be repeated */
 bool op_cpu_linear_amx_fits(const device *d, size_t in, size_t out);
 /* weight (out,in) as it is stored; back: for y = dy W. */
 void op_cpu_linear_amx_pack(dv *packed, const dv *weight, size_t out, size_t in, bool back);
-void op_cpu_linear_amx_run(device *d, const op_cpu_linear_amx *p);
+void op_cpu_linear_amx_run(device *d, const op_cpu_linear_call *p);
 
 static inline float op_bf16_to_f32(uint16_t h)
 {

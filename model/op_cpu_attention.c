@@ -4,7 +4,7 @@
  * sum(dO*O)) * scale (FlashAttention, eq. as in Dao et al. 2022, B.2). */
 #include <math.h>
 
-#include "model/op_cpu.h"
+#include "model/op_cpu_fma.h"
 
 enum { CHUNK_BYTES = 512 << 10 }; /* of scores, a thread */
 
@@ -52,10 +52,18 @@ static chunk lay_out(char *base, size_t n, size_t T, size_t D, size_t ct, bool b
     return c;
 }
 
+/* Who has attention of this head size instead, where there are no tiles for it. */
+static const op_cpu_fma *by_vectors(size_t D)
+{
+    return D <= OP_CPU_FMA_INNER ? op_cpu_fma_find() : NULL;
+}
+
 size_t op_cpu_attention_bytes(const device *d, bool tile, size_t B, size_t T, size_t H, size_t D, bool backward)
 {
     int threads = tile ? 1 : d->threads;
+    const op_cpu_fma *v = by_vectors(D);
     if (op_cpu_attention_amx_fits(d, D)) return (size_t)threads * op_cpu_attention_amx_bytes(T, H, D, backward);
+    if (v) return (size_t)threads * v->attention_bytes(T, D, backward);
     return lay_out(NULL, chunk_pairs(threads, B * H, T), T, D, d->ct_bytes, backward).bytes;
 }
 
@@ -163,6 +171,11 @@ void op_cpu_attention_fwd(device *d, dv *o, dv *lse, const dv *qkv, size_t B, si
         op_cpu_attention_amx_fwd(d, o, lse, qkv, B, T, H, D);
         return;
     }
+    const op_cpu_fma *v = by_vectors(D);
+    if (v) {
+        v->attention_fwd(d, o, lse, qkv, B, T, H, D);
+        return;
+    }
     call k = begin(d, B, T, H, D);
     size_t C = H * D;
     float scale = 1.0f / sqrtf((float)D);
@@ -206,6 +219,11 @@ void op_cpu_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, con
 {
     if (op_cpu_attention_amx_fits(d, D)) {
         op_cpu_attention_amx_bwd(d, dqkv, d_o, qkv, o, lse, B, T, H, D);
+        return;
+    }
+    const op_cpu_fma *v = by_vectors(D);
+    if (v) {
+        v->attention_bwd(d, dqkv, d_o, qkv, o, lse, B, T, H, D);
         return;
     }
     call k = begin(d, B, T, H, D);

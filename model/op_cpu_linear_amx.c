@@ -89,7 +89,7 @@ typedef struct {
     __m512 add[2], scale[2], phi[4][2];
 } columns;
 
-AMX_INLINE columns columns_of(const op_cpu_linear_amx *p, size_t o, op_cpu_after after)
+AMX_INLINE columns columns_of(const op_cpu_linear_call *p, size_t o, op_cpu_after after)
 {
     const float *bias = (const float *)p->bias, *ls = (const float *)p->ls;
     columns k;
@@ -154,7 +154,7 @@ AMX_INLINE void get_codes(const uint8_t *from, __m512 *first, __m512 *second)
     *second = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(w, 16)), by, from0);
 }
 
-AMX_INLINE void finish_row(const op_cpu_linear_amx *p, const columns *k, const ready *b, size_t r, op_cpu_after after)
+AMX_INLINE void finish_row(const op_cpu_linear_call *p, const columns *k, const ready *b, size_t r, op_cpu_after after)
 {
     size_t at = (b->n + r) * p->out + b->o;
     uint8_t *code = (uint8_t *)p->slope + (b->n + r) * op_slope_bytes(p->out) + b->o / STEP * CODES;
@@ -186,7 +186,7 @@ typedef struct {
 } todo;
 
 /* Two tiles high, with a ready block finished between its steps: the tiles' unit and the vectors' then work at once. */
-AMX_INLINE void high_block(const op_cpu_linear_amx *p, const todo *t, const ready *b, op_cpu_after after, bool fetch)
+AMX_INLINE void high_block(const op_cpu_linear_call *p, const todo *t, const ready *b, op_cpu_after after, bool fetch)
 {
     size_t cs = t->row * sizeof *t->c, as = t->a_row * sizeof *t->a, r = 0, each = (b->rows + t->steps - 1) / t->steps;
     float *low = t->c + SIDE * t->row;
@@ -265,14 +265,14 @@ AMX static void low_block(const todo *t)
         break;                                                                                                         \
     }
 
-AMX_INLINE void finish_as(const op_cpu_linear_amx *p, const ready *b, op_cpu_after after)
+AMX_INLINE void finish_as(const op_cpu_linear_call *p, const ready *b, op_cpu_after after)
 {
     columns k = columns_of(p, b->o, after);
     for (size_t r = 0; r < b->rows; r++) finish_row(p, &k, b, r, after);
 }
 
 /* What is ready is finished now. */
-AMX static void finish(const op_cpu_linear_amx *p, ready *b)
+AMX static void finish(const op_cpu_linear_call *p, ready *b)
 {
 #define FINISH(after) finish_as(p, b, after)
     if (b->rows) EACH_AFTER(FINISH)
@@ -280,7 +280,7 @@ AMX static void finish(const op_cpu_linear_amx *p, ready *b)
 }
 
 /* A block h high; what was ready before is finished beside it. */
-AMX static void block(const op_cpu_linear_amx *p, const todo *t, size_t h, ready *b)
+AMX static void block(const op_cpu_linear_call *p, const todo *t, size_t h, ready *b)
 {
 #define FETCHING(after) high_block(p, t, b, after, true)
 #define HIGH(after) high_block(p, t, b, after, false)
@@ -303,7 +303,7 @@ AMX_INLINE void set_height(size_t *now, size_t h)
 }
 
 /* Rows n .. n+h through the whole weight. sums: two blocks in turn; (32,O) where the inner index comes in chunks. */
-AMX static void panel(const op_cpu_linear_amx *p, size_t n, size_t h, float *sums)
+AMX static void panel(const op_cpu_linear_call *p, size_t n, size_t h, float *sums)
 {
     size_t steps = p->in / STEP, chunk = steps <= WHOLE ? steps : CHUNK;
     const bf16 *a = (const bf16 *)p->in_rows + n * p->in, *b = (const bf16 *)p->packed;
@@ -326,7 +326,7 @@ AMX static void panel(const op_cpu_linear_amx *p, size_t n, size_t h, float *sum
 }
 
 /* 32 columns from o on of rows first .. first+count. sums: (count,32). */
-AMX static void stripe(const op_cpu_linear_amx *p, size_t first, size_t count, size_t o, float *sums, size_t *height)
+AMX static void stripe(const op_cpu_linear_call *p, size_t first, size_t count, size_t o, float *sums, size_t *height)
 {
     size_t steps = p->in / STEP, chunk = steps <= WHOLE ? steps : CHUNK;
     ready done = {0};
@@ -353,14 +353,14 @@ AMX static void stripe(const op_cpu_linear_amx *p, size_t first, size_t count, s
 }
 
 /* Rows at once where the weight passes by. */
-static size_t rows_at_once(const op_cpu_linear_amx *p)
+static size_t rows_at_once(const op_cpu_linear_call *p)
 {
     size_t n = ROWS_BYTES / (p->in * sizeof(bf16)) / STEP * STEP;
     n = n < ROWS_MIN ? ROWS_MIN : n > ROWS_MAX ? ROWS_MAX : n;
     return n < p->N ? n : p->N;
 }
 
-AMX static void run(device *d, const op_cpu_linear_amx *p, bool resident)
+AMX static void run(device *d, const op_cpu_linear_call *p, bool resident)
 {
     size_t height = STEP, group = resident ? STEP : rows_at_once(p);
     float *sums = op_cpu_row(d, 0); /* the thread's four rows, one after the other */
@@ -382,7 +382,7 @@ AMX static void run(device *d, const op_cpu_linear_amx *p, bool resident)
     amx_end(&before);
 }
 
-void op_cpu_linear_amx_run(device *d, const op_cpu_linear_amx *p)
+void op_cpu_linear_amx_run(device *d, const op_cpu_linear_call *p)
 {
     bool panels = p->in / STEP <= WHOLE || p->out * STEP <= 4 * OP_CPU_ROW_MAX;
     bool resident = panels && p->in * p->out * sizeof(bf16) <= RESIDENT;
@@ -402,7 +402,7 @@ void op_cpu_linear_amx_pack(dv *packed, const dv *weight, size_t out, size_t in,
 {
     (void)packed, (void)weight, (void)out, (void)in, (void)back;
 }
-void op_cpu_linear_amx_run(device *d, const op_cpu_linear_amx *p)
+void op_cpu_linear_amx_run(device *d, const op_cpu_linear_call *p)
 {
     (void)p;
     op_cpu_fail(d, ERR_INTERNAL, "no AMX on this processor");

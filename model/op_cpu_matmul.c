@@ -1,14 +1,15 @@
-/* op_cpu_matmul.c: matrix work through oneDNN 2.6's C API; no other file includes it. Linear layers go to
- * op_cpu_linear_amx.c where it takes them. Every thread has its primitives,
- * made once per shape and kept, with their memory objects, whose handles are set at each call: those for all threads
- * (the first thread's), and those for one thread, inside a tile. Linear layers use oneDNN's own blocked
+/* op_cpu_matmul.c: matrix work, and who does it: tiles of bf16 where the processor has them (op_cpu_linear_amx.c), else
+ * whole vectors (op_cpu_fma.h), and oneDNN 2.6 through its C API, which no other file includes: for processors that
+ * multiply bf16 without tiles, shapes that suit no tile, and processors without vectors. Every thread has its
+ * primitives, made once per shape and kept, with their memory objects, whose handles are set at each call: those for
+ * all threads (the first thread's), and those for one thread, inside a tile. Linear layers use oneDNN's own blocked
  * weights: made from the first shape that asks and cached in linear_w until the weight's version changes. */
 #include <dnnl.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "model/op_cpu.h"
+#include "model/op_cpu_fma.h"
 
 enum { KIND_FWD, KIND_FWD_GELU, KIND_DX, KIND_DW, KIND_GEMM, ENTRIES_MAX = 4096 };
 
@@ -50,6 +51,18 @@ bool op_cpu_matmul_has_amx(void) /* oneDNN has asked the kernel for the tiles, o
 {
     int isa = (int)dnnl_get_effective_cpu_isa(), amx = dnnl_cpu_isa_avx512_core_amx;
     return (isa & amx) == amx;
+}
+
+bool op_cpu_matmul_has_avx512(void)
+{
+    int isa = (int)dnnl_get_effective_cpu_isa(), avx512 = dnnl_cpu_isa_avx512_core;
+    return (isa & avx512) == avx512;
+}
+
+bool op_cpu_matmul_has_avx2(void)
+{
+    int isa = (int)dnnl_get_effective_cpu_isa(), avx2 = dnnl_cpu_isa_avx2;
+    return (isa & avx2) == avx2;
 }
 
 matmul_cache *op_cpu_matmul_open(void)
@@ -243,17 +256,25 @@ static size_t layout(device *d, size_t in, size_t out, dnnl_memory_desc_t *desc)
     return (dnnl_memory_desc_get_size(desc) + 63) & ~(size_t)63;
 }
 
+/* The same for whoever multiplies by it; desc is oneDNN's alone. */
+static size_t packed_bytes(device *d, size_t in, size_t out, dnnl_memory_desc_t *desc)
+{
+    const op_cpu_fma *v = op_cpu_fma_of(d);
+    if (op_cpu_linear_amx_fits(d, in, out)) return in * out * d->ct_bytes;
+    return v ? op_cpu_fma_packed_bytes(v, d->ct == COMPUTE_BF16, in, out) : layout(d, in, out, desc);
+}
+
 size_t op_cpu_linear_packed_bytes(device *d, size_t in, size_t out)
 {
     dnnl_memory_desc_t desc;
-    return op_cpu_linear_amx_fits(d, in, out) ? in * out * d->ct_bytes : layout(d, in, out, &desc);
+    return packed_bytes(d, in, out, &desc);
 }
 
 /* Room for a weight (in, out). */
 static packed *choose(device *d, size_t in, size_t out)
 {
     dnnl_memory_desc_t desc = {0};
-    size_t bytes = op_cpu_linear_amx_fits(d, in, out) ? in * out * d->ct_bytes : layout(d, in, out, &desc);
+    size_t bytes = packed_bytes(d, in, out, &desc);
     packed *p = bytes ? calloc(1, sizeof *p) : NULL;
     if (p) p->data = aligned_alloc(64, bytes);
     if (!p || !p->data) {
@@ -296,8 +317,11 @@ static const packed *repack(device *d, linear_w *w, int direction, const dnnl_me
     size_t in = (size_t)plain->dims[0], out = (size_t)plain->dims[1];
     if (!p) p = choose(d, in, out);
     if (!p) return NULL;
+    const op_cpu_fma *v = op_cpu_fma_of(d);
     if (op_cpu_linear_amx_fits(d, in, out))
         op_cpu_linear_amx_pack(p->data, w->w, w->out, w->in, direction);
+    else if (v)
+        v->pack(d->ct == COMPUTE_BF16, p->data, w->w, w->out, w->in, direction);
     else
         reorder_to(d, p, w, plain);
     w->packed[direction] = p;
@@ -369,10 +393,12 @@ static void linear(device *d, dv *y, const dv *x, linear_w *w, size_t N, int kin
     if (t) run(d, t, x, p->data, bias, y);
 }
 
-/* The same on AMX tiles, where it suits them: then true. y, and what follows the product, are in p. */
-static bool on_tiles(device *d, op_cpu_linear_amx *p, const dv *x, linear_w *w, size_t N, bool back)
+/* The same by our own kernels, where there are any for it: then true. y, and what follows the product, are in p. */
+static bool by_ours(device *d, op_cpu_linear_call *p, const dv *x, linear_w *w, size_t N, bool back)
 {
-    if (!op_cpu_linear_amx_fits(d, w->in, w->out)) return false;
+    const op_cpu_fma *v = op_cpu_fma_of(d);
+    bool tiles = op_cpu_linear_amx_fits(d, w->in, w->out);
+    if (!tiles && !v) return false;
     dnnl_memory_desc_t plain;
     describe_weight(&plain, w, back, ct_type(d));
     const packed *weight = pack(d, w->same ? w->same : w, back, &plain);
@@ -383,25 +409,28 @@ static bool on_tiles(device *d, op_cpu_linear_amx *p, const dv *x, linear_w *w, 
     p->packed = weight->data;
     p->in_rows = x;
     p->bias = back ? NULL : w->bias;
-    op_cpu_linear_amx_run(d, p);
+    if (tiles)
+        op_cpu_linear_amx_run(d, p);
+    else
+        v->linear(d, p);
     return true;
 }
 
 void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
 {
-    if (N && !on_tiles(d, &(op_cpu_linear_amx){.y = y}, x, w, N, false)) linear(d, y, x, w, N, KIND_FWD);
+    if (N && !by_ours(d, &(op_cpu_linear_call){.y = y}, x, w, N, false)) linear(d, y, x, w, N, KIND_FWD);
 }
 
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)
 {
-    if (!N || on_tiles(d, &(op_cpu_linear_amx){.y = y, .pre = pre, .after = AFTER_GELU}, x, w, N, false)) return;
+    if (!N || by_ours(d, &(op_cpu_linear_call){.y = y, .pre = pre, .after = AFTER_GELU}, x, w, N, false)) return;
     linear(d, pre ? pre : y, x, w, N, pre ? KIND_FWD : KIND_FWD_GELU);
     if (pre) op_cpu_gelu_fwd(d, y, pre, N * w->out);
 }
 
 void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N)
 {
-    if (!N || on_tiles(d, &(op_cpu_linear_amx){.y = y, .slope = slope, .after = AFTER_GELU_SLOPE}, x, w, N, false))
+    if (!N || by_ours(d, &(op_cpu_linear_call){.y = y, .slope = slope, .after = AFTER_GELU_SLOPE}, x, w, N, false))
         return;
     linear(d, y, x, w, N, KIND_FWD);
     op_cpu_gelu_slope_fwd(d, y, slope, N, w->out);
@@ -410,7 +439,7 @@ void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, line
 void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
                                 size_t N)
 {
-    if (!N || on_tiles(d, &(op_cpu_linear_amx){.y = out, .x = x, .ls = ls, .after = AFTER_RESIDUAL}, in, w, N, false))
+    if (!N || by_ours(d, &(op_cpu_linear_call){.y = out, .x = x, .ls = ls, .after = AFTER_RESIDUAL}, in, w, N, false))
         return;
     linear(d, branch, in, w, N, KIND_FWD);
     op_cpu_residual_fwd(d, out, x, branch, ls, N, w->out);
@@ -418,13 +447,13 @@ void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, l
 
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 {
-    if (N && !on_tiles(d, &(op_cpu_linear_amx){.y = dx}, dy, w, N, true)) linear(d, dx, dy, w, N, KIND_DX);
+    if (N && !by_ours(d, &(op_cpu_linear_call){.y = dx}, dy, w, N, true)) linear(d, dx, dy, w, N, KIND_DX);
 }
 
 void op_cpu_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N)
 {
-    op_cpu_linear_amx p = {.y = dx, .slope = (dv *)(uintptr_t)slope, .after = AFTER_TIMES_SLOPE};
-    if (!N || on_tiles(d, &p, dy, w, N, true)) return;
+    op_cpu_linear_call p = {.y = dx, .slope = (dv *)(uintptr_t)slope, .after = AFTER_TIMES_SLOPE};
+    if (!N || by_ours(d, &p, dy, w, N, true)) return;
     linear(d, dx, dy, w, N, KIND_DX);
     op_cpu_gelu_slope_bwd(d, dx, dx, slope, N, w->in);
 }
@@ -454,6 +483,7 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
     if (!N || !R) return;
     if (db) column_sums(d, (float *)db, dy, (const int32_t *)rows, R, N, O);
     if (!dw) return;
+    const op_cpu_fma *v = op_cpu_fma_of(d);
     op_cpu_gemm g;
     memset(&g, 0, sizeof g);
     g.batch = 1;
@@ -482,6 +512,10 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
     }
     if (O == R && op_cpu_dw_amx_fits(d, R, I)) {
         op_cpu_dw_amx_run(d, dw, dy, x, R, N, I);
+        return;
+    }
+    if (O == R && v) {
+        v->dw(d, dw, dy, x, R, N, I);
         return;
     }
     op_cpu_gemm_run(d, &g, dy, x, dw);

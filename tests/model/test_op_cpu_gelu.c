@@ -30,7 +30,8 @@ static void against_double(void **state)
         linear_w weight = {.out = O, .in = 1, .w = w.p, .frozen = true, .version = 1};
         double *want = doubles(N * O), *of_codes = doubles(N * O);
         for (size_t i = 0; i < N * O; i++) want[i] = w.v[i % O] * cdf(w.v[i % O]);
-        d.op->linear_gelu_slope_fwd(&d, y.p, codes.p, x.p, &weight, N);
+        d.op->linear_fwd(&d, y.p, x.p, &weight, N);
+        op_cpu_gelu_slope_fwd(&d, y.p, codes.p, N, O);
         expect(&d, "y", &y, want);
         for (size_t i = 0; i < N * O; i++) {
             const uint8_t *row = (const uint8_t *)codes.p + i / O * op_slope_bytes(O);
@@ -49,38 +50,44 @@ static void against_double(void **state)
 }
 
 /* Far from zero GELU is the identity or nothing, and its derivative exactly 1 or 0: gradients that pass are not
- * changed.
- */
+ * changed, in the layers' own codes either (whole panels of columns and a ragged one). */
 static void exact_where_flat(void **state)
 {
     (void)state;
     static const struct {
         double pre, slope;
     } rows[] = {{8, 1}, {60, 1}, {3e4, 1}, {-8, 0}, {-60, 0}, {-3e4, 0}};
-    enum { N = COUNT(rows) };
+    enum { N = 6 * COUNT(rows) + 2 };
     device d;
     CASES(d)
     {
         start_case(&d, "flat");
         values x = ct_full(&d, 1, 1), w = ct_full(&d, N, 0), y = ct_full(&d, N, 9), dy = ct_noise(&d, N, 1);
-        values codes = f32_full(&d, N, 9);
+        values codes = f32_full(&d, N, 9), dx = ct_full(&d, N, 9);
         double pre[N], want[N], of_dy[N];
         for (size_t i = 0; i < N; i++) {
-            pre[i] = rows[i].pre;
-            of_dy[i] = dy.v[i] * rows[i].slope;
+            pre[i] = rows[i % COUNT(rows)].pre;
+            of_dy[i] = dy.v[i] * rows[i % COUNT(rows)].slope;
         }
         put_values(&d, &w, pre);
-        for (size_t i = 0; i < N; i++) want[i] = w.v[i] * rows[i].slope;
+        for (size_t i = 0; i < N; i++) want[i] = w.v[i] * rows[i % COUNT(rows)].slope;
         linear_w weight = {.out = N, .in = 1, .w = w.p, .frozen = true, .version = 1};
+        linear_w next = {.out = 1, .in = N, .w = dy.p, .frozen = true, .version = 1};
         d.op->linear_gelu_slope_fwd(&d, y.p, codes.p, x.p, &weight, 1);
         expect(&d, "y", &y, want);
+        d.op->linear_dx_slope(&d, dx.p, x.p, &next, codes.p, 1);
+        d.op->linear_fwd(&d, y.p, x.p, &weight, 1);
+        op_cpu_gelu_slope_fwd(&d, y.p, codes.p, 1, N);
+        expect(&d, "y, alone", &y, want);
         op_cpu_gelu_slope_bwd(&d, dy.p, dy.p, codes.p, 1, N);
-        float got[N];
+        float got[2];
         for (size_t i = 0; i < N; i++) {
-            op_cpu_load(&d, got, dy.p, i, 1);
-            assert_true(got[0] == (float)of_dy[i]);
+            op_cpu_load(&d, got, dx.p, i, 1);
+            op_cpu_load(&d, got + 1, dy.p, i, 1);
+            assert_true(got[0] == (float)of_dy[i] && got[1] == (float)of_dy[i]);
         }
         d.op->linear_release(&d, &weight);
+        d.op->linear_release(&d, &next);
         end_case(&d);
     }
 }

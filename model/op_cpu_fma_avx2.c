@@ -1,0 +1,20 @@
+/* op_cpu_fma_avx2.c: op_cpu_fma.h for vectors of 8 floats. */
+#include <math.h>
+#include <string.h>
+
+#include "model/op_cpu_gelu.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC target("avx2,fma")
+#endif
+enum { LANES = 8, ROWS = 6 }; /* ROWS times two sums, two vectors of the right operand, one of the left: registers */
+#include "model/op_cpu_fma_tile.h"
+
+#include "model/op_cpu_fma_linear.h"
+
+#include "model/op_cpu_fma_attention.h"
+
+const op_cpu_fma op_cpu_fma_avx2 = {WIDTH, pack, linear, dw, attention_bytes, attention_fwd, attention_bwd};
+#endif

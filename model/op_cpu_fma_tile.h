@@ -1,0 +1,210 @@
+/* op_cpu_fma_tile.h: the block that all products of op_cpu_fma are made of: up to ROWS rows by WIDTH columns of sums in
+ * registers. Included with LANES (floats of a vector) and ROWS set, and the target that they need. Limit: two
+ * multiply-adds a cycle; a step of the inner index loads two vectors and a broadcast for each row. */
+#include "model/op_cpu_fma.h"
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+enum { WIDTH = 2 * LANES, INNER = OP_CPU_FMA_INNER, ROW = OP_CPU_FMA_ROW };
+
+/* In memory: at any address, of anything's type. */
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+INLINE vec widen(halves h)
+{
+#if defined(__AVX512F__) /* of the conversion, compilers make halves */
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
+    return (vec)(__builtin_convertvector(h, words) << 16);
+#endif
+}
+
+/* To nearest even; NaN stays NaN. */
+INLINE halves narrow(vec v)
+{
+    words u = (words)v;
+    words rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    mask is_nan = v != v;
+    return __builtin_convertvector(((words)is_nan & (u >> 16 | 64)) | (~(words)is_nan & rounded), halves);
+}
+
+/* A vector from element `at` of ct values (half: bf16), and back. */
+INLINE vec get(const void *x, size_t at, bool half)
+{
+    return half ? widen(*(const halves *)((const uint16_t *)x + at)) : *(const vec *)((const float *)x + at);
+}
+
+INLINE void put(void *y, size_t at, vec v, bool half)
+{
+    if (half)
+        *(halves *)((uint16_t *)y + at) = narrow(v);
+    else
+        *(vec *)((float *)y + at) = v;
+}
+
+INLINE float get_one(const void *x, size_t at, bool half)
+{
+    return half ? op_bf16_to_f32(((const uint16_t *)x)[at]) : ((const float *)x)[at];
+}
+
+INLINE void put_one(void *y, size_t at, float v, bool half)
+{
+    if (half)
+        ((uint16_t *)y)[at] = op_f32_to_bf16(v);
+    else
+        ((float *)y)[at] = v;
+}
+
+/* n values as fp32, times `by`; and back. */
+INLINE void get_row(float *out, const void *x, size_t at, size_t n, float by, bool half)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) *(vec *)(out + i) = get(x, at + i, half) * by;
+    for (; i < n; i++) out[i] = get_one(x, at + i, half) * by;
+}
+
+INLINE void put_row(void *y, size_t at, const float *x, size_t n, float by, bool half)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) put(y, at + i, *(const vec *)(x + i) * by, half);
+    for (; i < n; i++) put_one(y, at + i, x[i] * by, half);
+}
+
+INLINE vec pick(mask m, vec yes, vec no)
+{
+    return (vec)((m & (mask)yes) | (~m & (mask)no));
+}
+
+/* op_erf and op_exp of op_cpu.h, for vectors: the same polynomials; exp stops at e^-80, so that what it is multiplied
+ * by does not leave the normal numbers. NaN stays NaN. */
+INLINE vec erf_of(vec x)
+{
+    x = pick(x < -4.0f, (vec){0} - 4.0f, pick(x > 4.0f, (vec){0} + 4.0f, x));
+    vec t = x * x, a = -2.72614225801306e-10f * t + 2.77068142495902e-08f, b = -1.45660718464996e-05f * t;
+    a = a * t - 2.10102402082508e-06f;
+    a = a * t - 5.69250639462346e-05f;
+    a = a * t - 7.34990630326855e-04f;
+    a = a * t - 2.95459980854025e-03f;
+    a = a * t - 1.60960333262415e-02f;
+    b = (b - 2.13374055278905e-04f) * t - 1.68282697438203e-03f;
+    b = b * t - 7.37332916720468e-03f;
+    b = b * t - 1.42647390514189e-02f;
+    return x * a / b;
+}
+
+INLINE vec exp_of(vec x)
+{
+    x = pick(x < -80.0f, (vec){0} - 80.0f, pick(x > 88.0f, (vec){0} + 88.0f, x));
+    vec shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f, p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)(((words)shifted - 0x4b400000u + 127) << 23);
+}
+
+/* The left operand's element (row r, inner i) lies at r * ROW + i: ACROSS; or at r + i * step: DOWN. */
+typedef enum { ACROSS, DOWN } side;
+
+enum { STRIDE = 16 }; /* of the inner index for a cache line fetched */
+
+/* c (h,WIDTH), c_row apart, = or (add) += a (h,k) times b (k,WIDTH). next .. end: what the second cache will need soon,
+ * fetched a line every STRIDE steps, so that the loads of this product do not wait for it. */
+INLINE void tile_of(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,
+                    const char *next, const char *end, side from, const int h)
+{
+    vec s[ROWS][2];
+    for (int r = 0; r < h; r++)
+        for (int i = 0; i < 2; i++) s[r][i] = add ? *(vec *)(c + (size_t)r * c_row + i * LANES) : (vec){0};
+    for (size_t i = 0; i < k;) {
+        size_t some = k - i < STRIDE ? k : i + STRIDE;
+        if (from == ACROSS && next < end) {
+            __builtin_prefetch(next, 0, 2);
+            next += 64;
+        }
+        for (; i < some; i++, b += WIDTH, a += from == ACROSS ? 1 : step) {
+            vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < h; r++) {
+                float x = a[from == ACROSS ? r * ROW : r];
+                s[r][0] += x * b0;
+                s[r][1] += x * b1;
+            }
+        }
+    }
+    for (int r = 0; r < h; r++)
+        for (int i = 0; i < 2; i++) *(vec *)(c + (size_t)r * c_row + i * LANES) = s[r][i];
+}
+
+#define CASE(n, from)                                                                                                  \
+    case n:                                                                                                            \
+        tile_of(c, c_row, a, step, b, k, add, next, end, from, n < ROWS ? n : ROWS);                                   \
+        break;
+#define HEIGHTS(from)                                                                                                  \
+    switch (h) {                                                                                                       \
+        CASE(1, from)                                                                                                  \
+        CASE(2, from)                                                                                                  \
+        CASE(3, from)                                                                                                  \
+        CASE(4, from)                                                                                                  \
+        CASE(5, from)                                                                                                  \
+        CASE(6, from)                                                                                                  \
+        CASE(7, from)                                                                                                  \
+        CASE(8, from)                                                                                                  \
+        CASE(9, from)                                                                                                  \
+        CASE(10, from)                                                                                                 \
+        CASE(11, from)                                                                                                 \
+        CASE(12, from)                                                                                                 \
+        CASE(13, from)                                                                                                 \
+        CASE(14, from)                                                                                                 \
+    }
+
+static void tile_across(float *c, size_t c_row, const float *a, const float *b, size_t k, bool add, const char *next,
+                        const char *end, size_t h)
+{
+    const size_t step = 1;
+    HEIGHTS(ACROSS)
+}
+
+static void tile_down(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add, size_t h)
+{
+    const char *const next = NULL, *const end = NULL;
+    HEIGHTS(DOWN)
+}
+
+/* n rows in blocks of at most ROWS, of nearly one height: where block i of `blocks` begins. */
+INLINE size_t blocks_of(size_t n)
+{
+    return (n + ROWS - 1) / ROWS;
+}
+
+INLINE size_t block_at(size_t n, size_t blocks, size_t i)
+{
+    return n * i / blocks;
+}
+
+/* LANES columns of k rows, from x (columns, k) with columns x_row apart: out (k,WIDTH), from its column `at` on. */
+INLINE void turn(float *out, const void *x, size_t from, size_t x_row, size_t columns, size_t k, float by, bool half)
+{
+    for (size_t i = 0; i < k; i += 8) {
+        size_t m = k - i < 8 ? k - i : 8;
+        for (size_t j = 0; j < WIDTH; j++)
+            for (size_t s = 0; s < m; s++)
+                out[(i + s) * WIDTH + j] = j < columns ? get_one(x, from + j * x_row + i + s, half) * by : 0;
+    }
+}
+
+/* A panel (k,WIDTH) from columns `from`.. of k rows of x, x_row apart; beyond `columns` zeros. */
+INLINE void panel_of(float *out, const void *x, size_t from, size_t x_row, size_t columns, size_t k, float by,
+                     bool half)
+{
+    for (size_t i = 0; i < k; i++, out += WIDTH)
+        if (columns >= WIDTH)
+            for (int j = 0; j < WIDTH; j += LANES) *(vec *)(out + j) = get(x, from + i * x_row + j, half) * by;
+        else
+            for (size_t j = 0; j < WIDTH; j++) out[j] = j < columns ? get_one(x, from + i * x_row + j, half) * by : 0;
+}
