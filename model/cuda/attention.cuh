@@ -13,7 +13,7 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 16 * WARPS; /* that a tensor-core block owns: 16 a warp */
 constexpr int PAD = 8;
 constexpr int SCALAR_ROWS = THREADS / 4; /* that a scalar block owns: four lanes a row */
-constexpr int SCALAR_BLOCKS = 3; /* a multiprocessor, at least: without it ptxas spills on sm_120 for a seventh */
+constexpr int SCALAR_BLOCKS = 3;         /* a multiprocessor, at least: ptxas would spill on sm_120 for a seventh */
 constexpr int HEAD_MOST = 128;
 constexpr float LOG2E = 1.4426950408889634f;
 

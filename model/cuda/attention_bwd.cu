@@ -268,9 +268,9 @@ static __device__ __forceinline__ void scalar_probabilities(float *p, float *ds,
 /* A block owns 32 rows of a pair, four lanes one of them; the others pass by, 16 at a time. Lane l computes every
  * fourth column of S and dP, and sums every fourth float4 of its row's gradients. In shared memory, in fp32: both
  * tensors of the own rows and of the passing ones, P and dS, which lanes of a row exchange, statistics of passing
- * queries. Limited by the reads of shared memory. */
+ * queries. Two sums (keys) leave registers for two blocks. Limited by the reads of shared memory. */
 template <typename T, owned OWN>
-static __global__ void __launch_bounds__(THREADS, SCALAR_BLOCKS)
+static __global__ void __launch_bounds__(THREADS, OWN == KEYS ? SCALAR_BLOCKS - 1 : SCALAR_BLOCKS)
     bwd_scalar_kernel(T *dqkv, float *delta, const T *d_o, const T *qkv, const T *o, const float *lse, attention_call c)
 {
     DYN_SMEM(float, x);

@@ -164,20 +164,23 @@ template <typename T, int V, int E, int TEAM, bool PARAMS>
 static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
     norm_bwd_kernel(norm_backward<T> a, float *partial, size_t each)
 {
-    size_t lane = threadIdx.x % TEAM, team = threadIdx.x / TEAM, first = blockIdx.x * each;
+    constexpr unsigned W = TEAM * V;
+    const unsigned C = (unsigned)a.C, mine = threadIdx.x % TEAM * V; /* 32 bits: 64 ran out of registers on sm_120 */
+    size_t team = threadIdx.x / TEAM, first = blockIdx.x * each;
     size_t end = first + each < a.N ? first + each : a.N;
     float dgamma[E / V][V] = {}, dbeta[E / V][V] = {};
     for (size_t row = first + team; row < end; row += TEAM_ROWS<TEAM>) {
-        size_t at = row * a.C;
+        const size_t at = row * a.C + mine;
+        const T *dy = a.dy + at, *x = a.x + at;
+        T *to = a.dx + at;
         float g[E / V][V], xhat[E / V][V], sum[2] = {0}, mean = a.mean[row], rstd = a.rstd[row];
 #pragma unroll
         for (int k = 0; k < E / V; k++) {
-            size_t c = (k * TEAM + lane) * V;
-            if (c >= a.C) continue;
+            if (k * W + mine >= C) continue;
             float gamma[V];
-            gpu_load_n<V>(g[k], a.dy + at + c);
-            gpu_load_n<V>(xhat[k], a.x + at + c);
-            gpu_load_n<V>(gamma, a.gamma + c);
+            gpu_load_n<V>(g[k], dy + k * W);
+            gpu_load_n<V>(xhat[k], x + k * W);
+            gpu_load_n<V>(gamma, a.gamma + mine + k * W);
 #pragma unroll
             for (int j = 0; j < V; j++) {
                 xhat[k][j] = (xhat[k][j] - mean) * rstd;
@@ -191,16 +194,15 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
         float by = 1.0f / (float)a.C, mean_g = sum[0] * by, mean_gx = sum[1] * by;
 #pragma unroll
         for (int k = 0; k < E / V; k++) {
-            size_t c = (k * TEAM + lane) * V;
-            if (c >= a.C) continue;
+            if (k * W + mine >= C) continue;
             float dx[V];
             if (a.accumulate)
-                gpu_load_n<V>(dx, a.dx + at + c);
+                gpu_load_n<V>(dx, to + k * W);
             else
                 for (int j = 0; j < V; j++) dx[j] = 0;
 #pragma unroll
             for (int j = 0; j < V; j++) dx[j] += rstd * (g[k][j] - mean_g - xhat[k][j] * mean_gx);
-            gpu_store_n<V>(a.dx + at + c, dx);
+            gpu_store_n<V>(to + k * W, dx);
         }
     }
     if constexpr (PARAMS) {
@@ -212,8 +214,8 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
             float *to_beta = last ? partial + ((size_t)gridDim.x + blockIdx.x) * a.C : so_far + a.C;
 #pragma unroll
             for (int k = 0; k < E / V; k++) {
-                size_t c = (k * TEAM + lane) * V;
-                if (team != t || c >= a.C) continue;
+                unsigned c = k * W + mine;
+                if (team != t || c >= C) continue;
                 if (t) {
                     float more[V];
                     gpu_load_n<V>(more, so_far + c);

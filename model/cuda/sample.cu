@@ -24,7 +24,8 @@ extern "C" {
 constexpr int TILE = 32, ROWS = 8, THREADS = TILE * ROWS; /* blocks are of 32 x 8 threads, of 8 warps */
 constexpr int RADIUS_MAX = 48, RING = TILE + 2 * RADIUS_MAX;
 constexpr float SIGMA_MAX = 16;
-constexpr int JOBS = 64; /* of a group */
+constexpr int RESAMPLE_BLOCKS = 3; /* a multiprocessor: ptxas would spill on sm_75 for a fourth */
+constexpr int JOBS = 64;           /* of a group */
 constexpr size_t FRAME_MOST = 20 << 20;
 static_assert((RING & (RING - 1)) == 0, "places in a ring are masked");
 
@@ -184,7 +185,8 @@ static __device__ __forceinline__ void tile_sums(float (&sum)[TILE / ROWS], floa
 
 /* Grid: tiles, plane, job; in shared memory: TILE source rows summed along their columns. Reads the source once for
  * every two output pixels or so of each axis (4 x 1.2 times where it shrinks), from the second cache. */
-static __global__ void __launch_bounds__(THREADS) resample_kernel(const shot *shots, int size, int tiles)
+static __global__ void __launch_bounds__(THREADS, RESAMPLE_BLOCKS)
+    resample_kernel(const shot *shots, int size, int tiles)
 {
     __shared__ float across[TILE][TILE], part[ROWS];
     const shot *s = shots + blockIdx.z;

@@ -1,8 +1,8 @@
 """nvcc_gates.py FOLDER [--write]: what ptxas said of each kernel, in FOLDER/*.ptxas, against registers.txt beside this
 file: no spills, and as many registers as the table says. --write makes the table anew.
 
-Rows: file, kernel, architecture, registers, bytes of static shared memory. Another version of nvcc may allot a few
-registers more: SLACK. What spills does not compile at all (-warn-spills -Werror)."""
+Rows: file, kernel, and for each architecture registers and bytes of static shared memory. Another version of nvcc may
+allot a few registers more: SLACK. What spills does not compile at all (-warn-spills -Werror)."""
 import glob
 import os
 import re
@@ -11,13 +11,13 @@ import sys
 
 SLACK = 8
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "registers.txt")
-HEAD = "# file kernel sm registers shared: by nvcc_gates.py --write\n"
 
 
 def short(symbols):
     """Readable names without parameters; instances of a template keep their arguments."""
     names = subprocess.run(["c++filt"] + symbols, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [re.sub(r"\(anonymous namespace\)::|^void ", "", n).split("(")[0].replace(" ", "") for n in names]
+    names = [re.sub(r"\(anonymous namespace\)::|^void |\(\w+\)(?=\d)", "", n).split("(")[0] for n in names]
+    return [n.replace(" ", "") for n in names]
 
 
 def rows(path):
@@ -34,7 +34,11 @@ def rows(path):
             symbol = None
     names = short([f[0] for f in found]) if found else []
     stem = os.path.basename(path).removesuffix(".ptxas")
-    return {(stem, name, arch): (registers, shared) for name, (_, arch, registers, shared) in zip(names, found)}
+    named = {(stem, name, arch): (registers, shared) for name, (_, arch, registers, shared) in zip(names, found)}
+    if len(named) != len(found):
+        print(f"{path}: kernels that have the same name here")
+        sys.exit(1)
+    return named
 
 
 now = {}
@@ -43,17 +47,28 @@ for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.ptxas"))):
 if not now:
     print("skipped: nothing was compiled by nvcc")
     sys.exit(77)
-if "--write" in sys.argv:
-    with open(TABLE, "w", encoding="utf-8") as f:
-        f.write(HEAD)
-        for key, value in sorted(now.items(), key=lambda r: (r[0][0], r[0][1], int(r[0][2]))):
-            f.write(" ".join([*key, *map(str, value)]) + "\n")
-    sys.exit(0)
 table = {}
+if "--write" in sys.argv:
+    archs = sorted({int(k[2]) for k in now})
+    lines = {}
+    for (stem, name, arch), (registers, shared) in now.items():
+        lines.setdefault((stem, name), {})[int(arch)] = f"{registers}+{shared}"
+    with open(TABLE, "w", encoding="utf-8") as f:
+        f.write("# nvcc_gates.py --write: registers a thread + bytes of static shared memory\n")
+        f.write(" ".join(["file", "kernel", *map(str, archs)]) + "\n")
+        for key, cells in sorted(lines.items()):
+            f.write(" ".join([*key, *(cells[a] for a in archs)]) + "\n")
+    sys.exit(0)
+archs = None
 for line in open(TABLE, encoding="utf-8"):
-    if not line.startswith("#"):
-        f = line.split()
-        table[tuple(f[:3])] = (int(f[3]), int(f[4]))
+    if line.startswith("#"):
+        continue
+    stem, name, *cells = line.split()
+    if archs is None:
+        archs = cells
+        continue
+    for arch, cell in zip(archs, cells, strict=True):
+        table[stem, name, arch] = tuple(map(int, cell.split("+")))
 wrong = 0
 for key, (registers, shared) in sorted(now.items()):
     if key not in table:
