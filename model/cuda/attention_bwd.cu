@@ -72,6 +72,13 @@ static __device__ __forceinline__ float statistic(const float *lse, const float 
     return threadIdx.x < 2 * STEP && row < T ? delta[row] : 0;
 }
 
+/* ... and where it goes. (A pointer: an index into one of two arrays is lost in g++ 12's -fsanitize=bounds.) */
+template <int DP> static __device__ __forceinline__ float *statistic_at(bwd_tiles<DP> *sm, int stage)
+{
+    float *of = threadIdx.x < STEP ? sm->lse : sm->delta;
+    return of + stage * STEP + threadIdx.x % STEP;
+}
+
 /* p = P and ds = dS, as left operands, from s = S and dp = dP of 16 x 16: own rows, passing columns, of which `exist`.
  * lse, delta: of the own rows l/4 and l/4 + 8, or of the 16 columns. */
 template <owned OWN>
@@ -168,7 +175,7 @@ static __global__ void __launch_bounds__(THREADS) bwd_kernel(bf16 *dqkv, float *
                 delta[row] = own_delta[h];
         }
     } else if (threadIdx.x < 2 * STEP) {
-        (threadIdx.x < STEP ? sm->lse : sm->delta)[threadIdx.x % STEP] = statistic(lse, delta, 0, c.T);
+        *statistic_at(sm, 0) = statistic(lse, delta, 0, c.T);
     }
     tiles_landed();
     x.take(sm->own[0] + mine);
@@ -201,8 +208,7 @@ static __global__ void __launch_bounds__(THREADS) bwd_kernel(bf16 *dqkv, float *
             __syncthreads();
             dq_store<DP>(dqkv + b.wide + pass * 3 * b.C, 3 * b.C, sm, c.T - pass, c);
         }
-        if (OWN == KEYS && !alone && threadIdx.x < 2 * STEP)
-            (threadIdx.x < STEP ? sm->lse : sm->delta)[(stage ^ 1) * STEP + threadIdx.x % STEP] = next;
+        if (OWN == KEYS && !alone && threadIdx.x < 2 * STEP) *statistic_at(sm, stage ^ 1) = next;
         tiles_landed();
     }
     if (exist <= 0) return;

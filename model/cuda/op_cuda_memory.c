@@ -78,7 +78,10 @@ err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e)
 {
     TRY(op_cuda_take(d, bytes, out, e));
     op_cuda_zero(d, *out, bytes);
-    return ERR_OK;
+    if (!d->sticky.code) return ERR_OK;
+    op_cuda_free(d, *out); /* its content is anything */
+    *out = NULL;
+    FAIL(e, INTERNAL, "%s", d->sticky.msg);
 }
 
 void op_cuda_free(device *d, dv *p)

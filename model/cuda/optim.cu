@@ -61,9 +61,12 @@ template <typename F> static __device__ __forceinline__ void each(const chunk &c
 
 static __device__ __forceinline__ size_t live_at(const chunk &c, unsigned i)
 {
-    if (!c.p->rows) return c.first + i;
-    unsigned cols = (unsigned)c.p->cols, down = (c.column + i) / cols;
-    return (size_t)c.p->rows[c.row + down] * cols + (c.column + i - down * cols);
+    size_t at = c.first + i;
+    if (c.p->rows) {
+        unsigned cols = (unsigned)c.p->cols, down = (c.column + i) / cols;
+        at = (size_t)c.p->rows[c.row + down] * cols + (c.column + i - down * cols);
+    }
+    return at;
 }
 
 template <typename T, int V>

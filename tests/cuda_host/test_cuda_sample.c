@@ -102,7 +102,7 @@ static void windows(void **state)
         {"LINEAR, inverted, padding", "header", {true, VOI_LINEAR, 2000, 900}, true, true, 1, 0},
         {"LINEAR of width 1", "header", {true, VOI_LINEAR, 2200, 1}, false, true, 1, 0},
         {"LINEAR_EXACT", "header", {true, VOI_LINEAR_EXACT, 2300, 2000}, false, true, 0.5, 0},
-        {"LINEAR_EXACT, a step", "header", {true, VOI_LINEAR_EXACT, 2300, 1e-7}, true, true, 1, 0},
+        {"LINEAR_EXACT, a step", "header", {true, VOI_LINEAR_EXACT, 0, 1e-7}, true, true, 1, 0},
         {"SIGMOID", "header", {true, VOI_SIGMOID, 2000, 700}, false, false, 1, 0},
         {"SIGMOID, inverted, padding", "header", {true, VOI_SIGMOID, 2000, 700}, true, true, 1, 0},
         {"SIGMOID without width", "header", {true, VOI_SIGMOID, 2000, 0}, false, true, 1, 0},
@@ -117,6 +117,7 @@ static void windows(void **state)
         crop_params c = {.x = -3, .y = 2.5f, .width = 41, .height = 38, .window_shift = 0.1f, .window_scale = -0.2f};
         for (int k = 0; k < 2; k++) {
             f[k].window = rows[i].w;
+            if (rows[i].w.center == 0) f[k].window.center = ((const uint16_t *)pixels)[0]; /* between black and white */
             f[k].invert = rows[i].invert;
             f[k].slope = rows[i].slope;
             f[k].intercept = rows[i].intercept;
@@ -252,15 +253,35 @@ static void large(void **state)
     assert_non_null(big);
     for (size_t i = 0; i < (size_t)ROWS * COLUMNS; i++) big[i] = (uint16_t)(1000 + i * 7919 % 3000);
     frame_info f = frame_of(ROWS, COLUMNS, PIXEL_U16), half = frame_of(ROWS / 2, COLUMNS, PIXEL_U16), other = half;
+    frame_info third = half;
     const crop_params whole = {.x = 7, .width = 20, .height = ROWS, .contrast = 0.5f, .gamma = 0.1f, .blur_sigma = 1};
     const crop_params part = {.x = 700, .y = 1700, .width = 20, .height = 100, .flip = true};
     const crop_params top = {.x = 5, .y = -50, .width = 30, .height = 100};
     const sample_job jobs[] = {job_of(&f, big, whole, 14),        job_of(&half, big + 9, part, 14),
                                job_of(&f, big, part, 14),         job_of(&other, big + 7, whole, 14),
-                               job_of(&half, big + 9, whole, 14), job_of(&f, big, top, 14)};
+                               job_of(&half, big + 9, whole, 14), job_of(&f, big, top, 14),
+                               job_of(&third, big + 8, whole, 14)};
     sampler_norm norm = plain("header");
     compare("bands", &norm, jobs, sizeof jobs / sizeof *jobs);
     free(big);
+}
+
+/* One row of millions of pixels, whose weights alone are more than the scratch holds: refused. */
+static void refused(void **state)
+{
+    (void)state;
+    enum { COLUMNS = 4 << 20, SIZE = 14 };
+    uint16_t *row = calloc(COLUMNS, sizeof *row);
+    assert_non_null(row);
+    frame_info f = frame_of(1, COLUMNS, PIXEL_U16);
+    sampler_norm norm = plain("header");
+    const sample_job job = job_of(&f, row, (crop_params){.width = COLUMNS, .height = 1}, SIZE);
+    tensor out = tensor_f32(&both, 3 * SIZE * SIZE, 1, 1);
+    device *d = &both.d[CUDA];
+    err e = {0};
+    d->op->sample(d, out.p[CUDA], &norm, &job, 1);
+    assert_int_equal(device_sync(d, &e), ERR_LIMIT);
+    free(row);
 }
 
 static int setup(void **state)
@@ -283,6 +304,6 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(crops),       cmocka_unit_test(windows),
                                        cmocka_unit_test(intensities), cmocka_unit_test(normalised),
                                        cmocka_unit_test(groups),      cmocka_unit_test(resident),
-                                       cmocka_unit_test(large)};
+                                       cmocka_unit_test(large),       cmocka_unit_test(refused)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
