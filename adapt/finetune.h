@@ -27,7 +27,7 @@ typedef struct finetune_options {
     int warmup_steps;
     float crop_scale[2], flip, jitter;
     float drop_path;  /* stochastic depth: probability at the last block; 0: none */
-    bool recompute;   /* block inputs alone are kept for backward */
+    size_t recompute; /* of so many blocks the input alone is kept for backward: vit_pass.again */
     float mixup;      /* alpha of mixup's Beta(alpha, alpha); 0: none */
     bool probe_first; /* the classifier starts as METHOD_LINEAR's; else from zero */
     label_sampling sampling;

@@ -193,14 +193,14 @@ static err_code alloc_device(loop *t, err *e)
     finetune_job *j = t->j;
     device *d = j->d;
     size_t B = t->batch, S = (size_t)j->o->view.size, C = j->dim, O = t->outputs;
-    vit_keep keep = j->o->recompute ? VIT_RECOMPUTE : VIT_GRAD;
     arena dry = {0}, real;
-    TRY(vit_pass_plan(&t->pass, &dry, j->m, B, S, S, keep, e));
+    t->pass.again = j->o->recompute;
+    TRY(vit_pass_plan(&t->pass, &dry, j->m, B, S, S, VIT_GRAD, e));
     if (arena_failed(&dry)) FAIL(e, LIMIT, "finetune: a batch of %zu images of %zu pixels is too large", B, S);
     TRY(d->op->alloc(d, dry.used, &t->arena_block, e));
     arena_init(&real, t->arena_block, dry.used);
-    TRY(vit_pass_plan(&t->pass, &real, j->m, B, S, S, keep, e));
-    TRY(device_reserve(d, vit_pass_work_bytes(j->m, B, S, S, keep), e));
+    TRY(vit_pass_plan(&t->pass, &real, j->m, B, S, S, VIT_GRAD, e));
+    TRY(device_reserve(d, vit_pass_work_bytes(j->m, B, S, S, VIT_GRAD), e));
     struct {
         dv **to;
         size_t bytes;

@@ -56,7 +56,7 @@ static void no_flop(device *d)
 static err_code pass_bytes(size_t *sum, const vit *m, const vit_pass *a, err *e)
 {
     if (!a->B) return ERR_OK;
-    vit_pass again = {.exact = a->exact};
+    vit_pass again = {.exact = a->exact, .again = a->again};
     arena dry = {0};
     err_code rc = vit_pass_plan(&again, &dry, m, a->B, a->height, a->width, a->keep, e);
     vit_pass_fini(&again);
@@ -261,9 +261,8 @@ static err_code fits_gpu(const plan *p, const device *d, const char *stage, err 
         FAIL(e, NOMEM,
              "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): about %zu images at once would fit",
              stage, p->device >> 20, room >> 20, images);
-    FAIL(e, NOMEM,
-         "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): --recompute block, a smaller model", stage,
-         p->device >> 20, room >> 20);
+    FAIL(e, NOMEM, "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): %sa smaller model", stage,
+         p->device >> 20, room >> 20, p->flop[PLAN_AGAIN] > 0 ? "" : "--recompute block, ");
 }
 
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
@@ -281,8 +280,7 @@ err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
         h = (headroom){space, "the address space (ulimit -v)"};
     }
     if (need > h.bytes)
-        FAIL(e, NOMEM,
-             "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch, --recompute block", stage,
-             need >> 20, h.bytes >> 20, h.of);
+        FAIL(e, NOMEM, "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch%s", stage,
+             need >> 20, h.bytes >> 20, h.of, p->flop[PLAN_AGAIN] > 0 ? "" : ", --recompute block");
     return ERR_OK;
 }

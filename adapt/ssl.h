@@ -22,7 +22,7 @@ typedef struct ssl_options {
     float dino, ibot, koleo; /* weights */
     float mask_probability, mask_ratio[2];
     int hidden, bottleneck, prototypes; /* prototypes 0: scaled to the cohort */
-    bool recompute;                     /* block inputs alone are kept for backward */
+    size_t recompute;                   /* of so many blocks the input alone is kept for backward: vit_pass.again */
     bool separate_heads, sinkhorn;      /* iBOT's own head; Sinkhorn-Knopp instead of softmax centring */
     bool data_init;                     /* heads initialised on the frozen features */
     double freeze_prototypes_epochs;

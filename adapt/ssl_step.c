@@ -67,10 +67,10 @@ static err_code plan(ssl_step *s, arena *m, err *e)
     const ssl_step_config *k = &s->config;
     size_t B = k->batch, L = k->locals, K = k->head.prototypes, ct = s->d->ct_bytes, M = k->masked_most;
     size_t S = k->global_size, z = k->local_size;
-    vit_keep keep = k->recompute ? VIT_RECOMPUTE : VIT_GRAD;
-    TRY(vit_pass_plan(&s->student, m, s->m, 2 * B, S, S, keep, e));
+    s->student.again = s->local.again = k->recompute;
+    TRY(vit_pass_plan(&s->student, m, s->m, 2 * B, S, S, VIT_GRAD, e));
     TRY(vit_pass_plan(&s->teacher, m, s->m, 2 * B, S, S, VIT_INFER, e));
-    if (L) TRY(vit_pass_plan(&s->local, m, s->m, L * B, z, z, keep, e));
+    if (L) TRY(vit_pass_plan(&s->local, m, s->m, L * B, z, z, VIT_GRAD, e));
     s->P = s->student.P;
     s->T = s->student.T;
     s->local_T = s->local.T;

@@ -26,7 +26,7 @@ typedef enum { SSL_SOFTMAX, SSL_SINKHORN } ssl_centering;
 typedef struct {
     size_t batch, locals; /* B, L: images and local crops of each; L may be 0 */
     size_t global_size, local_size;
-    bool recompute;          /* keep the student's block inputs alone: VIT_RECOMPUTE */
+    size_t recompute;        /* of so many blocks the student keeps the input alone: vit_pass.again */
     size_t masked_most;      /* M: most masked patches in a step, over all 2B global crops */
     size_t accumulate;       /* micro-batches an update; 0 is 1 */
     size_t rows_at_once;     /* of logits; 0: what 32 MiB hold, at least 64 */

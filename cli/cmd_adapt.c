@@ -6,6 +6,7 @@
 #include "cli/binding.h"
 #include "cli/cmd.h"
 #include "cli/method.h"
+#include "cli/recompute.h"
 #include "cli/stage.h"
 
 #define AT(field) offsetof(ssl_options, field)
@@ -92,16 +93,24 @@ static size_t count_training(const cohort *c)
     return n;
 }
 
-static err_code check_memory(const stage *s, const ssl_options *so, size_t frames, err *e)
+typedef struct {
+    const stage *s;
+    ssl_options *so;
+    size_t frames;
+} memory_check;
+
+static err_code fits(void *ctx, size_t blocks, err *e)
 {
+    const memory_check *k = ctx;
     device d;
     vit *shape;
     plan p;
-    TRY(plan_shape(&shape, &d, s->vit, e));
-    err_code rc = plan_adapt(&p, shape, so, frames, e);
+    k->so->recompute = blocks;
+    TRY(plan_shape(&shape, &d, k->s->vit, e));
+    err_code rc = plan_adapt(&p, shape, k->so, k->frames, e);
     vit_close(shape);
     device_close(&d);
-    return rc ? rc : plan_fits(&p, &s->device, "adapt", e);
+    return rc ? rc : plan_fits(&p, &k->s->device, "adapt", e);
 }
 
 err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
@@ -109,6 +118,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     const options *o = s->o;
     ssl_options so;
     char folder[FILE_PATH_MAX], result[FILE_PATH_MAX], note[512];
+    bool automatic;
     *out = (adapt_outcome){.frames = 0};
     TRY(stage_cohort(s, true, e));
     TRY(stage_backbone(s, e));
@@ -117,7 +127,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     TRY(method_spec(o, "adapt", &so.peft, e));
     so.seed = so.peft.seed;
     so.sinkhorn = !strcmp(options_text(o, "adapt.centering"), "sinkhorn");
-    so.recompute = !strcmp(options_text(o, "recompute"), "block");
+    TRY(recompute_read(o, &so.recompute, &automatic, e));
     TRY(stage_view(s, &so.view, e));
     out->frames = count_training(&s->cohort);
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;
@@ -129,7 +139,8 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
         return ERR_OK;
     }
     if (!file_exists(result)) {
-        TRY(check_memory(s, &so, out->frames, e));
+        memory_check k = {s, &so, out->frames};
+        TRY(recompute_settle(automatic, vit_get_config(s->vit)->depth, fits, &k, &so.recompute, e));
         TRY(stage_normalise(s, &so.view, e));
         TRY(stage_check(s, e));
     }

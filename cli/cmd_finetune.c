@@ -12,6 +12,7 @@
 #include "cli/binding.h"
 #include "cli/cmd.h"
 #include "cli/method.h"
+#include "cli/recompute.h"
 #include "cli/stage.h"
 
 #define AT(field) offsetof(finetune_options, field)
@@ -218,16 +219,24 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, con
     return ERR_OK;
 }
 
-static err_code check_memory(const stage *s, const finetune_options *fo, const peft_spec *spec, err *e)
+typedef struct {
+    const stage *s;
+    finetune_options *fo;
+    const peft_spec *spec;
+} memory_check;
+
+static err_code fits(void *ctx, size_t blocks, err *e)
 {
+    const memory_check *k = ctx;
     device d;
     vit *shape;
     plan p;
-    TRY(plan_shape(&shape, &d, s->vit, e));
-    err_code rc = plan_finetune(&p, shape, spec, fo, s->cohort.n_labels, e);
+    k->fo->recompute = blocks;
+    TRY(plan_shape(&shape, &d, k->s->vit, e));
+    err_code rc = plan_finetune(&p, shape, k->spec, k->fo, k->s->cohort.n_labels, e);
     vit_close(shape);
     device_close(&d);
-    return rc ? rc : plan_fits(&p, &s->device, "finetune", e);
+    return rc ? rc : plan_fits(&p, &k->s->device, "finetune", e);
 }
 
 static err_code finetune(stage *s, const char *adapter, bundle_info *info, finetune_outcome *out, err *e)
@@ -235,6 +244,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     const options *o = s->o;
     peft_spec spec, base;
     finetune_options fo;
+    bool automatic;
     char from[HASH_HEX], codes[HASH_HEX], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
     finetune_defaults(&fo);
     TRY(stage_view(s, &fo.view, e));
@@ -244,7 +254,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     binding_take(o, fields, FIELDS, &fo);
     take_choices(o, &fo);
     peft_find(options_text(o, "finetune.method"), &fo.method);
-    fo.recompute = !strcmp(options_text(o, "recompute"), "block");
+    TRY(recompute_read(o, &fo.recompute, &automatic, e));
     fo.seed = (uint64_t)options_int(o, "seed");
     const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;
     TRY(stage_run_id(s, out->id, e, "finetune", IN_FINETUNE, info->backbone, from, data, split, codes, NULL));
@@ -256,7 +266,8 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
         return ERR_OK;
     }
     if (!file_exists(result)) {
-        TRY(check_memory(s, &fo, &spec, e));
+        memory_check k = {s, &fo, &spec};
+        TRY(recompute_settle(automatic, vit_get_config(s->vit)->depth, fits, &k, &fo.recompute, e));
         TRY(stage_check(s, e));
     }
     snprintf(note, sizeof note, "# backbone %s\n# adapter %s\n# frames and labels %s\n# split %s\n", info->backbone,

@@ -7,6 +7,7 @@
 #include "base/progress.h"
 #include "cli/cmd.h"
 #include "cli/method.h"
+#include "cli/recompute.h"
 #include "cli/stage.h"
 #include "model/op_count.h"
 
@@ -15,7 +16,8 @@ typedef struct {
     const char *model, *stage, *method, *device, *compute;
     vit_config shape;
     int threads;
-    size_t crops[4]; /* adapt: globals, their side, locals, their side */
+    size_t recompute; /* blocks */
+    size_t crops[4];  /* adapt: globals, their side, locals, their side */
     plan p;
     double gflops; /* 0: not known */
     bool given;
@@ -42,7 +44,7 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
     TRY(method_spec(o, "plan", &peft, e));
     TRY(ssl_recipe(options_text(o, "plan.recipe"), peft.method, &so, e));
     so.peft = peft;
-    so.recompute = !strcmp(options_text(o, "recompute"), "block");
+    so.recompute = k->recompute;
     take_int(o, "plan.batch", 0, &so.batch);
     take_int(o, "plan.locals", -1, &so.locals);
     take_int(o, "plan.global-size", 0, &so.global_size);
@@ -68,7 +70,7 @@ static err_code plan_of_stage(planned *k, vit *m, err *e)
     TRY(method_spec(o, "plan", &peft, e));
     finetune_defaults(&fo);
     fo.method = peft.method;
-    fo.recompute = !strcmp(options_text(o, "recompute"), "block");
+    fo.recompute = k->recompute;
     fo.view.size = (int)options_int(o, "size");
     if (!strcmp(k->stage, "finetune")) {
         take_int(o, "plan.batch", 0, &fo.batch);
@@ -84,8 +86,9 @@ static err_code make_plan(planned *k, err *e)
     device d;
     vit *m;
     err why = {0};
-    bool cuda = !strcmp(k->device, "cuda");
+    bool cuda = !strcmp(k->device, "cuda"), automatic; /* none: of which machine's memory is not known */
     vit_source source = {.heads = (int)options_int(o, "backbone-heads")};
+    TRY(recompute_read(o, &k->recompute, &automatic, e));
     if (file_exists(k->model))
         source.path = k->model;
     else if (vit_named_config(k->model, &source.random, &why))

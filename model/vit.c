@@ -94,12 +94,19 @@ static bool wants_pre(const vit_block *w)
     return vit_wants_hidden(w) || w->fc1.n_lora;
 }
 
-/* Whether GELU's input is kept (SwiGLU's always): of block l, or of any where all share one place. */
+size_t vit_sharing(const vit_pass *a)
+{
+    const vit_pass_impl *k = a->impl;
+    return a->keep == VIT_INFER || a->again >= k->L ? k->L : a->again + 1;
+}
+
+/* Whether GELU's input is kept (SwiGLU's always): of block l, or of any that it shares its place with. */
 static bool keeps_whole(const vit *m, const vit_pass *a, size_t l)
 {
+    size_t sharing = vit_sharing(a);
     if (a->exact || m->c.swiglu || m->d->ct == COMPUTE_F32) return true;
-    if (a->keep != VIT_RECOMPUTE) return wants_pre(&m->block[l]);
-    for (int i = 0; i < m->c.depth; i++)
+    if (l >= sharing) return wants_pre(&m->block[l]);
+    for (size_t i = 0; i < sharing; i++)
         if (wants_pre(&m->block[i])) return true;
     return false;
 }
@@ -109,9 +116,10 @@ static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, cons
 {
     vit_block_acts *b = &k->block[l];
     size_t N = k->N, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
-    if (l && a->keep != VIT_GRAD) *b = k->block[0];
+    bool shares = l && l < vit_sharing(a);
+    if (shares) *b = k->block[0];
     if (!l || a->keep != VIT_INFER) b->x = arena_take(m, N * C, ct); /* (N,C)  */
-    if (a->keep == VIT_INFER || (l && a->keep == VIT_RECOMPUTE)) return;
+    if (a->keep == VIT_INFER || shares) return;
     b->qkv = arena_take(m, N * 3 * C, ct); /* (N,3C) */
     b->o = arena_take(m, N * C, ct);       /* (N,C)  */
     b->mid = arena_take(m, N * C, ct);     /* (N,C)  */
@@ -134,9 +142,9 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     size_t P = height / p * (width / p), T = 1 + (size_t)v->c.registers + v->prompts + P;
     bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep && a->T == T;
     if (!same) {
-        bool exact = a->exact;
+        vit_pass set = {.exact = a->exact, .again = a->again};
         vit_pass_fini(a);
-        a->exact = exact;
+        *a = set;
         a->B = B;
         a->height = height;
         a->width = width;

@@ -12,6 +12,8 @@
  * as DINOv2's ViT-g has it; eps 1e-6 (timm, DINOv2) or 1e-12 (Hugging Face ViTModel). */
 #ifndef RADAPT_VIT_H
 #define RADAPT_VIT_H
+#include <limits.h>
+
 #include "base/arena.h"
 #include "base/hash.h"
 #include "model/op.h"
@@ -94,9 +96,9 @@ size_t vit_backbone_params(const vit *m);
  * --------------------------------------------------------------------------------------------------------------------
  */
 typedef enum { VIT_STUDENT, VIT_TEACHER } vit_who;
-/* What a pass keeps: nothing; what backward needs; each block's input alone, from which backward makes the rest again,
- * to the same bits. */
-typedef enum { VIT_INFER, VIT_GRAD, VIT_RECOMPUTE } vit_keep;
+/* What a pass keeps: nothing; what backward needs. */
+typedef enum { VIT_INFER, VIT_GRAD } vit_keep;
+enum { VIT_AGAIN_ALL = INT_MAX };
 
 typedef struct vit_block_acts vit_block_acts;
 typedef struct vit_pass {
@@ -104,7 +106,9 @@ typedef struct vit_pass {
      * patches' are the last P. */
     size_t B, height, width, P, T;
     vit_keep keep;
-    bool exact; /* set before the first plan: GELU's input is kept whole in bf16 too, not its derivative in 10 bits */
+    bool exact;   /* set before the first plan: GELU's input is kept whole in bf16 too, not its derivative in 10 bits */
+    size_t again; /* set before the first plan: of so many blocks, the first ones, the input alone is kept, from
+                   * which backward makes the rest again, to the same bits. At most all but the last */
     const float *drop; /* host (depth, 2, B): what an image's attention and MLP branch of a block count (vit_drop_draw);
                         * NULL: 1. Set after planning, there until vit_bwd */
     dv *patches;       /* (B*P, C) ct: patch embedding, before positions and mask */

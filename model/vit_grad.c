@@ -181,7 +181,7 @@ static void block_bwd(void *ctx, size_t tile, size_t slot)
     half h = half_of(c->m, c->a, tile, slot);
     if (c->l + 1 < h.k->L) {
         attention_bwd(&h, c->l + 1);
-        if (c->a->keep == VIT_RECOMPUTE) vit_block_again(c->m, c->a, c->l, &h.t); /* over what that has now used */
+        if (c->l + 1 < vit_sharing(c->a)) vit_block_again(c->m, c->a, c->l, &h.t); /* over what that has now used */
     }
     mlp_bwd(&h, c->l);
 }

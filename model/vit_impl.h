@@ -121,7 +121,7 @@ static inline bool vit_wants_hidden(const vit_block *w)
 }
 
 /* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
- * scratch of a tile. Where they are made again all blocks share all but x. */
+ * scratch of a tile. The first vit_sharing blocks share all but x: after a forward pass it is the last one's. */
 struct vit_block_acts {
     dv *x;             /* (N,C) input */
     dv *mean1, *rstd1; /* (N) f32 */
@@ -204,6 +204,8 @@ void vit_prompt_close(vit *m);
 void vit_close_linear(device *d, linear_w *w);
 /* vit_train.c. A copy of device memory. */
 err_code vit_clone(device *d, dv **out, const dv *src, size_t bytes, err *e);
+/* vit.c. Blocks that share one place: those that backward makes again, and the one behind them. At least 1. */
+size_t vit_sharing(const vit_pass *a);
 /* What backward needs of block l's rows of a tile, from the block's input. */
 void vit_block_again(vit *m, vit_pass *a, size_t l, const vit_tile *t);
 
