@@ -252,6 +252,14 @@ static void tell(const roll *r, const cohort *c)
                       LOG_INT(missing[i]), "classes", LOG_INT(c->n_strata), NULL);
 }
 
+err_code split_hash(const char *work, char out[HASH_HEX], err *e)
+{
+    char path[FILE_PATH_MAX];
+    TRY(file_path(path, e, "%s/split.csv", work));
+    *out = 0;
+    return file_exists(path) ? hash_file(path, out, e) : ERR_OK;
+}
+
 err_code split_apply(cohort *c, const char *work, const split_options *o, err *e)
 {
     char path[FILE_PATH_MAX];

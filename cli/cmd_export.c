@@ -4,6 +4,8 @@
 
 #include "adapt/adapter.h"
 #include "adapt/bundle.h"
+#include "adapt/split.h"
+#include "base/log.h"
 #include "cli/cmd.h"
 #include "cli/stage.h"
 #include "model/vit_export.h"
@@ -57,7 +59,14 @@ static err_code merge_adapter(exported *x, stage *s, err *e)
     safetensors f;
     peft_spec spec;
     err why = {0};
+    char split[HASH_HEX];
+    TRY(split_hash(s->work, split, e));
     err_code rc = safetensors_open(&f, x->from, &why);
+    if (!rc && *split && !adapter_kept_out(&f, split))
+        log_event(LOG_WARN, "export.other-split", "meaning",
+                  LOG_STR("the adapter does not know this split of the patients: it may have been trained on the "
+                          "held-out ones"),
+                  NULL);
     if (!rc) {
         rc = adapter_load(&f, s->vit, false, &s->params, &spec, &why);
         safetensors_close(&f);
@@ -73,8 +82,9 @@ static err_code export_adapted(exported *x, stage *s, err *e)
     if (!options_has(x->o, "backbone")) FAIL(e, USAGE, "--backbone FILE is missing: the weights that were adapted");
     TRY(stage_backbone(s, e));
     if (!strcmp(adapter, "auto")) {
-        if (stage_newest_adapter(s, x->from, NULL))
-            FAIL(e, NOTFOUND, "%.120s has no adapter for this backbone (--adapter none exports it as it is)", s->work);
+        char split[HASH_HEX];
+        TRY(split_hash(s->work, split, e));
+        TRY(stage_newest_adapter(s, split, x->from, e));
     } else if (strcmp(adapter, "none")) {
         TRY(file_path(x->from, e, "%s", adapter));
     }

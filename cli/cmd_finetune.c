@@ -86,37 +86,32 @@ static void take_choices(const options *o, finetune_options *out)
 /* --- the adapter that it starts from
  * ------------------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    const char *backbone, *split; /* split NULL: any */
-} looked_for;
-
-static bool is_for_backbone(const char *path, const void *looked_for_)
+/* The newest adapter for this backbone that left out the patients who are held out now. *found false: there is none at
+ * all; that only others are there is an error. */
+static err_code find_adapter(const stage *s, char path[FILE_PATH_MAX], bool *found, err *e)
 {
-    const looked_for *want = looked_for_;
-    safetensors f;
-    if (safetensors_open(&f, path, NULL)) return false;
-    const char *backbone = safetensors_meta(&f, "backbone");
-    bool same = backbone && !strcmp(backbone, want->backbone) && (!want->split || adapter_kept_out(&f, want->split));
-    safetensors_close(&f);
-    return same;
+    err why = {0};
+    err_code rc = stage_newest_adapter(s, s->cohort.split_hash, path, &why);
+    *found = !rc;
+    if (rc != ERR_NOTFOUND) return rc ? err_set(e, rc, why.file, why.line, "%s", why.msg) : ERR_OK;
+    log_event(LOG_WARN, "finetune.no-adapter", "meaning",
+              LOG_STR("no adapted weights for this backbone here: starting from the backbone as it is"), NULL);
+    return ERR_OK;
 }
 
-/* The newest adapter for this backbone that left out the patients who are held out now. */
-static bool find_adapter(const stage *s, char path[FILE_PATH_MAX])
+/* A file that the user named: was it trained without those who are held out now? */
+static err_code check_adapter(const stage *s, const safetensors *f, err *e)
 {
-    static const char file[] = "adapter.safetensors";
-    looked_for want = {vit_hash(s->vit), s->cohort.split_hash};
-    if (!stage_newest(s, "adapt", file, is_for_backbone, &want, path, NULL)) return true;
-    want.split = NULL;
-    bool other = !stage_newest(s, "adapt", file, is_for_backbone, &want, path, NULL);
-    log_event(
-        LOG_WARN, "finetune.no-adapter", "meaning",
-        LOG_STR(other ? "the adapted weights here are from before this split of the patients, of whom they may have "
-                        "seen the held-out ones: not used; adapt again (with --labels). Starting from the "
-                        "backbone as it is"
-                      : "no adapted weights for this backbone here: starting from the backbone as it is"),
-        NULL);
-    return false;
+    if (adapter_kept_out(f, s->cohort.split_hash)) return ERR_OK;
+    if (!options_flag(s->o, "finetune.foreign-adapter"))
+        FAIL(e, CONFLICT,
+             "--adapter may have been trained on patients who are held out here: adapt again with --labels; or, if it "
+             "was made of other patients, say --foreign-adapter");
+    log_event(LOG_WARN, "finetune.other-split", "meaning",
+              LOG_STR("the adapter does not know this split of the patients: had it seen the held-out ones, what is "
+                      "measured on them would be too good"),
+              NULL);
+    return ERR_OK;
 }
 
 /* What fine-tuning starts from: the adapter's own tensors go on where the method is the same (and its numbers, or none
@@ -162,7 +157,7 @@ static err_code prepare_params(stage *s, const char *adapter, const view_options
     if (!adapter) adapter = options_text(o, "finetune.adapter");
     *adapted = strcmp(adapter, "none");
     if (!strcmp(adapter, "auto")) {
-        *adapted = find_adapter(s, found);
+        TRY(find_adapter(s, found, adapted, e));
         adapter = found;
     }
     snprintf(from, HASH_HEX, "none");
@@ -174,12 +169,12 @@ static err_code prepare_params(stage *s, const char *adapter, const view_options
     safetensors f;
     if (hash_file(adapter, from, &why)) return stage_blame("--adapter", adapter, &why, e);
     if (safetensors_open(&f, adapter, &why)) return stage_blame("--adapter", adapter, &why, e);
-    if (!adapter_kept_out(&f, s->cohort.split_hash))
-        log_event(LOG_WARN, "finetune.other-split", "meaning",
-                  LOG_STR("the adapter does not know this split of the patients: it may have seen the held-out ones, "
-                          "and what is measured on them may be too good"),
-                  NULL);
-    err_code rc = load_adapter(s, &f, &wanted, spec, base, &why);
+    err_code rc = check_adapter(s, &f, e);
+    if (rc) {
+        safetensors_close(&f);
+        return rc;
+    }
+    rc = load_adapter(s, &f, &wanted, spec, base, &why);
     if (!rc) rc = normalise(s, &f, v, &why);
     safetensors_close(&f);
     if (rc) return stage_blame("--adapter", adapter, &why, e);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "adapt/adapter.h"
 #include "adapt/dataset_norm.h"
 #include "base/headroom.h"
 #include "base/log.h"
@@ -346,17 +347,31 @@ err_code stage_newest(const stage *s, const char *name, const char *file, stage_
     return ERR_OK;
 }
 
-static bool is_for_backbone(const char *path, const void *backbone_hash)
+typedef struct {
+    const char *backbone, *split; /* split "": any */
+} looked_for;
+
+static bool is_looked_for(const char *path, const void *looked_for_)
 {
+    const looked_for *want = looked_for_;
     safetensors f;
     if (safetensors_open(&f, path, NULL)) return false;
     const char *backbone = safetensors_meta(&f, "backbone");
-    bool same = backbone && !strcmp(backbone, backbone_hash);
+    bool same = backbone && !strcmp(backbone, want->backbone) && (!*want->split || adapter_kept_out(&f, want->split));
     safetensors_close(&f);
     return same;
 }
 
-err_code stage_newest_adapter(const stage *s, char path[FILE_PATH_MAX], err *e)
+err_code stage_newest_adapter(const stage *s, const char *split, char path[FILE_PATH_MAX], err *e)
 {
-    return stage_newest(s, "adapt", "adapter.safetensors", is_for_backbone, vit_hash(s->vit), path, e);
+    static const char file[] = "adapter.safetensors";
+    looked_for want = {vit_hash(s->vit), split};
+    if (!stage_newest(s, "adapt", file, is_looked_for, &want, path, NULL)) return ERR_OK;
+    want.split = "";
+    if (!stage_newest(s, "adapt", file, is_looked_for, &want, path, NULL))
+        FAIL(e, CONFLICT,
+             "the adapted weights here were made before this split of the patients, and may have been trained on those "
+             "held out now: adapt again with --labels, or --adapter none");
+    FAIL(e, NOTFOUND, "%.120s has no adapted weights for this backbone (--adapter none: the backbone as it is)",
+         s->work);
 }

@@ -75,8 +75,10 @@ typedef bool (*stage_accepts)(const char *path, const void *ctx);
 err_code stage_newest(const stage *s, const char *name, const char *file, stage_accepts accepts, const void *ctx,
                       char path[FILE_PATH_MAX], err *e);
 
-/* The newest adapter that was made on the backbone which is open; ERR_NOTFOUND: none. */
-err_code stage_newest_adapter(const stage *s, char path[FILE_PATH_MAX], err *e);
+/* The newest adapter that was made on the backbone which is open and left out the patients whom this split (its hash)
+ * holds out; split "": nobody is held out, any will do. ERR_NOTFOUND: none. ERR_CONFLICT: only such as may have been
+ * trained on them. */
+err_code stage_newest_adapter(const stage *s, const char *split, char path[FILE_PATH_MAX], err *e);
 
 /* JSON has no NaN: null. */
 json_t *stage_real(double x);

@@ -100,8 +100,49 @@ static void oblong(void **state)
     synthetic_close(&other.s);
 }
 
+/* Half of the patients' studies have no label, and a few patients none at all: a frame trains only where its patient
+ * does, with a label or without, and with the label table at hand or not. */
+static void held_out_without_label(void **state)
+{
+    enum { PATIENTS = 20, STRANGERS = 3 };
+    world *w = *state;
+    synthetic s;
+    err e = {0};
+    char path[FILE_PATH_MAX], text[4096] = "study_uid,label\n", held[PATIENTS][KEY_HEX];
+    size_t n_held = 0;
+    synthetic_open(&s);
+    for (int p = 0; p < PATIENTS + STRANGERS; p++) {
+        for (int study = 0; study < 2; study++) synthetic_image(&s, p, study, 0, 0, 2, 32, 32, p % 2);
+        if (p < PATIENTS)
+            snprintf(text + strlen(text), sizeof text - strlen(text), "1.2.%d.0,%s\n", p, p % 2 ? "square" : "plain");
+    }
+    synthetic_seal(&s);
+    synthetic_write(&s, "labels.csv", text, path);
+    vit *m = world_vit(w);
+    ssl_options o = plain_options();
+    for (int round = 0; round < 2; round++) { /* the table, and then split.csv alone */
+        cohort c;
+        ssl_data data;
+        size_t trained = 0;
+        ASSERT_OK(cohort_open(&c, s.catalogue, s.work, round ? NULL : path, &(split_options){0.2f, 0.2f, 1}, &e));
+        for (size_t i = 0; i < c.n_cases; i++)
+            if (c.cases[i].part != SPLIT_TRAIN) memcpy(held[n_held++], c.cases[i].patient_key, KEY_HEX);
+        assert_int_equal(n_held, 8);
+        ASSERT_OK(ssl_data_open(&data, m, &c, &o, &e));
+        for (size_t i = 0; i < data.n; i++)
+            for (size_t k = 0; k < n_held; k++) assert_string_not_equal(c.frames[data.frames[i]].patient_key, held[k]);
+        trained = data.n;
+        ssl_data_close(&data);
+        assert_int_equal(trained, 4 * (PATIENTS + STRANGERS - n_held)); /* all the others' */
+        cohort_close(&c);
+    }
+    vit_close(m);
+    synthetic_close(&s);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(squares_stay), cmocka_unit_test(oblong)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(squares_stay), cmocka_unit_test(oblong),
+                                       cmocka_unit_test(held_out_without_label)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

@@ -149,6 +149,31 @@ one_line
 expect 64 "both" "$radapt" export --model "$model" --adapter none --out x.safetensors
 one_line
 
+echo "== what an adapter may have seen"
+cp -a work early && rm -r early/runs early/reports early/split.csv
+expect 0 "adapt before there is a split" "$radapt" adapt -w early -c tiny.yaml
+expect 0 "export while nobody is held out" "$radapt" export "${adapted[@]}" -w early --out early.safetensors
+expect 1 "finetune on it" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml
+one_line
+says "adapt again with --labels, or --adapter none" log
+expect 1 "export of it now" "$radapt" export "${adapted[@]}" -w early --out early.safetensors
+one_line
+says "adapt again with --labels" log
+old=$(echo early/runs/adapt-*/adapter.safetensors)
+expect 1 "finetune on it by name" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --adapter "$old"
+one_line
+says "may have been trained on patients who are held out here" log
+expect 0 "of other patients, it is said" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --adapter "$old" \
+    --foreign-adapter
+expect 0 "finetune without" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --adapter none
+expect 0 "export of it by name" "$radapt" export "${adapted[@]}" -w early --adapter "$old" --out early.safetensors
+says "it may have been trained on the held-out ones" log
+expect 0 "adapt again" "$radapt" adapt -w early --labels export.labels.csv -c tiny.yaml
+expect 0 "finetune on that" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --json
+[ "$(value out adapted)" = True ] || fail "the adapter was not used: $(cat out)"
+expect 0 "export of that" "$radapt" export "${adapted[@]}" -w early --out early.safetensors
+rm -rf early
+
 echo "== sets of labels and grades"
 /usr/bin/python3 - <<'PY'
 import csv
