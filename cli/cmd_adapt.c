@@ -131,7 +131,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     TRY(stage_view(s, &so.view, e));
     out->frames = count_training(&s->cohort);
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;
-    TRY(stage_run_id(s, out->id, e, "adapt", IN_ADAPT, backbone, data, split, NULL));
+    TRY(stage_run_id(s, out->id, e, "adapt", IN_ADAPT, backbone, data, split, options_text(o, "normalisation"), NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));
     TRY(stage_run_path(s, result, out->id, "result.json", e));
     if (options_flag(o, "dry-run")) {

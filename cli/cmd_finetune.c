@@ -136,11 +136,12 @@ static err_code load_adapter(stage *s, const safetensors *f, const peft_spec *wa
     return vit_train(s->vit, wanted, &s->params, e);
 }
 
-/* Pixels are normalised as the adapter's were, unless the user says how. f NULL: there is none. */
+/* Pixels are normalised as the adapter's were, unless the user says how ("auto": as the backbone was trained). f NULL:
+ * there is none. */
 static err_code normalise(stage *s, const safetensors *f, const view_options *v, err *e)
 {
     const char *adapters = f ? safetensors_meta(f, "normalisation") : NULL;
-    if (!adapters || options_changed(s->o, "normalisation")) return stage_normalise(s, v, e);
+    if (!adapters || options_given(s->o, "normalisation")) return stage_normalise(s, v, e);
     return vit_normalise(s->vit, adapters, e);
 }
 
@@ -214,6 +215,20 @@ static err_code describe(stage *s, bundle_info *info, const peft_spec *spec, con
     return ERR_OK;
 }
 
+/* What the options come to where that depends on whether they were given: pixels are normalised as the adapter's were,
+ * and its own numbers hold, unless the user says otherwise. */
+enum { PARAMS_TEXT = 2 * ADAPTER_KEYS * (ADAPTER_KEY + ADAPTER_VALUE) + VIT_NORMALISATION_TEXT };
+static void describe_params(const bundle_info *info, char out[PARAMS_TEXT])
+{
+    size_t n = (size_t)snprintf(out, PARAMS_TEXT, "%s", info->normalisation);
+    for (int i = 0; i < 2; i++) {
+        adapter_text text;
+        adapter_describe(i ? &info->base : &info->peft, i ? " base." : " ", &text);
+        for (size_t k = 0; k < text.n; k++)
+            n += (size_t)snprintf(out + n, PARAMS_TEXT - n, "%s=%s", text.meta[k].key, text.meta[k].value);
+    }
+}
+
 typedef struct {
     const stage *s;
     finetune_options *fo;
@@ -240,7 +255,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     peft_spec spec, base;
     finetune_options fo;
     bool automatic;
-    char from[HASH_HEX], codes[HASH_HEX], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
+    char from[HASH_HEX], codes[HASH_HEX], params[PARAMS_TEXT], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
     finetune_defaults(&fo);
     TRY(stage_view(s, &fo.view, e));
     TRY(prepare_params(s, adapter, &fo.view, &spec, &base, from, &out->adapted, e));
@@ -252,7 +267,8 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     TRY(recompute_read(o, &fo.recompute, &automatic, e));
     fo.seed = (uint64_t)options_int(o, "seed");
     const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;
-    TRY(stage_run_id(s, out->id, e, "finetune", IN_FINETUNE, info->backbone, from, data, split, codes, NULL));
+    describe_params(info, params);
+    TRY(stage_run_id(s, out->id, e, "finetune", IN_FINETUNE, info->backbone, from, data, split, codes, params, NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));
     TRY(stage_run_path(s, out->model, out->id, "model.safetensors", e));
     TRY(stage_run_path(s, result, out->id, "result.json", e));

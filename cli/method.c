@@ -4,11 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct {
-    const char *name;
-    peft_method of;
-} numbers[] = {{"lora-rank", METHOD_LORA}, {"lora-alpha", METHOD_LORA}, {"lora-targets", METHOD_LORA},
-               {"prompts", METHOD_VPT},    {"vpt", METHOD_VPT},         {"rows", METHOD_APLA}};
+static const char *const numbers[] = {"lora-rank", "lora-alpha", "lora-targets", "prompts", "vpt", "rows"};
 enum { NUMBERS = sizeof numbers / sizeof *numbers, NAME = 48 };
 
 static const char *full_name(char out[NAME], const char *section, const char *name)
@@ -21,7 +17,7 @@ bool method_given(const options *o, const char *section)
 {
     char name[NAME];
     bool given = false;
-    for (int i = 0; i < NUMBERS; i++) given |= options_changed(o, full_name(name, section, numbers[i].name));
+    for (int i = 0; i < NUMBERS; i++) given |= options_given(o, full_name(name, section, numbers[i]));
     return given;
 }
 
@@ -30,10 +26,6 @@ err_code method_spec(const options *o, const char *section, peft_spec *out, err 
     char name[NAME];
     peft_spec s = {.seed = (uint64_t)options_int(o, "seed")};
     peft_find(options_text(o, full_name(name, section, "method")), &s.method); /* a choice: it is one of them */
-    for (int i = 0; i < NUMBERS; i++)
-        if (numbers[i].of != s.method && options_changed(o, full_name(name, section, numbers[i].name)))
-            FAIL(e, USAGE, "--%s belongs to --method %s, not to %s", numbers[i].name, peft_name(numbers[i].of),
-                 peft_name(s.method));
     if (s.method == METHOD_APLA) s.rows = (int)options_int(o, full_name(name, section, "rows"));
     if (s.method == METHOD_LORA) {
         s.rank = (int)options_int(o, full_name(name, section, "lora-rank"));

@@ -4,10 +4,10 @@
 #include "cli/options.h"
 #include "model/peft.h"
 
-/* The spec of a section ("adapt", "finetune"), seeded by --seed. ERR_USAGE: numbers that the method cannot have, or
- * that were changed and belong to another method. */
+/* The spec of a section ("adapt", "finetune"), seeded by --seed. ERR_USAGE: numbers that the method cannot have (those
+ * of another method: relevance.h). */
 err_code method_spec(const options *o, const char *section, peft_spec *out, err *e);
-/* Whether the user changed any of the method's numbers. */
+/* Whether the user gave any of the method's numbers. */
 bool method_given(const options *o, const char *section);
 
 #endif

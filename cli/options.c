@@ -11,9 +11,10 @@
 
 enum { NAME_MAX_BYTES = 96, TEXT_MAX = 4096 };
 
-/* Where a value came from, for messages: line 0 is the command line. */
+/* Where a value came from: line 0 is the command line. */
 typedef struct {
     int line;
+    bool printed; /* the line is marked as a default (options_print) */
 } origin;
 
 static void full_name(const option_def *d, char separator, char out[NAME_MAX_BYTES])
@@ -72,7 +73,10 @@ void options_fini(options *o)
 err_code options_fallback(options *o, const char *name, const char *text, err *e)
 {
     size_t i = find(name);
-    if (o->values[i].source > FROM_DEFAULT) return ERR_OK;
+    struct option_value *v = &o->values[i];
+    if (v->source == FROM_PRINTED && strcmp(v->text, text))
+        v->source = FROM_FILE; /* it was edited, or is from before */
+    if (v->source > FROM_DEFAULT) return ERR_OK;
     return set_text(o, i, text, FROM_DEFAULT, 0, e);
 }
 
@@ -158,7 +162,8 @@ static err_code assign(options *o, size_t i, const char *text, origin at, err *e
         FAIL(e, USAGE, "%s: '%.40s' %s", name, text, wrong);
     }
     if (d->kind == OPTION_FLAG) text = flag_text(text);
-    return set_text(o, i, text, at.line ? FROM_FILE : FROM_COMMAND_LINE, at.line, e);
+    bool printed = at.printed && (!d->fallback || !strcmp(text, d->fallback));
+    return set_text(o, i, text, printed ? FROM_PRINTED : at.line ? FROM_FILE : FROM_COMMAND_LINE, at.line, e);
 }
 
 /* --- did you mean ------------------------------------------------------------------------------------------------ */
@@ -335,7 +340,8 @@ static bool in_section(const options *o, const option_def *d, const char *sectio
 }
 
 /* One "key: value" of a file. */
-err_code options_assign_file(options *o, const char *section, const char *key, const char *text, int line, err *e)
+err_code options_assign_file(options *o, const char *section, const char *key, const char *text, int line, bool printed,
+                             err *e)
 {
     char name[NAME_MAX_BYTES], hint[128];
     snprintf(name, sizeof name, "%s", key);
@@ -356,17 +362,17 @@ err_code options_assign_file(options *o, const char *section, const char *key, c
         strcmp(name, "quiet"))
         FAIL(e, USAGE, "configuration, line %d: '%s' is for the command line only", line, name);
     struct option_value *v = &o->values[i];
-    if (v->source == FROM_FILE && v->line != line)
+    if ((v->source == FROM_FILE || v->source == FROM_PRINTED) && v->line != line)
         FAIL(e, USAGE, "configuration, line %d: '%.40s' is set on line %d already", line, key, v->line);
     struct option_value kept = *v;
     if (kept.source == FROM_COMMAND_LINE || !(options_table[i].commands & o->in)) { /* checked, then left alone */
         v->text = NULL;
-        err_code rc = assign(o, i, text, (origin){line}, e);
+        err_code rc = assign(o, i, text, (origin){line, printed}, e);
         free(v->text);
         *v = kept;
         return rc;
     }
-    return assign(o, i, text, (origin){line}, e);
+    return assign(o, i, text, (origin){line, printed}, e);
 }
 
 /* --- values ------------------------------------------------------------------------------------------------------ */
@@ -382,12 +388,11 @@ bool options_has(const options *o, const char *name)
 }
 bool options_given(const options *o, const char *name)
 {
-    return o->values[find(name)].source > FROM_DEFAULT;
+    return options_source(o, name) >= FROM_FILE;
 }
-bool options_changed(const options *o, const char *name)
+option_source options_source(const options *o, const char *name)
 {
-    const char *usual = options_table[find(name)].fallback;
-    return options_given(o, name) && strcmp(options_text(o, name), usual ? usual : "0") != 0;
+    return o->values[find(name)].source;
 }
 bool options_flag(const options *o, const char *name)
 {
@@ -493,7 +498,7 @@ static void print_section(const options *o, const char *section, unsigned in, bo
             fprintf(f, "[%s]", text);
         else
             print_yaml_text(text, f);
-        fprintf(f, "  # %s\n", d->help);
+        fprintf(f, "  %s%s\n", o->values[i].source < FROM_FILE ? OPTIONS_DEFAULT_MARK ". " : "# ", d->help);
     }
 }
 
@@ -508,6 +513,20 @@ void options_print(const options *o, FILE *f, unsigned in, bool run_only)
     }
 }
 
+/* Numbers as they are, not as they were written. */
+static void print_canonical(const option_def *d, const char *text, FILE *f)
+{
+    bool number = d->kind == OPTION_INT || d->kind == OPTION_REAL || d->kind == OPTION_REALS;
+    for (const char *p = text; number && *p;) {
+        char *end;
+        double x = strtod(p, &end);
+        assert(end != p);                                       /* checked when it was given */
+        fprintf(f, "%.17g%s", x == 0 ? 0 : x, *end ? "," : ""); /* no -0 */
+        p = *end ? end + 1 : end;
+    }
+    if (!number) fputs(text, f);
+}
+
 char *options_canonical(const options *o, unsigned in)
 {
     char *text = NULL, name[NAME_MAX_BYTES];
@@ -518,7 +537,9 @@ char *options_canonical(const options *o, unsigned in)
         const option_def *d = &options_table[i];
         if (!(d->commands & in) || d->outside) continue;
         full_name(d, '.', name);
-        fprintf(f, "%s=%s\n", name, o->values[i].text ? o->values[i].text : "");
+        fprintf(f, "%s=", name);
+        print_canonical(d, o->values[i].text ? o->values[i].text : "", f);
+        fputc('\n', f);
     }
     if (fclose(f)) {
         free(text);

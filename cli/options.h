@@ -62,7 +62,10 @@ typedef struct {
 extern const option_def options_table[];
 extern const size_t options_count;
 
-typedef enum { FROM_NOTHING, FROM_DEFAULT, FROM_FILE, FROM_COMMAND_LINE } option_source;
+/* FROM_PRINTED: by a file's line that ends in OPTIONS_DEFAULT_MARK, as options_print writes what nobody gave: the value
+ * counts, but not as given, as long as it is the default. */
+typedef enum { FROM_NOTHING, FROM_DEFAULT, FROM_PRINTED, FROM_FILE, FROM_COMMAND_LINE } option_source;
+#define OPTIONS_DEFAULT_MARK "# default"
 
 typedef struct options {
     const char *command;
@@ -84,11 +87,10 @@ err_code options_fallback(options *o, const char *name, const char *text, err *e
 err_code options_parse(options *o, int argc, char **argv, err *e);
 
 /* Values. An unknown name is our bug (assert). */
-bool options_has(const options *o, const char *name);   /* not empty */
-bool options_given(const options *o, const char *name); /* by the user */
-/* Given, and other than where nobody says anything ("0" where the table leaves that to the command): a printed
- * configuration gives everything. */
-bool options_changed(const options *o, const char *name);
+bool options_has(const options *o, const char *name); /* not empty */
+/* By the user, whatever the value: to give the default is to ask for it. */
+bool options_given(const options *o, const char *name);
+option_source options_source(const options *o, const char *name);
 const char *options_text(const options *o, const char *name);
 bool options_flag(const options *o, const char *name);
 long long options_int(const options *o, const char *name);
@@ -100,7 +102,7 @@ void options_help(const options *o, FILE *f);
 /* YAML that reads back to the same. in: which commands' options; run_only: without those that are `outside`. */
 void options_print(const options *o, FILE *f, unsigned in, bool run_only);
 /* "section.name=value\n" of the options of `in` that are not outside, in the table's order: what a run id is made
- * from. malloc'ed. */
+ * from, so numbers are the same however they were written. malloc'ed. */
 char *options_canonical(const options *o, unsigned in);
 /* The nearest of n names, or NULL if none is near: "did you mean". */
 const char *options_nearest(const char *word, const char *const *names, size_t n);

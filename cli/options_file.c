@@ -13,8 +13,18 @@ typedef struct {
     yaml_parser_t parser;
     yaml_event_t event;
     bool has_event;
+    const char *text;
     err *e;
 } reader;
+
+/* Whether a line ends in the mark of what nobody gave: the parser knows no comments. */
+static bool is_marked(const reader *r, int line)
+{
+    const char *p = r->text;
+    for (int i = 1; i < line && p; i++) p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL;
+    const char *mark = p ? strstr(p, OPTIONS_DEFAULT_MARK) : NULL;
+    return mark && !memchr(p, '\n', (size_t)(mark - p));
+}
 
 static int line_of(const reader *r)
 {
@@ -82,7 +92,7 @@ static err_code read_mapping(reader *r, options *o, const char *section)
         default:
             FAIL(r->e, USAGE, "configuration, line %d: aliases are not read", line);
         }
-        TRY(options_assign_file(o, section, key, value, line, r->e));
+        TRY(options_assign_file(o, section, key, value, line, is_marked(r, line), r->e));
     }
 }
 
@@ -114,7 +124,7 @@ err_code options_file_read(options *o, const char *path, err *e)
     size_t bytes;
     err why = {0};
     if (file_read(path, FILE_MAX_BYTES, &text, &bytes, &why)) FAIL(e, USAGE, "--config %.80s: %.60s", path, why.msg);
-    reader r = {.e = e};
+    reader r = {.text = text, .e = e};
     if (!yaml_parser_initialize(&r.parser)) {
         free(text);
         FAIL(e, NOMEM, "options: no memory");

@@ -148,10 +148,16 @@ const option_def options_table[] = {
      .commands = TRAIN | IN_PLAN | IN_EXPORT,
      .group = MODELS,
      .help = "attention heads; 0: one for every 64 channels"},
-    CHOICE(
-        "", "normalisation", "auto", "auto|imagenet|half|dataset", TRAIN, MODELS,
-        "mean and deviation of pixels: as the weights were trained with, or of the training frames; fine-tuning takes "
-        "the adapter's unless told"),
+    {.section = "",
+     .name = "normalisation",
+     .kind = OPTION_CHOICE,
+     .fallback = "auto",
+     .what = "auto|imagenet|half|dataset",
+     .commands = TRAIN,
+     .outside = true, /* what it comes to is in a run's identity: fine-tuning's is the adapter's where nobody says */
+     .group = MODELS,
+     .help = "mean and deviation of pixels: as the weights were trained with, or of the training frames; fine-tuning "
+             "takes the adapter's unless told"},
     TEXT("", "window", "auto", "WINDOW", TRAIN | IN_INSPECT, MODELS,
          "auto, header, percentile, ct3, CENTRE/WIDTH, or three of these with commas between"),
     INT("", "size", "224", 16, 2048, TRAIN | IN_INSPECT | IN_PLAN, MODELS,

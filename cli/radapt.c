@@ -8,6 +8,7 @@
 #include "base/progress.h"
 #include "base/stop.h"
 #include "cli/cmd.h"
+#include "cli/relevance.h"
 
 typedef struct {
     const char *name, *arguments, *summary, *text;
@@ -114,7 +115,8 @@ static int run_command(const command *c, int argc, char **argv)
                  : options_flag(&o, "verbose") ? LOG_DEBUG
                                                : LOG_INFO);
         progress_quiet(options_flag(&o, "quiet"));
-        rc = c->run(&o, &status, &e);
+        rc = relevance_check(&o, &e);
+        if (!rc) rc = c->run(&o, &status, &e);
     }
     if (!rc && (fflush(stdout) || ferror(stdout)))
         rc = err_set(&e, ERR_IO, __FILE__, __LINE__, "standard output cannot be written");

@@ -214,10 +214,78 @@ static void test_printed_reads_back(void **state)
     assert_string_equal(one, two);
     assert_non_null(strstr(one, "adapt.epochs=2.5\n"));
     assert_null(strstr(one, "threads")); /* how to work is no part of what comes out */
+    assert_true(options_given(&b, "adapt.epochs") && options_given(&b, "window")); /* they were on a's command line */
+    for (size_t i = 0; i < options_count; i++) {                                   /* ... and nothing else was */
+        char name[96];
+        snprintf(name, sizeof name, "%s%s%s", options_table[i].section, *options_table[i].section ? "." : "",
+                 options_table[i].name);
+        if (!options_table[i].fallback) /* as the command that reads the file has it */
+            assert_int_equal(options_fallback(&b, name, options_text(&a, name), &e), ERR_OK);
+        if (strcmp(name, "config") && options_given(&b, name) != options_given(&a, name))
+            fail_msg("%s: given %d, printed and read %d", name, options_given(&a, name), options_given(&b, name));
+    }
     free(one);
     free(two);
     options_fini(&a);
     options_fini(&b);
+}
+
+/* What is given counts as given, its default too; what was printed as a default does not until it is edited. */
+static void test_given(void **state)
+{
+    static const struct {
+        const char *text;
+        bool seed, normalisation, rows;
+    } rows[] = {{"{}", false, false, false},
+                {"seed: 0\nnormalisation: auto\nadapt:\n  rows: 0\n", true, true, true},
+                {"seed: 0  # default. of all\nnormalisation: auto  # default\nadapt:\n  rows: 0  # default. APLA\n",
+                 false, false, false},
+                {"seed: 1  # default. of all\nnormalisation: half  # default\nadapt:\n  rows: 16  # default. APLA\n",
+                 true, true, true},
+                {"# default\nseed: 0\nnormalisation: auto # as the default\n", true, true, false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        options o;
+        err e;
+        char words[64];
+        write_file(rows[i].text);
+        snprintf(words, sizeof words, "-c %s", file);
+        assert_int_equal(parse(&o, IN_ADAPT, words, &e), ERR_OK);
+        assert_int_equal(options_fallback(&o, "adapt.rows", "0", &e), ERR_OK);
+        print_message("%s", rows[i].text);
+        assert_int_equal(options_given(&o, "seed"), rows[i].seed);
+        assert_int_equal(options_given(&o, "normalisation"), rows[i].normalisation);
+        assert_int_equal(options_given(&o, "adapt.rows"), rows[i].rows);
+        options_fini(&o);
+    }
+    options o;
+    err e;
+    assert_int_equal(parse(&o, IN_ADAPT, "--normalisation auto", &e), ERR_OK);
+    assert_true(options_given(&o, "normalisation"));
+    options_fini(&o);
+}
+
+/* The same numbers make the same run, however they are written. */
+static void test_canonical(void **state)
+{
+    static const char *const words[] = {"--lr 1e-4 --epochs 8 --mask-ratio 0.1,0.5",
+                                        "--lr 0.0001 --epochs 8.0 --mask-ratio .1,5e-1",
+                                        "--lr 1E-04 --epochs +8 --mask-ratio 0.10,0.50"};
+    char *first = NULL;
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        options o;
+        err e;
+        assert_int_equal(parse(&o, IN_ADAPT, words[i], &e), ERR_OK);
+        char *text = options_canonical(&o, IN_ADAPT);
+        options_fini(&o);
+        if (first) {
+            assert_string_equal(text, first);
+            free(text);
+        } else
+            first = text;
+    }
+    free(first);
 }
 
 /* Every option: a name of its own in every command that has it, a group and a help text; defaults that pass their own
@@ -263,6 +331,8 @@ int main(void)
         cmocka_unit_test(test_file),
         cmocka_unit_test(test_command_line_wins),
         cmocka_unit_test(test_printed_reads_back),
+        cmocka_unit_test(test_given),
+        cmocka_unit_test(test_canonical),
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_nearest),
     };

@@ -172,6 +172,32 @@ expect 0 "adapt again" "$radapt" adapt -w early --labels export.labels.csv -c ti
 expect 0 "finetune on that" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --json
 [ "$(value out adapted)" = True ] || fail "the adapter was not used: $(cat out)"
 expect 0 "export of that" "$radapt" export "${adapted[@]}" -w early --out early.safetensors
+
+echo "== a run's name"
+named() { # named WANTED WHAT OPTIONS...: the run that a dry run names; WANTED: done or new
+    local want=$1 what=$2
+    shift 2
+    expect 0 "$what" "$radapt" finetune -w early --labels export.labels.csv -n --json "$@"
+    [ "$(value out already_done)" = "$want" ] || fail "$what: already done: $(value out already_done), not $want"
+}
+named True "again" -c tiny.yaml
+named True "the same number otherwise written" -c tiny.yaml --lr 0.0001 --epochs 3.0
+"$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --print-config >printed.yaml
+named True "the same as printed" -c printed.yaml
+named False "another number" -c tiny.yaml --lr 0.0002
+expect 0 "adapt with the data set's own normalisation, on some rows" "$radapt" adapt -w early --labels export.labels.csv -c tiny.yaml \
+    --normalisation dataset --rows 8
+expect 0 "finetune with the adapter's" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml
+named True "the adapter's again" -c tiny.yaml
+named False "the backbone's, asked for" -c tiny.yaml --normalisation auto
+named False "all rows, asked for" -c tiny.yaml --rows 0
+expect 0 "finetune with the backbone's" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --normalisation auto --rows 0
+for pair in "--method linear --epochs 3" "--method linear --lr 1e-4" "--method lora --rows 4" "--label-order a,b"; do
+    expect 64 "it would be ignored: $pair" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml $pair
+    one_line
+    says "means nothing with" log
+done
+named False "the file's numbers are no obstacle" -c tiny.yaml --method linear
 rm -rf early
 
 echo "== sets of labels and grades"
