@@ -3,6 +3,7 @@
  *     vit_features WEIGHTS PIXELS.safetensors OUT.safetensors f32|bf16 [HEADS]
  *
  * Of every tensor (B,3,H,W) f32, normalised, in PIXELS: one (B,T,C) f32 of the same name in OUT, after the final norm.
+ * Ends with 77 where the processor has no such arithmetic, or the model has what is not supported.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,5 +86,5 @@ int main(int argc, char **argv)
         device_close(&d);
     }
     if (rc) fprintf(stderr, "vit_features: %s: %s\n", err_name(rc), e.msg);
-    return rc ? 1 : 0;
+    return rc == ERR_UNSUPPORTED ? 77 : rc ? 1 : 0;
 }
