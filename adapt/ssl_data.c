@@ -10,6 +10,14 @@ static size_t to_patches(int size, int patch)
     return (size_t)(n < 1 ? 1 : n) * (size_t)patch;
 }
 
+/* Sides of the crops: as given, else as the model will see frames, and DINOv2's 98 of 224 of that. */
+static void crop_sizes(ssl_data *s, const ssl_options *o, int patch)
+{
+    int global = o->global_size ? o->global_size : o->view.size;
+    s->global_size = to_patches(global, patch);
+    s->local_size = to_patches(o->local_size ? o->local_size : (global * 98 + 112) / 224, patch);
+}
+
 enum { AT_ONCE = 8 }; /* squares made at once */
 
 static err_code open_squares(ssl_data *s, int side, err *e)
@@ -30,8 +38,9 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     const vit_config *k = vit_get_config(m);
     *s = (ssl_data){.c = c, .o = o, .order_epoch = UINT64_MAX};
     if (o->accumulate < 1) FAIL(e, USAGE, "adapt: %d micro-batches an update", o->accumulate);
-    if (o->batch < 1 || o->locals < 0 || o->global_size < k->patch)
-        FAIL(e, USAGE, "adapt: batch %d, %d local crops, %d pixels", o->batch, o->locals, o->global_size);
+    int side = o->global_size ? o->global_size : o->view.size;
+    if (o->batch < 1 || o->locals < 0 || side < k->patch)
+        FAIL(e, USAGE, "adapt: batch %d, %d local crops, %d pixels", o->batch, o->locals, side);
     if (o->mask_ratio[0] > o->mask_ratio[1])
         FAIL(e, USAGE, "adapt: mask ratios from %g to %g", (double)o->mask_ratio[0], (double)o->mask_ratio[1]);
     if (o->batch > SSL_MASK_CROPS / 2) FAIL(e, LIMIT, "adapt: a batch of %d; at most %d", o->batch, SSL_MASK_CROPS / 2);
@@ -43,8 +52,7 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     if (s->n < 2) FAIL(e, EMPTY, "adapt: %zu frames of training patients; at least 2 are needed", s->n);
     s->batch = (size_t)o->batch < s->n ? (size_t)o->batch : s->n;
     s->locals = (size_t)o->locals;
-    s->global_size = to_patches(o->global_size, k->patch);
-    s->local_size = to_patches(o->local_size ? o->local_size : 98, k->patch);
+    crop_sizes(s, o, k->patch);
     s->accumulate = (size_t)o->accumulate < s->n / s->batch ? (size_t)o->accumulate : s->n / s->batch;
     s->steps_per_epoch = s->n / (s->batch * s->accumulate);
     s->norm.window = o->view.window;

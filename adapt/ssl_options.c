@@ -15,7 +15,6 @@ void ssl_defaults(ssl_options *o)
         .accumulate = 1,
         .layer_decay = 1,
         .patch_lr = 1,
-        .global_size = 224,
         .locals = 4,
         .lr = 5e-4f,
         .head_lr = 1e-3f,
@@ -57,6 +56,7 @@ static void essa(ssl_options *o)
     o->warmup_epochs = 10;
     o->head_warmup_epochs = 0;
     o->batch = 256;
+    o->global_size = 224;
     o->locals = 8;
     o->lr = o->head_lr = 1e-3f;
     o->momentum = 0.994f;

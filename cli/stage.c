@@ -245,6 +245,8 @@ err_code stage_backbone(stage *s, err *e)
     stage_backbone_close(s);
     s->backbone_path[0] = s->backbone_random[0] = 0;
     if (*given && file_exists(given)) {
+        if (options_source(o, "backbone-seed") == FROM_COMMAND_LINE)
+            FAIL(e, USAGE, "--backbone-seed means nothing with weights from a file");
         if (!realpath(given, s->backbone_path)) FAIL_ERRNO(e, "--backbone: its path cannot be resolved");
         source.path = s->backbone_path;
     } else {

@@ -140,9 +140,35 @@ static void held_out_without_label(void **state)
     synthetic_close(&s);
 }
 
+/* Sides of the crops that nobody gave follow what the model will see. */
+static void sizes(void **state)
+{
+    static const struct {
+        int global, local, view;
+        size_t want_global, want_local;
+    } rows[] = {{0, 0, 224, 224, 96}, {0, 0, 112, 112, 48}, {0, 0, 64, 64, 32},
+                {64, 0, 224, 64, 32}, {0, 16, 64, 64, 16},  {224, 0, 64, 224, 96}};
+    world *w = *state;
+    vit *m = world_vit(w);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        err e = {0};
+        ssl_data s;
+        ssl_options o = plain_options();
+        o.global_size = rows[i].global;
+        o.local_size = rows[i].local;
+        o.view.size = rows[i].view;
+        ASSERT_OK(ssl_data_open(&s, m, &w->c, &o, &e));
+        print_message("%d %d of %d: %zu %zu\n", o.global_size, o.local_size, o.view.size, s.global_size, s.local_size);
+        assert_int_equal(s.global_size, rows[i].want_global);
+        assert_int_equal(s.local_size, rows[i].want_local);
+        ssl_data_close(&s);
+    }
+    vit_close(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(squares_stay), cmocka_unit_test(oblong),
-                                       cmocka_unit_test(held_out_without_label)};
+                                       cmocka_unit_test(sizes), cmocka_unit_test(held_out_without_label)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

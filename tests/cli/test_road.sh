@@ -148,6 +148,9 @@ expect 1 "no such folder" "$radapt" export "${adapted[@]}" --out nowhere/x.safet
 one_line
 expect 64 "both" "$radapt" export --model "$model" --adapter none --out x.safetensors
 one_line
+expect 64 "a seed for a file" "$radapt" export --backbone timm.safetensors --backbone-heads 2 --backbone-seed 3 --adapter none \
+    --out x.safetensors
+one_line
 
 echo "== what an adapter may have seen"
 cp -a work early && rm -r early/runs early/reports early/split.csv
