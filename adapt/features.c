@@ -50,7 +50,7 @@ sampler_norm features_norm(const vit *m, const view_options *v)
 /* What one extraction holds on the device. */
 typedef struct {
     vit_pass pass;
-    dv *arena_block, *pixels, *rows, *token, *token_f32;
+    dv *arena_block, *pixels, *token_f32;
 } buffers;
 
 static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
@@ -58,6 +58,7 @@ static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
     device *d = vit_device(m);
     size_t C = (size_t)vit_get_config(m)->dim, S = (size_t)size;
     arena dry = {0};
+    b->pass.wanted_most = batch;
     TRY(vit_pass_plan(&b->pass, &dry, m, batch, S, S, VIT_INFER, e));
     if (arena_failed(&dry)) FAIL(e, LIMIT, "features: a batch of %zu images of %d pixels is too large", batch, size);
     TRY(d->op->alloc(d, dry.used, &b->arena_block, e));
@@ -66,21 +67,15 @@ static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
     TRY(vit_pass_plan(&b->pass, &real, m, batch, S, S, VIT_INFER, e));
     TRY(device_reserve(d, vit_pass_work_bytes(m, batch, S, S, VIT_INFER), e));
     TRY(d->op->alloc(d, batch * 3 * S * S * sizeof(float), &b->pixels, e));
-    TRY(d->op->alloc(d, batch * sizeof(int32_t), &b->rows, e));
-    TRY(d->op->alloc(d, batch * C * d->ct_bytes, &b->token, e));
     TRY(d->op->alloc(d, batch * C * sizeof(float), &b->token_f32, e));
-    int32_t *row = malloc(batch * sizeof *row);
-    if (!row) FAIL(e, NOMEM, "features: no memory");
-    for (size_t i = 0; i < batch; i++) row[i] = (int32_t)(i * b->pass.T);
-    d->op->upload(d, b->rows, row, batch * sizeof *row);
-    free(row);
+    vit_want_classes(m, &b->pass);
     return device_sync(d, e);
 }
 
 static void buffers_close(buffers *b, device *d)
 {
-    enum { BUFFERS = 5 };
-    dv *all[BUFFERS] = {b->arena_block, b->pixels, b->rows, b->token, b->token_f32};
+    enum { BUFFERS = 3 };
+    dv *all[BUFFERS] = {b->arena_block, b->pixels, b->token_f32};
     for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     vit_pass_fini(&b->pass);
@@ -99,8 +94,7 @@ static void run_batch(vit *m, vit_who who, buffers *b, const float *pixels)
     d->op->upload(d, b->pixels, pixels, B * 3 * b->pass.height * b->pass.width * sizeof *pixels);
     vit_patches(m, who, &b->pass, b->pixels);
     vit_fwd(m, who, &b->pass, b->pass.patches, NULL);
-    d->op->gather(d, b->token, b->pass.out, b->rows, B, C);
-    d->op->to_f32(d, b->token_f32, b->token, B * C);
+    d->op->to_f32(d, b->token_f32, b->pass.out, B * C);
 }
 
 err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host, err *e)

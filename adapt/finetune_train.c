@@ -37,7 +37,7 @@ typedef struct {
     size_t log_bytes;
     /* device */
     vit_pass pass;
-    dv *arena_block, *pixels, *target, *weight, *rows, *token, *logits, *logits_f32, *d_logits_f32, *d_logits, *d_token,
+    dv *arena_block, *pixels, *target, *weight, *logits, *logits_f32, *d_logits_f32, *d_logits,
         *loss;               /* f32 (2): the batch's loss, its gradients' sum of squares */
     dv **best_master;        /* (params.n) */
     checkpoint_extra *extra; /* (params.n) the same with names */
@@ -192,9 +192,10 @@ static err_code alloc_device(loop *t, err *e)
 {
     finetune_job *j = t->j;
     device *d = j->d;
-    size_t B = t->batch, S = (size_t)j->o->view.size, C = j->dim, O = t->outputs;
+    size_t B = t->batch, S = (size_t)j->o->view.size, O = t->outputs;
     arena dry = {0}, real;
     t->pass.again = j->o->recompute;
+    t->pass.wanted_most = B;
     TRY(vit_pass_plan(&t->pass, &dry, j->m, B, S, S, VIT_GRAD, e));
     if (arena_failed(&dry)) FAIL(e, LIMIT, "finetune: a batch of %zu images of %zu pixels is too large", B, S);
     TRY(d->op->alloc(d, dry.used, &t->arena_block, e));
@@ -207,20 +208,13 @@ static err_code alloc_device(loop *t, err *e)
     } all[] = {{&t->pixels, B * t->source.image_floats * sizeof(float)},
                {&t->target, B * O * sizeof(float)},
                {&t->weight, B * O * sizeof(float)},
-               {&t->rows, B * sizeof(int32_t)},
-               {&t->token, B * C * d->ct_bytes},
-               {&t->d_token, B * C * d->ct_bytes},
                {&t->logits, B * O * d->ct_bytes},
                {&t->d_logits, B * O * d->ct_bytes},
                {&t->logits_f32, B * O * sizeof(float)},
                {&t->d_logits_f32, B * O * sizeof(float)},
                {&t->loss, 2 * sizeof(float)}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
-    int32_t *row = malloc(B * sizeof *row);
-    if (!row) FAIL(e, NOMEM, "finetune: no memory");
-    for (size_t i = 0; i < B; i++) row[i] = (int32_t)(i * t->pass.T);
-    d->op->upload(d, t->rows, row, B * sizeof *row);
-    free(row);
+    vit_want_classes(j->m, &t->pass);
     for (size_t i = 0; i < j->params.n; i++) {
         size_t count = j->params.p[i].rows * j->params.p[i].cols;
         TRY(d->op->alloc(d, count * sizeof(float), &t->best_master[i], e));
@@ -259,9 +253,9 @@ static void fini(loop *t)
 {
     device *d = t->j->d;
     loader_close(t->l);
-    enum { BUFFERS = 12 };
-    dv *all[BUFFERS] = {t->arena_block, t->pixels, t->target,   t->weight,     t->rows,         t->token,
-                        t->d_token,     t->logits, t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
+    enum { BUFFERS = 9 };
+    dv *all[BUFFERS] = {t->arena_block, t->pixels,     t->target,       t->weight, t->logits,
+                        t->d_logits,    t->logits_f32, t->d_logits_f32, t->loss};
     for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     for (size_t i = 0; t->best_master && i < t->j->params.n; i++)
@@ -344,8 +338,7 @@ static void gradients(loop *t, float scale)
 
     vit_patches(j->m, VIT_STUDENT, &t->pass, t->pixels);
     vit_fwd(j->m, VIT_STUDENT, &t->pass, t->pass.patches, NULL);
-    op->gather(d, t->token, t->pass.out, t->rows, B, C); /* (B,C) */
-    op->linear_fwd(d, t->logits, t->token, &j->head, B); /* (B,O) */
+    op->linear_fwd(d, t->logits, t->pass.out, &j->head, B); /* (B,C) -> (B,O) */
     op->to_f32(d, t->logits_f32, t->logits, B * O);
     if (j->c->task == TASK_MULTICLASS)
         op->softmax_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, scale, B, O);
@@ -353,10 +346,8 @@ static void gradients(loop *t, float scale)
         op->sigmoid_ce(d, t->loss, t->d_logits_f32, t->logits_f32, t->target, t->weight, scale, B, O);
 
     op->to_ct(d, t->d_logits, t->d_logits_f32, B * O);
-    op->linear_dw(d, W->grad, b->grad, t->d_logits, t->token, NULL, O, B, O, C);
-    op->linear_dx(d, t->d_token, t->d_logits, &j->head, B);
-    op->zero(d, t->pass.dout, B * t->pass.T * C * d->ct_bytes);
-    op->scatter_add(d, t->pass.dout, t->d_token, t->rows, B, C);
+    op->linear_dw(d, W->grad, b->grad, t->d_logits, t->pass.out, NULL, O, B, O, C);
+    op->linear_dx(d, t->pass.dout, t->d_logits, &j->head, B);
     vit_bwd(j->m, &t->pass, t->pixels, NULL);
 }
 

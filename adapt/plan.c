@@ -56,7 +56,7 @@ static void no_flop(device *d)
 static err_code pass_bytes(size_t *sum, const vit *m, const vit_pass *a, err *e)
 {
     if (!a->B) return ERR_OK;
-    vit_pass again = {.exact = a->exact, .again = a->again};
+    vit_pass again = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most};
     arena dry = {0};
     err_code rc = vit_pass_plan(&again, &dry, m, a->B, a->height, a->width, a->keep, e);
     vit_pass_fini(&again);
@@ -71,6 +71,7 @@ static err_code count_step(plan *p, ssl_step *s, const uint8_t *mask, err *e)
     ssl_step_out out;
     ssl_step_update_in u = {.momentum = 1};
     no_flop(d);
+    TRY(ssl_step_want(s, mask, e));
     if (s->patch_trained) vit_patches(s->m, VIT_TEACHER, &s->teacher, s->globals);
     vit_fwd(s->m, VIT_TEACHER, &s->teacher, s->teacher.patches, NULL);
     p->flop[PLAN_TEACHER_FORWARD] = flop_of(d, FLOP_FORWARD);

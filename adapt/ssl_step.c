@@ -20,6 +20,11 @@ static dv *row(const ssl_step *s, const dv *x, size_t r, size_t C)
     return dv_at(x, r * C * s->d->ct_bytes);
 }
 
+static void copy_rows(const ssl_step *s, dv *to, const dv *from, size_t n)
+{
+    if (n) s->d->op->copy(s->d, to, from, n * s->config.head.in * s->d->ct_bytes);
+}
+
 static size_t micro_batches(const ssl_step_config *k)
 {
     return k->accumulate ? k->accumulate : 1;
@@ -68,6 +73,8 @@ static err_code plan(ssl_step *s, arena *m, err *e)
     size_t B = k->batch, L = k->locals, K = k->head.prototypes, ct = s->d->ct_bytes, M = k->masked_most;
     size_t S = k->global_size, z = k->local_size;
     s->student.again = s->local.again = k->recompute;
+    s->student.wanted_most = s->teacher.wanted_most = 2 * B + M; /* class tokens, masked patches */
+    s->local.wanted_most = L * B;
     TRY(vit_pass_plan(&s->student, m, s->m, 2 * B, S, S, VIT_GRAD, e));
     TRY(vit_pass_plan(&s->teacher, m, s->m, 2 * B, S, S, VIT_INFER, e));
     if (L) TRY(vit_pass_plan(&s->local, m, s->m, L * B, z, z, VIT_GRAD, e));
@@ -88,9 +95,6 @@ static err_code plan(ssl_step *s, arena *m, err *e)
     s->q = arena_take(m, s->q_rows * K, ct);
     s->koleo_dx = arena_take(m, 2 * B * k->head.in, ct);
     s->scalars = arena_take(m, SCALARS, sizeof(float));
-    s->rows_global = arena_take(m, 2 * B, sizeof(int32_t));
-    s->rows_local = arena_take(m, L * B, sizeof(int32_t));
-    s->rows_patch = arena_take(m, M, sizeof(int32_t));
     if (arena_failed(m)) FAIL(e, NOMEM, "the step does not fit the memory planned for it");
     return ERR_OK;
 }
@@ -147,9 +151,7 @@ static void fill_pairs(ssl_step *s)
     for (size_t i = 0; i < s->config.masked_most; i++) pair[i] = (int32_t)i; /* a patch's target is its own */
     s->d->op->upload(s->d, s->group[PATCHES].pair, pair, s->config.masked_most * sizeof *pair);
     for (size_t i = 0; i < 2 * B; i++) s->host_rows[i] = (int32_t)(i * s->T);
-    s->d->op->upload(s->d, s->rows_global, s->host_rows, 2 * B * sizeof(int32_t));
-    for (size_t i = 0; i < L * B; i++) s->host_rows[i] = (int32_t)(i * s->local_T);
-    s->d->op->upload(s->d, s->rows_local, s->host_rows, L * B * sizeof(int32_t));
+    if (L) vit_want_classes(s->m, &s->local);
 }
 
 static err_code open_drop(ssl_step *s, err *e)
@@ -228,22 +230,24 @@ void ssl_step_refresh(ssl_step *s)
 }
 
 /* Rows and targets of the masked patches: 1/(2B) sum over crops of 1/|M_i| sum over masked (facts: iBOT). */
-static err_code fill_masked(ssl_step *s, const uint8_t *mask, err *e)
+err_code ssl_step_want(ssl_step *s, const uint8_t *mask, err *e)
 {
     size_t crops = 2 * s->config.batch, n = 0, lead = s->T - s->P;
+    int32_t *rows = s->host_rows + crops;
     for (size_t i = 0; mask && i < crops; i++) {
         size_t count = 0;
         for (size_t p = 0; p < s->P; p++) count += mask[i * s->P + p] != 0;
         for (size_t p = 0; p < s->P; p++) {
             if (!mask[i * s->P + p]) continue;
             if (n == s->config.masked_most) FAIL(e, INTERNAL, "more than %zu masked patches", n);
-            s->host_rows[n] = (int32_t)(i * s->T + lead + p);
+            rows[n] = (int32_t)(i * s->T + lead + p);
             s->host_weight[n] = s->config.ibot / (float)(crops * count * micro_batches(&s->config));
             n++;
         }
     }
     s->group[PATCHES].n = s->group[PATCHES].teacher_n = n;
-    s->d->op->upload(s->d, s->rows_patch, s->host_rows, n * sizeof *s->host_rows);
+    vit_want(s->m, &s->student, s->host_rows, crops + n);
+    vit_want(s->m, &s->teacher, s->host_rows, crops + n);
     s->d->op->upload(s->d, s->group[PATCHES].weight, s->host_weight, n * sizeof *s->host_weight);
     return ERR_OK;
 }
@@ -252,13 +256,12 @@ static err_code fill_masked(ssl_step *s, const uint8_t *mask, err *e)
 
 static void teacher_forward(ssl_step *s)
 {
-    const op_table *op = s->d->op;
     ssl_group *c = &s->group[CLASSES], *p = &s->group[PATCHES];
     size_t C = s->config.head.in;
     if (s->patch_trained) vit_patches(s->m, VIT_TEACHER, &s->teacher, s->globals);
     vit_fwd(s->m, VIT_TEACHER, &s->teacher, s->patch_trained ? s->teacher.patches : s->student.patches, NULL);
-    op->gather(s->d, c->x, s->teacher.out, s->rows_global, c->teacher_n, C);
-    op->gather(s->d, p->x, s->teacher.out, s->rows_patch, p->teacher_n, C);
+    copy_rows(s, c->x, s->teacher.out, c->teacher_n);
+    copy_rows(s, p->x, row(s, s->teacher.out, c->teacher_n, C), p->teacher_n);
     for (ssl_group *g = s->group; g < s->group + GROUPS; g++) {
         dino_head_embed(g->head, VIT_TEACHER, &g->acts, g->unit, g->x, g->teacher_n);
         g->targets += g->teacher_n;
@@ -316,17 +319,16 @@ static void teacher_targets(ssl_step *s, ssl_group *g, float tau)
 
 static void student_forward(ssl_step *s, const dv *mask)
 {
-    const op_table *op = s->d->op;
     ssl_group *c = &s->group[CLASSES], *p = &s->group[PATCHES];
     size_t B = s->config.batch, LB = s->config.locals * B, C = s->config.head.in;
     vit_fwd(s->m, VIT_STUDENT, &s->student, s->student.patches, mask);
-    op->gather(s->d, c->x, s->student.out, s->rows_global, 2 * B, C);
+    copy_rows(s, c->x, s->student.out, 2 * B);
     if (LB) {
         vit_patches(s->m, VIT_STUDENT, &s->local, s->locals);
         vit_fwd(s->m, VIT_STUDENT, &s->local, s->local.patches, NULL);
-        op->gather(s->d, row(s, c->x, 2 * B, C), s->local.out, s->rows_local, LB, C);
+        copy_rows(s, row(s, c->x, 2 * B, C), s->local.out, LB);
     }
-    op->gather(s->d, p->x, s->student.out, s->rows_patch, p->n, C);
+    copy_rows(s, p->x, row(s, s->student.out, 2 * B, C), p->n);
     for (ssl_group *g = s->group; g < s->group + GROUPS; g++)
         dino_head_embed(g->head, VIT_STUDENT, &g->acts, g->acts.unit, g->x, g->n);
 }
@@ -369,13 +371,11 @@ static void backward(ssl_step *s, const dv *mask)
     const ssl_group *c = &s->group[CLASSES], *p = &s->group[PATCHES];
     size_t B = s->config.batch, LB = s->config.locals * B, C = s->config.head.in;
     op->add(s->d, c->dx, s->koleo_dx, 2 * B * C); /* the first rows are the global class tokens */
-    op->zero(s->d, s->student.dout, 2 * B * s->T * C * s->d->ct_bytes);
-    op->scatter_add(s->d, s->student.dout, c->dx, s->rows_global, 2 * B, C);
-    op->scatter_add(s->d, s->student.dout, p->dx, s->rows_patch, p->n, C);
+    copy_rows(s, s->student.dout, c->dx, 2 * B);
+    copy_rows(s, row(s, s->student.dout, 2 * B, C), p->dx, p->n);
     vit_bwd(s->m, &s->student, s->globals, mask);
     if (!LB) return;
-    op->zero(s->d, s->local.dout, LB * s->local_T * C * s->d->ct_bytes);
-    op->scatter_add(s->d, s->local.dout, row(s, c->dx, 2 * B, C), s->rows_local, LB, C);
+    copy_rows(s, s->local.dout, row(s, c->dx, 2 * B, C), LB);
     vit_bwd(s->m, &s->local, s->locals, NULL);
 }
 
@@ -426,7 +426,7 @@ static err_code upload_batch(ssl_step *s, const ssl_step_in *in, err *e)
     const op_table *op = s->d->op;
     const ssl_step_config *k = &s->config;
     size_t B = k->batch;
-    TRY(fill_masked(s, in->mask, e));
+    TRY(ssl_step_want(s, in->mask, e));
     if (in->mask) op->upload(s->d, s->mask, in->mask, 2 * B * s->P);
     op->upload(s->d, s->globals, in->globals, 2 * B * 3 * k->global_size * k->global_size * sizeof(float));
     if (k->locals)
@@ -493,6 +493,7 @@ err_code ssl_step_tokens(ssl_step *s, const float *globals, float *tokens, err *
     const op_table *op = s->d->op;
     size_t crops = 2 * s->config.batch, S = s->config.global_size, C = s->config.head.in, n = crops * s->T * C;
     op->upload(s->d, s->globals, globals, crops * 3 * S * S * sizeof(float));
+    vit_want(s->m, &s->teacher, NULL, 0);
     vit_patches(s->m, VIT_TEACHER, &s->teacher, s->globals);
     vit_fwd(s->m, VIT_TEACHER, &s->teacher, s->teacher.patches, NULL);
     dv *f32;

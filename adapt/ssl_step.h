@@ -100,10 +100,8 @@ typedef struct ssl_step {
     dv *koleo_dx;                   /* (2B, C) ct */
     dv *scalars;                    /* f32 (8): dino, ibot, koleo, entropies of targets (2), of their means (2), the
                                      * gradients' sum of squares */
-    dv *rows_global, *rows_local;   /* int32: rows of class tokens in the passes' outputs */
-    dv *rows_patch;                 /* int32 (M): rows of masked patches in the global passes' outputs */
     float *drop;                    /* host (depth, 2, 2B), (depth, 2, L*B); NULL: nothing is dropped */
-    int32_t *host_rows, *host_pair; /* (M) */
+    int32_t *host_rows, *host_pair; /* (2B+M): rows wanted of the global passes, class tokens first; (M) */
     float *host_weight;             /* (M) */
 } ssl_step;
 
@@ -114,6 +112,9 @@ void ssl_step_close(ssl_step *s);
 
 /* After masters or teachers were written from outside: live copies, normalised prototypes. */
 void ssl_step_refresh(ssl_step *s);
+/* Which rows of the globals' passes the losses read under this mask (2B,P) or NULL: ssl_step_gradients begins with it.
+ */
+err_code ssl_step_want(ssl_step *s, const uint8_t *mask, err *e);
 /* Forward and backward of a micro-batch. The first after an update zeroes the gradients; after the last they are those
  * of the weighted sum, before clipping. out NULL: nothing is read, so that the device need not be waited for. */
 err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e);

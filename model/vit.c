@@ -7,6 +7,7 @@
  *
  * A block goes over the batch in tiles of an image or a few: all its ops on one tile, then the next. A tile's
  * activations and the block's weights stay in a core's cache, and cores meet once a block instead of once an op. */
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,6 +44,10 @@ static err_code make_impl(vit_pass *a, const vit *m, err *e)
     k->Ti = count_tokens(m, a->height, a->width);
     k->N = a->B * k->Ti;
     k->prompt = k->Ti - m->prompts - a->P;
+    k->most_wanted = a->wanted_most < a->B * a->T ? a->wanted_most : a->B * a->T;
+    k->finish_wanted = k->most_wanted && m->c.class_token;
+    k->want_host = malloc((k->most_wanted + 1) * sizeof *k->want_host);
+    if (!k->want_host) FAIL(e, NOMEM, "no memory for a pass");
     k->block = calloc(k->L, sizeof *k->block);
     if (!k->block) FAIL(e, NOMEM, "no memory for a pass");
     return vit_position_weights(k, (size_t)m->c.grid, m->c.pos, e);
@@ -111,26 +116,45 @@ static bool keeps_whole(const vit *m, const vit_pass *a, size_t l)
     return false;
 }
 
+/* What backward needs of an MLP over N rows. */
+static void plan_mlp(vit_block_acts *b, arena *m, const vit *v, size_t N, bool whole)
+{
+    b->mean2 = arena_take(m, N, sizeof(float));
+    b->rstd2 = arena_take(m, N, sizeof(float));
+    b->pre = whole ? arena_take(m, N * vit_mlp_width(&v->c), v->d->ct_bytes) : NULL; /* (N,F), SwiGLU (N,2F) */
+    b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
+}
+
 /* C channels, F hidden; every tensor ct unless said. */
 static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, const vit_pass_impl *k)
 {
     vit_block_acts *b = &k->block[l];
     size_t N = k->N, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
-    bool shares = l && l < vit_sharing(a);
+    bool shares = l && l < vit_sharing(a), top = k->finish_wanted && l + 1 == k->L && l >= vit_sharing(a);
     if (shares) *b = k->block[0];
     if (!l || a->keep != VIT_INFER) b->x = arena_take(m, N * C, ct); /* (N,C)  */
     if (a->keep == VIT_INFER || shares) return;
-    b->qkv = arena_take(m, N * 3 * C, ct); /* (N,3C) */
-    b->o = arena_take(m, N * C, ct);       /* (N,C)  */
-    b->mid = arena_take(m, N * C, ct);     /* (N,C)  */
+    b->qkv = arena_take(m, N * 3 * C, ct);          /* (N,3C) */
+    b->o = arena_take(m, N * C, ct);                /* (N,C)  */
+    b->mid = top ? NULL : arena_take(m, N * C, ct); /* (N,C)  */
     b->mean1 = arena_take(m, N, sizeof(float));
     b->rstd1 = arena_take(m, N, sizeof(float));
     b->lse = arena_take(m, a->B * (size_t)v->c.heads * k->Ti, sizeof(float)); /* (B,H,T) */
-    b->mean2 = arena_take(m, N, sizeof(float));
-    b->rstd2 = arena_take(m, N, sizeof(float));
-    bool whole = keeps_whole(v, a, l);
-    b->pre = whole ? arena_take(m, N * vit_mlp_width(&v->c), ct) : NULL; /* (N,F), SwiGLU (N,2F) */
-    b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
+    if (!top) plan_mlp(b, m, v, N, keeps_whole(v, a, l));
+}
+
+/* What the wanted rows take of their own. */
+static void plan_wanted(vit_pass *a, arena *m, const vit *v, vit_pass_impl *k)
+{
+    size_t W = k->most_wanted, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
+    k->want = arena_take(m, W, sizeof(int32_t));
+    if (!k->finish_wanted) return;
+    k->top.o = arena_take(m, W * C, ct);
+    k->top.mid = arena_take(m, W * C, ct);
+    if (a->keep == VIT_INFER) return;
+    plan_mlp(&k->top, m, v, W, keeps_whole(v, a, k->L - 1));
+    k->top_dx = arena_take(m, W * C, ct);
+    k->top_g = arena_take(m, W * C, ct);
 }
 
 err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t height, size_t width, vit_keep keep,
@@ -142,7 +166,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     size_t P = height / p * (width / p), T = 1 + (size_t)v->c.registers + v->prompts + P;
     bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep && a->T == T;
     if (!same) {
-        vit_pass set = {.exact = a->exact, .again = a->again};
+        vit_pass set = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most};
         vit_pass_fini(a);
         *a = set;
         a->B = B;
@@ -158,17 +182,21 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         }
     }
     vit_pass_impl *k = a->impl;
-    size_t N = k->N;
+    size_t N = k->N, outs = B * a->T;
     bool grad = keep != VIT_INFER;
+    if (grad && k->finish_wanted) N = k->most_wanted; /* rows of the final norm */
+    if (grad && k->most_wanted) outs = k->most_wanted;
     plan_tiles(k, v, a);
     size_t S = k->scratch_rows;
     k->pos_ready[0] = k->pos_ready[1] = false;
     a->patches = arena_take(m, B * a->P, C * ct);
     k->cols = arena_take(m, B * a->P, 3 * p * p * ct);
     for (size_t l = 0; l < k->L; l++) plan_block(l, m, v, a, k);
+    if (k->most_wanted) plan_wanted(a, m, v, k);
     a->x_last = grad ? arena_take(m, N * C, ct) : k->block[0].x;
     k->normed = arena_take(m, N * C, ct);
-    a->out = v->c.class_token ? k->normed : arena_take(m, B * a->T * C, ct);
+    k->out_all = v->c.class_token ? k->normed : arena_take(m, B * a->T * C, ct);
+    a->out = k->most_wanted && !k->finish_wanted ? arena_take(m, B * a->T * C, ct) : k->out_all;
     k->norm = arena_take(m, S * C, ct);
     k->branch = arena_take(m, S * C, ct);
     k->hidden = arena_take(m, S * F, ct);
@@ -181,10 +209,11 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     if (grad) {
         k->mean = arena_take(m, N, sizeof(float));
         k->rstd = arena_take(m, N, sizeof(float));
-        a->dout = arena_take(m, B * a->T * C, ct);
-        k->dx = arena_take(m, N * C, ct);
-        k->dbranch = arena_take(m, N * C, ct);
-        if (!v->c.class_token) k->dtop = arena_take(m, N * C, ct);
+        a->dout = arena_take(m, outs * C, ct);
+        k->dx = arena_take(m, k->N * C, ct);
+        k->dbranch = arena_take(m, k->N * C, ct);
+        k->dout_all = k->most_wanted && !k->finish_wanted ? arena_take(m, B * a->T * C, ct) : a->dout;
+        if (!v->c.class_token) k->dtop = arena_take(m, k->N * C, ct);
     } else {
         k->o = arena_take(m, S * C, ct);
         k->mid = arena_take(m, S * C, ct);
@@ -218,6 +247,7 @@ void vit_pass_fini(vit_pass *a)
     vit_pass_impl *k = a->impl;
     if (k) {
         free(k->block);
+        free(k->want_host);
         free(k->wy);
         free(k->wx);
         free(k);
@@ -246,6 +276,44 @@ vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_
     return at;
 }
 
+/* Pieces are no larger than a tile, for whose rows there is scratch, and keep every unit busy where tiles do. */
+size_t vit_pieces(const vit *m, const vit_pass *a, const vit_tiling *t)
+{
+    const vit_pass_impl *k = a->impl;
+    size_t most = t->images * k->Ti, n = (k->wanted + most - 1) / most, slots = m->d->op->slots(m->d);
+    return t->n == 1 ? n : (n + slots - 1) / slots * slots;
+}
+
+vit_tile vit_piece_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_t index, size_t slot)
+{
+    const vit_pass_impl *k = a->impl;
+    size_t n = vit_pieces(m, a, t), first = k->wanted * index / n, next = k->wanted * (index + 1) / n;
+    return (vit_tile){.rows = next - first, .first = first, .scratch = slot * t->images * k->Ti, .ct = m->d->ct_bytes};
+}
+
+static void want(vit *m, vit_pass *a, size_t n)
+{
+    vit_pass_impl *k = a->impl;
+    k->wanted = n;
+    m->d->op->upload(m->d, k->want, k->want_host, n * sizeof *k->want_host);
+}
+
+void vit_want(vit *m, vit_pass *a, const int32_t *rows, size_t n)
+{
+    vit_pass_impl *k = a->impl;
+    assert(n <= k->most_wanted && (n || a->keep == VIT_INFER || !k->most_wanted));
+    if (n) memcpy(k->want_host, rows, n * sizeof *rows);
+    want(m, a, n);
+}
+
+void vit_want_classes(vit *m, vit_pass *a)
+{
+    vit_pass_impl *k = a->impl;
+    assert(k->most_wanted == a->B);
+    for (size_t i = 0; i < a->B; i++) k->want_host[i] = (int32_t)(i * a->T);
+    want(m, a, a->B);
+}
+
 /* Where a block's activations of a tile are: kept, or in scratch. pre, slope: NULL where not wanted. */
 typedef struct {
     dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *hidden, *gates;
@@ -259,7 +327,9 @@ static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_t
     bool grad = a->keep != VIT_INFER;
     return (block_rows){.x = vit_rows(t, b->x, C),
                         .qkv = grad ? vit_rows(t, b->qkv, 3 * C) : vit_scratch(t, k->qkv, 3 * C),
-                        .o = grad ? vit_rows(t, b->o, C) : vit_scratch(t, k->o, C),
+                        .o = grad                                      ? vit_rows(t, b->o, C)
+                             : l + 1 == k->L && vit_finishes_wanted(k) ? vit_rows(t, k->normed, C)
+                                                                       : vit_scratch(t, k->o, C),
                         .mid = grad ? vit_rows(t, b->mid, C) : vit_scratch(t, k->mid, C),
                         .pre = grad && b->pre ? vit_rows(t, b->pre, width) : NULL,
                         .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
@@ -294,8 +364,8 @@ static void branch_fwd(vit *m, vit_who who, const vit_pass *a, size_t l, vit_bra
     m->d->op->residual_fwd(m->d, out, x, branch, ls->live[who], t->rows, C);
 }
 
-/* A block up to its MLP's hidden units. */
-static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r)
+/* A block up to its heads' outputs, before they are projected. */
+static void block_to_heads(vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r)
 {
     const op_table *op = m->d->op;
     device *d = m->d;
@@ -308,6 +378,17 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
                  w->norm1_bias.live[who], m->c.eps, N, C);
     layer_fwd(m, who, k, t, &w->qkv, r->qkv, r->norm);
     op->attention_fwd(d, r->o, vit_f32(b->lse, t->first_pair), r->qkv, t->images, k->Ti, H, C / H);
+}
+
+/* From there up to its MLP's hidden units. b: where the MLP's statistics are kept. */
+static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r,
+                            const vit_block_acts *b)
+{
+    const op_table *op = m->d->op;
+    device *d = m->d;
+    const vit_pass_impl *k = a->impl;
+    const vit_block *w = &m->block[l];
+    size_t N = t->rows, C = (size_t)m->c.dim;
     branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o);
     op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
                  w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
@@ -329,7 +410,9 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
 void vit_block_again(vit *m, vit_pass *a, size_t l, const vit_tile *t)
 {
     block_rows r = rows_of(m, a, l, t);
-    block_to_hidden(m, VIT_STUDENT, a, l, t, &r);
+    const vit_pass_impl *k = a->impl;
+    block_to_heads(m, VIT_STUDENT, a, l, t, &r);
+    block_to_hidden(m, VIT_STUDENT, a, l, t, &r, &k->block[l]);
 }
 
 typedef struct {
@@ -350,8 +433,38 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     block_rows r = rows_of(m, c->a, c->l, &t);
     size_t C = (size_t)m->c.dim;
     const dv *to = c->l + 1 < k->L ? k->block[c->l + 1].x : c->a->x_last;
-    block_to_hidden(m, c->who, c->a, c->l, &t, &r);
+    block_to_heads(m, c->who, c->a, c->l, &t, &r);
+    if (c->l + 1 == k->L && vit_finishes_wanted(k)) return; /* top_fwd's */
+    block_to_hidden(m, c->who, c->a, c->l, &t, &r, &k->block[c->l]);
     branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden);
+}
+
+/* The last block's projection and MLP on a piece of the wanted rows. */
+static void top_fwd(void *ctx, size_t index, size_t slot)
+{
+    const block_call *c = ctx;
+    vit *m = c->m;
+    const op_table *op = m->d->op;
+    const vit_pass_impl *k = c->a->impl;
+    const vit_block *w = &m->block[c->l];
+    const vit_block_acts *b = &k->top;
+    vit_tile t = vit_piece_at(m, c->a, &k->fwd, index, slot);
+    size_t C = (size_t)m->c.dim, F = (size_t)m->c.hidden, width = vit_mlp_width(&m->c);
+    dv *mid = vit_rows(&t, b->mid, C), *rows = dv_at(k->want, t.first * sizeof(int32_t));
+    block_rows r = {.x = mid,
+                    .o = vit_rows(&t, b->o, C),
+                    .mid = mid,
+                    .pre = b->pre ? vit_rows(&t, b->pre, width) : NULL,
+                    .slope = b->slope ? dv_at(b->slope, t.first * op_slope_bytes(F)) : NULL,
+                    .norm = vit_scratch(&t, k->norm, C),
+                    .hidden = vit_scratch(&t, k->hidden, F),
+                    .gates = k->gates ? vit_scratch(&t, k->gates, width) : NULL};
+    if (!t.rows) return;
+    op->gather(m->d, r.o, c->a->keep == VIT_INFER ? k->normed : k->block[c->l].o, rows, t.rows, C);
+    op->gather(m->d, mid, k->block[c->l].x, rows, t.rows, C);
+    block_to_hidden(m, c->who, c->a, c->l, &t, &r, b);
+    dv *to = c->a->keep == VIT_INFER ? mid : vit_rows(&t, c->a->x_last, C);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, to, mid, r.hidden);
 }
 
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)
@@ -360,12 +473,20 @@ void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask
     device *d = m->d;
     vit_pass_impl *k = a->impl;
     size_t C = (size_t)m->c.dim, R = (size_t)m->c.registers;
+    assert(a->keep == VIT_INFER || k->wanted || !k->most_wanted);
     vit_positions(m, who, a);
     bool own_pos = m->pos.live[VIT_TEACHER] != m->pos.live[VIT_STUDENT];
     op->embed_fwd(d, k->block[0].x, patches, m->cls.count ? m->cls.live[who] : NULL, R ? m->reg.live[who] : NULL,
                   k->pos[own_pos ? who : VIT_STUDENT], m->mask_token.live[who], mask, a->B, a->P, R, m->prompts, C);
     for (size_t l = 0; l < k->L; l++) op->tiles(d, k->fwd.n, block_fwd, &(block_call){m, who, a, l});
-    op->norm_fwd(d, k->normed, k->mean, k->rstd, a->x_last, m->norm_weight.live[who], m->norm_bias.live[who], m->c.eps,
-                 k->N, C);
-    if (!m->c.class_token) op->mean_token_fwd(d, a->out, k->normed, a->B, k->Ti, R + m->prompts, C);
+    bool some = vit_finishes_wanted(k);
+    if (some) op->tiles(d, vit_pieces(m, a, &k->fwd), top_fwd, &(block_call){m, who, a, k->L - 1});
+    op->norm_fwd(d, k->normed, k->mean, k->rstd, some && a->keep == VIT_INFER ? k->top.mid : a->x_last,
+                 m->norm_weight.live[who], m->norm_bias.live[who], m->c.eps, some ? k->wanted : k->N, C);
+    if (!m->c.class_token) op->mean_token_fwd(d, k->out_all, k->normed, a->B, k->Ti, R + m->prompts, C);
+    if (a->out == k->out_all) return;
+    if (k->wanted)
+        op->gather(d, a->out, k->out_all, k->want, k->wanted, C);
+    else
+        op->copy(d, a->out, k->out_all, a->B * a->T * C * d->ct_bytes);
 }

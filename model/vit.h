@@ -109,12 +109,14 @@ typedef struct vit_pass {
     bool exact;   /* set before the first plan: GELU's input is kept whole in bf16 too, not its derivative in 10 bits */
     size_t again; /* set before the first plan: of so many blocks, the first ones, the input alone is kept, from
                    * which backward makes the rest again, to the same bits. At most all but the last */
+    size_t wanted_most; /* set before the first plan: the last block is finished, and out made, for at most so many
+                         * rows, those that vit_want names, which must then precede each pass; 0: for all */
     const float *drop; /* host (depth, 2, B): what an image's attention and MLP branch of a block count (vit_drop_draw);
                         * NULL: 1. Set after planning, there until vit_bwd */
     dv *patches;       /* (B*P, C) ct: patch embedding, before positions and mask */
-    dv *out;           /* (B,T,C) ct: after the final norm */
-    dv *x_last;        /* (B,T,C) ct: before it */
-    dv *dout;          /* (B,T,C) ct: fill (zero first) and call vit_bwd; not in VIT_INFER */
+    dv *out;           /* (B,T,C) ct: after the final norm; where rows are wanted those alone, (n,C) in their order */
+    dv *x_last;        /* the same rows before it */
+    dv *dout;          /* the same rows: fill (zero first) and call vit_bwd; not in VIT_INFER */
     void *impl;        /* the rest: vit.c */
 } vit_pass;
 
@@ -132,6 +134,12 @@ void vit_drop_draw(const vit *m, float rate, uint64_t seed, uint64_t step, size_
 /* pixels (B,3,height,width) f32 on the device, normalised -> a->patches. The patch weights are shared by student and
  * teacher unless trained. */
 void vit_patches(vit *m, vit_who who, vit_pass *a, const dv *pixels);
+/* Of the next passes the rows image * T + token, host (n), distinct, n <= a->wanted_most. n == 0: all, which only a
+ * VIT_INFER pass can do. What nobody wants of the last block (all but the keys and values of most tokens) is neither
+ * computed nor kept; the result is the same. */
+void vit_want(vit *m, vit_pass *a, const int32_t *rows, size_t n);
+/* Every image's class token: wanted_most must be B. */
+void vit_want_classes(vit *m, vit_pass *a);
 /* patches: a->patches, or another pass's of the same shape (teacher and student share them). mask (B,P) uint8 on the
  * device or NULL. */
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask);

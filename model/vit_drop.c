@@ -16,17 +16,27 @@ void vit_drop_draw(const vit *m, float rate, uint64_t seed, uint64_t step, size_
     }
 }
 
+/* x (rows,C) times `by`: not by a product where it is 0, for it may hold an infinity. */
+static void weigh(vit *m, const vit_tile *t, dv *x, size_t row, size_t rows, float by)
+{
+    size_t C = (size_t)m->c.dim;
+    dv *at = dv_at(x, row * C * t->ct);
+    if (by == 0)
+        m->d->op->zero(m->d, at, rows * C * t->ct);
+    else if (by != 1)
+        m->d->op->scale(m->d, at, by, rows * C);
+}
+
 void vit_drop_apply(vit *m, const vit_pass *a, size_t l, vit_branch branch, const vit_tile *t, dv *x)
 {
     const vit_pass_impl *k = a->impl;
-    size_t C = (size_t)m->c.dim, first = t->first / k->Ti;
+    size_t first = t->first / k->Ti;
     if (!a->drop) return;
-    for (size_t i = 0; i < t->images; i++) {
-        float by = a->drop[(2 * l + branch) * a->B + first + i];
-        dv *image = dv_at(x, i * k->Ti * C * t->ct);
-        if (by == 0)
-            m->d->op->zero(m->d, image, k->Ti * C * t->ct); /* not by a product: it may hold an infinity */
-        else if (by != 1)
-            m->d->op->scale(m->d, image, by, k->Ti * C);
+    const float *by = a->drop + (2 * l + branch) * a->B;
+    for (size_t i = 0; i < t->images; i++) weigh(m, t, x, i * k->Ti, k->Ti, by[first + i]);
+    for (size_t i = 0, n; !t->images && i < t->rows; i += n) { /* wanted rows: runs of one image's */
+        size_t image = (size_t)k->want_host[t->first + i] / k->Ti;
+        for (n = 1; i + n < t->rows && (size_t)k->want_host[t->first + i + n] / k->Ti == image;) n++;
+        weigh(m, t, x, i, n, by[image]);
     }
 }

@@ -25,10 +25,12 @@ typedef struct {
     device *d;
     vit_tile t;
     size_t C, F;
+    const dv *all_g; /* of all rows: gradients of branches' outputs */
     dv *dx, *norm, *branch, *hidden, *gates;
 } half;
 
-static half half_of(vit *m, vit_pass *a, size_t tile, size_t slot)
+/* wanted: on a piece of the wanted rows. */
+static half half_of(vit *m, vit_pass *a, bool wanted, size_t tile, size_t slot)
 {
     vit_pass_impl *k = a->impl;
     half h = {.m = m,
@@ -36,10 +38,11 @@ static half half_of(vit *m, vit_pass *a, size_t tile, size_t slot)
               .k = k,
               .op = m->d->op,
               .d = m->d,
-              .t = vit_tile_at(m, a, &k->bwd, tile, slot),
+              .t = wanted ? vit_piece_at(m, a, &k->bwd, tile, slot) : vit_tile_at(m, a, &k->bwd, tile, slot),
+              .all_g = wanted ? k->top_g : k->dbranch,
               .C = (size_t)m->c.dim,
               .F = (size_t)m->c.hidden};
-    h.dx = vit_rows(&h.t, k->dx, h.C);
+    h.dx = vit_rows(&h.t, wanted ? k->top_dx : k->dx, h.C);
     h.norm = vit_scratch(&h.t, k->norm, h.C);
     h.branch = vit_scratch(&h.t, k->branch, h.C);
     h.hidden = vit_scratch(&h.t, k->hidden, h.F);
@@ -71,7 +74,7 @@ static const dv *branch_grad(const half *h, size_t l, vit_branch which, const vi
                              const dv *input)
 {
     if (!ls->count && !h->a->drop) return h->dx;
-    dv *dls = vit_grad_of(h->m, ls->param), *g = vit_rows(&h->t, h->k->dbranch, h->C);
+    dv *dls = vit_grad_of(h->m, ls->param), *g = vit_rows(&h->t, h->all_g, h->C);
     if (dls) {
         h->op->linear_fwd(h->d, h->branch, input, last->live[VIT_STUDENT], h->t.rows);
         vit_drop_apply(h->m, h->a, l, which, &h->t, h->branch);
@@ -111,10 +114,9 @@ static void hidden_again(const half *h, const dv *pre)
 }
 
 /* From the block's output down to between attention and MLP; at the end the projection's g is in its place. */
-static void mlp_bwd(const half *h, size_t l)
+static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
 {
     vit_block *w = &h->m->block[l];
-    const vit_block_acts *b = &h->k->block[l];
     size_t N = h->t.rows;
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
     const dv *pre = b->pre ? vit_rows(&h->t, b->pre, vit_mlp_width(&h->m->c)) : NULL, *o = vit_rows(&h->t, b->o, h->C);
@@ -143,7 +145,8 @@ static void mlp_bwd(const half *h, size_t l)
 static const dv *projection_g(const vit *m, const vit_pass *a, size_t l)
 {
     const vit_pass_impl *k = a->impl;
-    return m->block[l].ls1.count || a->drop ? k->dbranch : k->dx;
+    bool top = l + 1 == k->L && vit_finishes_wanted(k), apart = m->block[l].ls1.count || a->drop;
+    return top ? (apart ? k->top_g : k->top_dx) : apart ? k->dbranch : k->dx;
 }
 
 /* From between attention and MLP down to the block's input. The projection's own gradient is vit_bwd's. */
@@ -154,11 +157,14 @@ static void attention_bwd(const half *h, size_t l)
     size_t C = h->C, H = (size_t)h->m->c.heads;
     vit_bottom bottom = l ? VIT_TO_EMBEDDING : h->m->bottom;
     dv *dqkv = vit_scratch(&h->t, h->k->qkv, 3 * C);
-    const dv *o = vit_rows(&h->t, b->o, C);
-    layer_dx(h, &w->proj, bottom > VIT_TO_PROJECTION ? h->branch : NULL,
-             vit_rows(&h->t, projection_g(h->m, h->a, l), C), o);
+    const dv *o = vit_rows(&h->t, b->o, C), *d_o = h->branch;
+    if (l + 1 == h->k->L && vit_finishes_wanted(h->k))
+        d_o = vit_rows(&h->t, h->k->dbranch, C); /* top_bwd's */
+    else
+        layer_dx(h, &w->proj, bottom > VIT_TO_PROJECTION ? h->branch : NULL,
+                 vit_rows(&h->t, projection_g(h->m, h->a, l), C), o);
     if (bottom <= VIT_TO_PROJECTION) return;
-    h->op->attention_bwd(h->d, dqkv, h->branch, vit_rows(&h->t, b->qkv, 3 * C), o, vit_f32(b->lse, h->t.first_pair),
+    h->op->attention_bwd(h->d, dqkv, d_o, vit_rows(&h->t, b->qkv, 3 * C), o, vit_f32(b->lse, h->t.first_pair),
                          h->t.images, h->k->Ti, H, C / H);
     if (vit_needs_input(&w->qkv)) norm_again(h, &w->norm1_weight, &w->norm1_bias, b->x, b->mean1, b->rstd1);
     layer_bwd(h, &w->qkv, bottom > VIT_TO_QKV ? h->branch : NULL, dqkv, h->norm);
@@ -178,18 +184,47 @@ typedef struct {
 static void block_bwd(void *ctx, size_t tile, size_t slot)
 {
     const grad_call *c = ctx;
-    half h = half_of(c->m, c->a, tile, slot);
+    half h = half_of(c->m, c->a, false, tile, slot);
     if (c->l + 1 < h.k->L) {
         attention_bwd(&h, c->l + 1);
         if (c->l + 1 < vit_sharing(c->a)) vit_block_again(c->m, c->a, c->l, &h.t); /* over what that has now used */
     }
-    mlp_bwd(&h, c->l);
+    mlp_bwd(&h, c->l, &h.k->block[c->l]);
+}
+
+/* The last block's MLP and projection on a piece of the wanted rows; gradients of its heads' outputs go to dout, which
+ * is not needed any more. */
+static void top_bwd(void *ctx, size_t tile, size_t slot)
+{
+    const grad_call *c = ctx;
+    half h = half_of(c->m, c->a, true, tile, slot);
+    vit_bottom bottom = c->l ? VIT_TO_EMBEDDING : c->m->bottom;
+    if (!h.t.rows) return;
+    mlp_bwd(&h, c->l, &h.k->top);
+    if (bottom == VIT_TO_MLP) return;
+    layer_dx(&h, &c->m->block[c->l].proj, bottom > VIT_TO_PROJECTION ? vit_rows(&h.t, c->a->dout, h.C) : NULL,
+             vit_rows(&h.t, projection_g(c->m, c->a, c->l), h.C), vit_rows(&h.t, h.k->top.o, h.C));
+}
+
+/* From the wanted rows' gradient at the final norm's input to those of all rows at the last block's input and of its
+ * heads' outputs, in dx and dbranch. */
+static void wanted_bwd(vit *m, vit_pass *a)
+{
+    const op_table *op = m->d->op;
+    vit_pass_impl *k = a->impl;
+    size_t C = (size_t)m->c.dim, l = k->L - 1, bytes = k->N * C * m->d->ct_bytes;
+    op->tiles(m->d, vit_pieces(m, a, &k->bwd), top_bwd, &(grad_call){m, a, l});
+    linear_grad(m, &m->block[l].proj, projection_g(m, a, l), k->top.o, k->wanted);
+    op->zero(m->d, k->dx, bytes);
+    op->zero(m->d, k->dbranch, bytes);
+    op->scatter_add(m->d, k->dx, k->top_dx, k->want, k->wanted, C);
+    op->scatter_add(m->d, k->dbranch, a->dout, k->want, k->wanted, C);
 }
 
 static void last_bwd(void *ctx, size_t tile, size_t slot)
 {
     const grad_call *c = ctx;
-    half h = half_of(c->m, c->a, tile, slot);
+    half h = half_of(c->m, c->a, false, tile, slot);
     attention_bwd(&h, 0);
 }
 
@@ -230,14 +265,21 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
     vit_pass_impl *k = a->impl;
     size_t C = (size_t)m->c.dim;
     if (!m->trained || a->keep == VIT_INFER) return;
-    const dv *dout = a->dout;
+    bool some = vit_finishes_wanted(k);
+    const dv *dout = k->dout_all;
+    if (a->dout != k->dout_all) {
+        op->zero(d, k->dout_all, a->B * a->T * C * d->ct_bytes);
+        op->scatter_add(d, k->dout_all, a->dout, k->want, k->wanted, C);
+    }
     if (!m->c.class_token) {
-        op->mean_token_bwd(d, k->dtop, a->dout, a->B, k->Ti, (size_t)m->c.registers + m->prompts, C);
+        op->mean_token_bwd(d, k->dtop, k->dout_all, a->B, k->Ti, (size_t)m->c.registers + m->prompts, C);
         dout = k->dtop;
     }
-    op->norm_bwd(d, k->dx, false, vit_grad_of(m, m->norm_weight.param), vit_grad_of(m, m->norm_bias.param), dout,
-                 a->x_last, k->mean, k->rstd, m->norm_weight.live[VIT_STUDENT], k->N, C);
-    for (size_t l = k->L; l-- > 0;) {
+    op->norm_bwd(d, some ? k->top_dx : k->dx, false, vit_grad_of(m, m->norm_weight.param),
+                 vit_grad_of(m, m->norm_bias.param), dout, a->x_last, k->mean, k->rstd,
+                 m->norm_weight.live[VIT_STUDENT], some ? k->wanted : k->N, C);
+    if (some) wanted_bwd(m, a);
+    for (size_t l = some ? k->L - 1 : k->L; l-- > 0;) {
         op->tiles(d, k->bwd.n, block_bwd, &(grad_call){m, a, l});
         linear_grad(m, &m->block[l].proj, projection_g(m, a, l), k->block[l].o, k->N);
     }

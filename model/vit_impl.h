@@ -159,13 +159,26 @@ typedef struct {
     float *wy, *wx; /* (gh,G), (gw,G): interpolation weights; NULL: the grid matches */
     size_t gh, gw;
     dv *dx, *dbranch; /* (N,C): backward */
-    dv *dtop;         /* (N,C): gradient at the final norm where there is no class token */
+    /* Where rows are wanted: W of them, at most most_wanted. */
+    size_t most_wanted, wanted;
+    bool finish_wanted; /* the last block is finished for them alone; else (no class token: its row is a mean of all)
+                         * they are taken from whole tensors, out_all and dout_all (B,T,C) */
+    int32_t *want_host; /* (most_wanted) */
+    dv *want;           /* the same on the device */
+    vit_block_acts top; /* the last block's o, mid, ... of them: (W,.) */
+    dv *top_dx, *top_g; /* (W,C) */
+    dv *out_all, *dout_all;
+    dv *dtop; /* (N,C): gradient at the final norm where there is no class token */
 } vit_pass_impl;
 
-/* A tile: its rows in tensors of all N rows, and in the scratch of its slot. */
+/* A tile: its rows in tensors of all N rows, and in the scratch of its slot. images 0: a piece of the wanted rows, and
+ * tensors of W rows. */
 typedef struct {
     size_t images, rows, first, first_pair, scratch, ct;
 } vit_tile;
+/* The wanted rows in pieces: how many under a tiling, and one of them. */
+size_t vit_pieces(const vit *m, const vit_pass *a, const vit_tiling *t);
+vit_tile vit_piece_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_t index, size_t slot);
 vit_tile vit_tile_at(const vit *m, const vit_pass *a, const vit_tiling *t, size_t index, size_t slot);
 /* The tile's rows of a ct tensor (N, columns), and of the scratch (S, columns). */
 static inline dv *vit_rows(const vit_tile *t, const dv *x, size_t columns)
@@ -175,6 +188,11 @@ static inline dv *vit_rows(const vit_tile *t, const dv *x, size_t columns)
 static inline dv *vit_scratch(const vit_tile *t, const dv *x, size_t columns)
 {
     return dv_at(x, t->scratch * columns * t->ct);
+}
+/* Whether this pass finishes its last block for wanted rows alone. */
+static inline bool vit_finishes_wanted(const vit_pass_impl *k)
+{
+    return k->finish_wanted && k->wanted;
 }
 /* Element `at` of an f32 tensor; NULL stays NULL. */
 static inline dv *vit_f32(const dv *x, size_t at)

@@ -36,7 +36,7 @@ int main(int argc, char **argv)
     double seconds = argc > 4 ? strtod(argv[4], NULL) : 10, took[PASSES_MAX];
     device d;
     vit *m;
-    vit_pass a = {0};
+    vit_pass a = {.wanted_most = B}; /* class tokens: what a prediction is made of */
     arena dry = {0}, real;
     vit_source source = {.seed = 1};
     check(device_open_cpu(&d, argc > 3 ? atoi(argv[3]) : 0, COMPUTE_AUTO, &e));
@@ -52,6 +52,7 @@ int main(int argc, char **argv)
     arena_init(&real, memory, dry.used);
     check(vit_pass_plan(&a, &real, m, B, SIDE, SIDE, VIT_INFER, &e));
     check(device_reserve(&d, vit_pass_work_bytes(m, B, SIDE, SIDE, VIT_INFER), &e));
+    vit_want_classes(m, &a);
     rng r = rng_at(1, 0, 0, 0);
     for (size_t i = 0; i < count; i++) x[i] = rng_normal(&r);
     d.op->upload(&d, pixels, x, count * sizeof *x);
