@@ -215,7 +215,8 @@ static void predict_as_planned(void **state)
     }
 }
 
-/* Operations by hand: a block's four layers, attention's two products, the patches. */
+/* Operations by hand: a block's four layers (of the last one three for wanted rows alone: class tokens, masked
+ * patches), attention's two products, the patches. */
 static void operations(void **state)
 {
     (void)state;
@@ -234,17 +235,20 @@ static void operations(void **state)
     ASSERT_OK(plan_adapt(&apla, m, &o, 100, &e));
     vit_close(m);
     device_close(&d);
-    double N = 2 * B * T, n = 2 * B * LT, linear = 2 * L * (4.0 * C * C + 2.0 * C * F);
+    ssl_mask mask = {2 * B, 4, 4, o.mask_probability, o.mask_ratio[0], o.mask_ratio[1]};
+    double N = 2 * B * T, n = 2 * B * LT, W = 2 * B + (double)ssl_mask_most(&mask), w = 2 * B;
+    double linear = 2 * (L - 1) * (4.0 * C * C + 2.0 * C * F) + 2 * 3.0 * C * C, top = 2 * (C * C + 2.0 * C * F);
     double attention = 4.0 * L * C * (N * T + n * LT), patches = 2.0 * 2 * B * (P + LP) * C * PATCH;
-    double forward = linear * (N + n) + attention + patches;
+    double forward = linear * (N + n) + top * (W + w) + attention + patches;
     assert_true(fabs(full.flop[PLAN_FORWARD] / forward - 1) < 1e-9);
-    assert_true(fabs(full.flop[PLAN_DW] / (linear * (N + n) + patches) - 1) < 1e-9);
-    assert_true(fabs(full.flop[PLAN_DX] / (linear * (N + n) + 2 * attention) - 1) < 1e-9);
-    double teacher = linear * N + 4.0 * L * C * N * T, own = 2.0 * 2 * B * P * C * PATCH; /* full: its own patches */
+    assert_true(fabs(full.flop[PLAN_DW] / (linear * (N + n) + top * (W + w) + patches) - 1) < 1e-9);
+    assert_true(fabs(full.flop[PLAN_DX] / (linear * (N + n) + top * (W + w) + 2 * attention) - 1) < 1e-9);
+    double teacher = linear * N + top * W + 4.0 * L * C * N * T,
+           own = 2.0 * 2 * B * P * C * PATCH; /* full: its own patches */
     assert_true(fabs(full.flop[PLAN_TEACHER_FORWARD] / (teacher + own) - 1) < 1e-9);
     assert_true(fabs(apla.flop[PLAN_TEACHER_FORWARD] / teacher - 1) < 1e-9);
     assert_true(fabs(apla.flop[PLAN_FORWARD] / forward - 1) < 1e-9);
-    assert_true(fabs(apla.flop[PLAN_DW] / (2.0 * L * C * C * (N + n)) - 1) < 1e-9);
+    assert_true(fabs(apla.flop[PLAN_DW] / (2.0 * C * C * ((L - 1) * (N + n) + W + w)) - 1) < 1e-9);
     assert_true(apla.flop[PLAN_DX] < full.flop[PLAN_DX] && apla.flop[PLAN_HEAD_ALL] == full.flop[PLAN_HEAD_ALL]);
     assert_true(apla.total < full.total && apla.bytes[PLAN_MOMENTS] * 10 < full.bytes[PLAN_MOMENTS]);
     assert_int_equal(full.bytes[PLAN_MOMENTS], 2 * full.bytes[PLAN_GRADIENT]);
