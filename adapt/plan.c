@@ -56,7 +56,7 @@ static void no_flop(device *d)
 static err_code pass_bytes(size_t *sum, const vit *m, const vit_pass *a, err *e)
 {
     if (!a->B) return ERR_OK;
-    vit_pass again = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most};
+    vit_pass again = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most, .lender = a->lender};
     arena dry = {0};
     err_code rc = vit_pass_plan(&again, &dry, m, a->B, a->height, a->width, a->keep, e);
     vit_pass_fini(&again);

@@ -75,6 +75,7 @@ static err_code plan(ssl_step *s, arena *m, err *e)
     s->student.again = s->local.again = k->recompute;
     s->student.wanted_most = s->teacher.wanted_most = 2 * B + M; /* class tokens, masked patches */
     s->local.wanted_most = L * B;
+    s->teacher.lender = s->local.lender = &s->student; /* one after the other, forward and backward */
     TRY(vit_pass_plan(&s->student, m, s->m, 2 * B, S, S, VIT_GRAD, e));
     TRY(vit_pass_plan(&s->teacher, m, s->m, 2 * B, S, S, VIT_INFER, e));
     if (L) TRY(vit_pass_plan(&s->local, m, s->m, L * B, z, z, VIT_GRAD, e));

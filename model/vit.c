@@ -125,6 +125,24 @@ static void plan_mlp(vit_block_acts *b, arena *m, const vit *v, size_t N, bool w
     b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
 }
 
+/* The pass whose scratch serves a's, if it has as many rows of all. An inferring pass also finds its only x and o in
+ * what the lender's backward fills, before it is. */
+static const vit_pass_impl *lender_of(const vit_pass *a)
+{
+    const vit_pass_impl *k = a->impl, *from = a->lender ? a->lender->impl : NULL;
+    if (!from || a->lender->keep == VIT_INFER) return NULL;
+    bool fits = k->scratch_rows <= from->scratch_rows && k->scratch_rows <= from->N && k->N <= from->N &&
+                a->B * a->P <= a->lender->B * a->lender->P;
+    return fits ? from : NULL;
+}
+
+/* Rows of dout. */
+static size_t outs_of(const vit_pass *a)
+{
+    const vit_pass_impl *k = a->impl;
+    return k->most_wanted ? k->most_wanted : a->B * a->T;
+}
+
 /* C channels, F hidden; every tensor ct unless said. */
 static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, const vit_pass_impl *k)
 {
@@ -132,7 +150,9 @@ static void plan_block(size_t l, arena *m, const vit *v, const vit_pass *a, cons
     size_t N = k->N, C = (size_t)v->c.dim, ct = v->d->ct_bytes;
     bool shares = l && l < vit_sharing(a), top = k->finish_wanted && l + 1 == k->L && l >= vit_sharing(a);
     if (shares) *b = k->block[0];
-    if (!l || a->keep != VIT_INFER) b->x = arena_take(m, N * C, ct); /* (N,C)  */
+    const vit_pass_impl *lender = lender_of(a);
+    if (a->keep != VIT_INFER || (!l && !lender)) b->x = arena_take(m, N * C, ct); /* (N,C)  */
+    if (a->keep == VIT_INFER && !l && lender) b->x = lender->dx;
     if (a->keep == VIT_INFER || shares) return;
     b->qkv = arena_take(m, N * 3 * C, ct);          /* (N,3C) */
     b->o = arena_take(m, N * C, ct);                /* (N,C)  */
@@ -166,7 +186,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     size_t P = height / p * (width / p), T = 1 + (size_t)v->c.registers + v->prompts + P;
     bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep && a->T == T;
     if (!same) {
-        vit_pass set = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most};
+        vit_pass set = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most, .lender = a->lender};
         vit_pass_fini(a);
         *a = set;
         a->B = B;
@@ -182,41 +202,52 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         }
     }
     vit_pass_impl *k = a->impl;
-    size_t N = k->N, outs = B * a->T;
+    size_t N = k->N, outs = 0;
     bool grad = keep != VIT_INFER;
     if (grad && k->finish_wanted) N = k->most_wanted; /* rows of the final norm */
-    if (grad && k->most_wanted) outs = k->most_wanted;
+    if (grad) outs = outs_of(a);
     plan_tiles(k, v, a);
     size_t S = k->scratch_rows;
     k->pos_ready[0] = k->pos_ready[1] = false;
     a->patches = arena_take(m, B * a->P, C * ct);
-    k->cols = arena_take(m, B * a->P, 3 * p * p * ct);
+    const vit_pass_impl *lender = lender_of(a);
+    k->cols = lender ? lender->cols : arena_take(m, B * a->P, 3 * p * p * ct);
     for (size_t l = 0; l < k->L; l++) plan_block(l, m, v, a, k);
     if (k->most_wanted) plan_wanted(a, m, v, k);
     a->x_last = grad ? arena_take(m, N * C, ct) : k->block[0].x;
     k->normed = arena_take(m, N * C, ct);
     k->out_all = v->c.class_token ? k->normed : arena_take(m, B * a->T * C, ct);
     a->out = k->most_wanted && !k->finish_wanted ? arena_take(m, B * a->T * C, ct) : k->out_all;
-    k->norm = arena_take(m, S * C, ct);
-    k->branch = arena_take(m, S * C, ct);
-    k->hidden = arena_take(m, S * F, ct);
-    k->gates = v->c.swiglu ? arena_take(m, S * 2 * F, ct) : NULL;
-    k->qkv = arena_take(m, S * 3 * C, ct);
-    k->low = arena_take(m, S * VIT_UPDATES * v->lora_rank, ct);
-    k->wide = arena_take(m, S * v->lora_width, ct);
+    if (lender) {
+        k->norm = lender->norm;
+        k->branch = lender->branch;
+        k->hidden = lender->hidden;
+        k->gates = lender->gates;
+        k->qkv = lender->qkv;
+        k->low = lender->low;
+        k->wide = lender->wide;
+    } else {
+        k->norm = arena_take(m, S * C, ct);
+        k->branch = arena_take(m, S * C, ct);
+        k->hidden = arena_take(m, S * F, ct);
+        k->gates = v->c.swiglu ? arena_take(m, S * 2 * F, ct) : NULL;
+        k->qkv = arena_take(m, S * 3 * C, ct);
+        k->low = arena_take(m, S * VIT_UPDATES * v->lora_rank, ct);
+        k->wide = arena_take(m, S * v->lora_width, ct);
+    }
     k->pos[0] = arena_take(m, (1 + a->P) * C, sizeof(float));
     k->pos[1] = arena_take(m, (1 + a->P) * C, sizeof(float));
     if (grad) {
         k->mean = arena_take(m, N, sizeof(float));
         k->rstd = arena_take(m, N, sizeof(float));
-        a->dout = arena_take(m, outs * C, ct);
-        k->dx = arena_take(m, k->N * C, ct);
-        k->dbranch = arena_take(m, k->N * C, ct);
+        bool lent = lender && outs <= outs_of(a->lender);
+        a->dout = lent ? a->lender->dout : arena_take(m, outs * C, ct);
+        k->dx = lender ? lender->dx : arena_take(m, k->N * C, ct);
+        k->dbranch = lender ? lender->dbranch : arena_take(m, k->N * C, ct);
         k->dout_all = k->most_wanted && !k->finish_wanted ? arena_take(m, B * a->T * C, ct) : a->dout;
-        if (!v->c.class_token) k->dtop = arena_take(m, k->N * C, ct);
+        if (!v->c.class_token) k->dtop = lender ? lender->dtop : arena_take(m, k->N * C, ct);
     } else {
-        k->o = arena_take(m, S * C, ct);
-        k->mid = arena_take(m, S * C, ct);
+        k->o = lender ? lender->dbranch : arena_take(m, S * C, ct);
     }
     if (arena_failed(m)) FAIL(e, NOMEM, "a pass of %zu images does not fit the memory planned for it", B);
     return ERR_OK;
@@ -330,7 +361,7 @@ static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_t
                         .o = grad                                      ? vit_rows(t, b->o, C)
                              : l + 1 == k->L && vit_finishes_wanted(k) ? vit_rows(t, k->normed, C)
                                                                        : vit_scratch(t, k->o, C),
-                        .mid = grad ? vit_rows(t, b->mid, C) : vit_scratch(t, k->mid, C),
+                        .mid = vit_rows(t, grad ? b->mid : b->x, C), /* inference: in the place of x */
                         .pre = grad && b->pre ? vit_rows(t, b->pre, width) : NULL,
                         .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
                         .norm = vit_scratch(t, k->norm, C),

@@ -111,6 +111,8 @@ typedef struct vit_pass {
                    * which backward makes the rest again, to the same bits. At most all but the last */
     size_t wanted_most; /* set before the first plan: the last block is finished, and out made, for at most so many
                          * rows, those that vit_want names, which must then precede each pass; 0: for all */
+    const struct vit_pass *lender; /* set before each plan, or NULL: a pass planned before in the same memory, which is
+                                    * never under way together with this one: its scratch serves both */
     const float *drop; /* host (depth, 2, B): what an image's attention and MLP branch of a block count (vit_drop_draw);
                         * NULL: 1. Set after planning, there until vit_bwd */
     dv *patches;       /* (B*P, C) ct: patch embedding, before positions and mask */

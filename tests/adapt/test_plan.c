@@ -2,6 +2,7 @@
  * models that this machine could not hold take no time. */
 #include "adapt/bundle.h"
 #include "adapt/plan.h"
+#include "adapt/ssl_mask.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "model/op_count.h"
