@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/stop.h"
+#include "model/device_cuda.h"
 #include "preprocess/loader.h"
 
 /* --- the loop's state */
@@ -26,6 +27,7 @@ typedef struct {
     finetune_job *j;
     size_t batch, outputs;
     uint64_t step, steps, per_epoch;
+    uint64_t known;     /* steps whose loss was read: all but the last, or all */
     uint64_t evaluated; /* step of the last validation; UINT64_MAX: none */
     metrics best;
     uint64_t best_step;
@@ -351,6 +353,30 @@ static void gradients(loop *t, float scale)
     vit_bwd(j->m, &t->pass, t->pixels, NULL);
 }
 
+static bool at_epoch_end(const loop *t)
+{
+    return t->step % t->per_epoch == 0 || t->step == t->steps;
+}
+
+/* What came of the oldest steps that nobody has looked at, until `left` of them are left. */
+static err_code read_losses(loop *t, uint64_t left, err *e)
+{
+    device *d = t->j->d;
+    for (; t->step - t->known > left; t->known++) {
+        float read[2];
+        d->op->take(d, (int)(t->known % OP_SENT_PLACES), read, sizeof read);
+        if (d->sticky.code) return device_sync(d, e);
+        if (!isfinite(read[0]))
+            FAIL(e, NUMERIC, "finetune: the loss is not finite at step %" PRIu64 "; a smaller learning rate may help",
+                 t->known);
+        TRY(optim_judge(&t->optim, read[1], e));
+        t->loss_sum += read[0];
+        t->loss_n++;
+    }
+    return ERR_OK;
+}
+
+/* A GPU is asked for the next step before this one's loss is read: it never waits for the host within an epoch. */
 static err_code train_step(loop *t, err *e)
 {
     finetune_job *j = t->j;
@@ -359,7 +385,6 @@ static err_code train_step(loop *t, err *e)
     const op_table *op = d->op;
     size_t B = t->batch, targets = B * t->outputs * sizeof(float);
     const float *taken;
-    float read[2];
     TRY(loader_take(t->l, t->step, &taken, e));
     const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
     op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
@@ -377,28 +402,17 @@ static err_code train_step(loop *t, err *e)
     op->record(d, true);
     gradients(t, *v.scale);
     optim_ask(&t->optim, &a);
-    op->copy(d, dv_at(t->loss, sizeof *read), t->optim.scalar, sizeof *read);
+    op->copy(d, dv_at(t->loss, sizeof(float)), t->optim.scalar, sizeof(float));
     op->record(d, false);
-    op->download(d, read, t->loss, sizeof read);
-    TRY(device_sync(d, e));
-    if (!isfinite(read[0]))
-        FAIL(e, NUMERIC, "finetune: the loss is not finite at step %" PRIu64 "; a smaller learning rate may help",
-             t->step);
-    TRY(optim_judge(&t->optim, read[1], e));
-    t->loss_sum += read[0];
-    t->loss_n++;
+    op->send(d, (int)(t->step % OP_SENT_PLACES), t->loss, 2 * sizeof(float));
     t->step++;
-    return ERR_OK;
-}
-
-static bool at_epoch_end(const loop *t)
-{
-    return t->step % t->per_epoch == 0 || t->step == t->steps;
+    return read_losses(t, device_is_cuda(d) && !at_epoch_end(t) ? OP_SENT_PLACES - 1 : 0, e);
 }
 
 static err_code run(loop *t, progress *p, err *e)
 {
     const finetune_options *o = t->j->o;
+    t->known = t->step;
     for (;;) {
         double start = progress_clock();
         if (at_epoch_end(t) && t->evaluated != t->step) {
@@ -420,8 +434,9 @@ static err_code run(loop *t, progress *p, err *e)
         t->train_seconds += progress_clock() - start;
         t->seconds += progress_clock() - start;
         bool ordinal = t->j->c->task == TASK_ORDINAL;
-        progress_note(p, "loss %.3f  best %s %.3f", t->loss_sum / (double)t->loss_n, ordinal ? "kappa" : "AUC",
-                      ordinal ? t->best.kappa_quadratic : t->best.auc);
+        if (t->loss_n)
+            progress_note(p, "loss %.3f  best %s %.3f", t->loss_sum / (double)t->loss_n, ordinal ? "kappa" : "AUC",
+                          ordinal ? t->best.kappa_quadratic : t->best.auc);
         progress_add(p, 1);
     }
 }
@@ -464,7 +479,8 @@ err_code finetune_train(finetune_job *j, err *e)
         progress_end(&p);
         if (rc == ERR_INTERRUPTED) {
             err second = {0};
-            if (save(t, &second)) log_event(LOG_WARN, "finetune.not_saved", "reason", LOG_STR(second.msg), NULL);
+            if (read_losses(t, 0, &second) || save(t, &second))
+                log_event(LOG_WARN, "finetune.not_saved", "reason", LOG_STR(second.msg), NULL);
         }
     }
     if (!rc) {

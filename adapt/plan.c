@@ -65,7 +65,7 @@ static err_code pass_bytes(size_t *sum, const vit *m, const vit_pass *a, err *e)
 }
 
 /* Operations of a step; the backbone's passes once more on their own tell its part. */
-static err_code count_step(plan *p, ssl_step *s, const uint8_t *mask, err *e)
+static err_code count_step(plan *p, ssl_step *s, const ssl_data *data, const uint8_t *mask, err *e)
 {
     device *d = s->d;
     ssl_step_out out;
@@ -89,8 +89,16 @@ static err_code count_step(plan *p, ssl_step *s, const uint8_t *mask, err *e)
     p->flop[PLAN_AGAIN] = flop_of(d, FLOP_FORWARD);
     no_flop(d);
     size_t packed = d->bytes_packed;
-    TRY(ssl_step_gradients(s, &(ssl_step_in){.mask = mask, .teacher_temp = 1}, NULL, e));
-    TRY(ssl_step_update(s, &u, &out, e));
+    const ssl_step_crops crops = {data->jobs, &data->norm, NULL, s->config.frame_bytes};
+    const ssl_step_in in = {.mask = mask, .teacher_temp = 1, .crops = data->later ? &crops : NULL};
+    for (int late = 0; late <= SSL_STEP_LATE; late++) { /* as many as there may be at once: what is pinned */
+        for (size_t i = 0; i < data->accumulate; i++) {
+            no_flop(d);
+            TRY(ssl_step_gradients(s, &in, NULL, e));
+        }
+        TRY(ssl_step_ask(s, &u, e));
+    }
+    while (ssl_step_unread(s)) TRY(ssl_step_read(s, &out, e));
     p->flop[PLAN_HEAD_ALL] = d->flop[FLOP_FORWARD] + d->flop[FLOP_DX] + d->flop[FLOP_DW] - p->flop[PLAN_FORWARD] -
                              p->flop[PLAN_DX] - p->flop[PLAN_DW] - p->flop[PLAN_TEACHER_FORWARD] - p->flop[PLAN_AGAIN];
     p->bytes[PLAN_HEAD] += d->bytes_packed - packed;
@@ -117,15 +125,15 @@ static err_code open_step(plan *p, vit *m, param_set *ps, const ssl_options *o, 
         vit_pass *passes[] = {&s.student, &s.teacher, &s.local};
         for (int i = 0; i < 3 && !rc; i++) rc = pass_bytes(&p->bytes[PLAN_ACTIVATIONS], m, passes[i], e);
         p->bytes[PLAN_WORK] = d->work_bytes;
-        p->bytes[PLAN_BATCH] = ssl_data_floats(data) * sizeof(float) + mask.crops * patches;
+        p->bytes[PLAN_BATCH] = ssl_data_floats(data) * sizeof(float) + mask.crops * patches + k.frame_bytes;
         p->bytes[PLAN_HEAD] =
             d->bytes - before - p->bytes[PLAN_ACTIVATIONS] - p->bytes[PLAN_WORK] - p->bytes[PLAN_BATCH];
-        if (!rc) rc = count_step(p, &s, k.masked_most ? bits : NULL, e);
+        if (!rc) rc = count_step(p, &s, data, k.masked_most ? bits : NULL, e);
         size_t held = d->bytes;
         if (!rc) rc = features_measure(m, looked, &o->view, &host, e);
         if (!rc && o->data_init) rc = ssl_step_tokens(&s, NULL, tokens, e);
         p->bytes[PLAN_EVALUATION] = d->bytes_most - held;
-        host += 2 * ssl_data_floats(data) * sizeof(float); /* the loader's, while training waits for an evaluation */
+        host += 2 * ssl_data_carried(data) * sizeof(float); /* the loader's, while training waits for an evaluation */
         if (!rc && o->data_init) host = larger(host, ssl_init_bytes(data, &s)); /* before the first step */
         p->bytes[PLAN_HOST] = host + ssl_data_bytes(data) + ssl_eval_bytes(m, looked);
         ssl_step_close(&s);
@@ -262,8 +270,9 @@ static err_code fits_gpu(const plan *p, const device *d, const char *stage, err 
         FAIL(e, NOMEM,
              "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): about %zu images at once would fit",
              stage, p->device >> 20, room >> 20, images);
-    FAIL(e, NOMEM, "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): %sa smaller model", stage,
-         p->device >> 20, room >> 20, p->flop[PLAN_AGAIN] > 0 ? "" : "--recompute block, ");
+    FAIL(e, NOMEM,
+         "%s needs %zu MiB of the GPU's memory, %zu are left (radapt plan): --recompute block, a smaller model", stage,
+         p->device >> 20, room >> 20);
 }
 
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
@@ -281,7 +290,8 @@ err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
         h = (headroom){space, "the address space (ulimit -v)"};
     }
     if (need > h.bytes)
-        FAIL(e, NOMEM, "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch%s", stage,
-             need >> 20, h.bytes >> 20, h.of, p->flop[PLAN_AGAIN] > 0 ? "" : ", --recompute block");
+        FAIL(e, NOMEM,
+             "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch, --recompute block", stage,
+             need >> 20, h.bytes >> 20, h.of);
     return ERR_OK;
 }

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/stop.h"
+#include "model/device_cuda.h"
 #include "preprocess/loader.h"
 
 enum { LOG_STEPS = 10, ROLL_BACKS = 2, NAN_ROW = 3 };
@@ -101,12 +102,14 @@ static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ss
     in->head_only = frozen;
 }
 
-static err_code log_step(ssl_run *r, const ssl_step_out *s, const ssl_step_update_in *u, double images_per_s, err *e)
+/* done: steps taken with this one. */
+static err_code log_step(ssl_run *r, uint64_t done, const ssl_step_out *s, const ssl_step_update_in *u,
+                         double images_per_s, err *e)
 {
     return ssl_record_line(
         r,
-        json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o}", "step", (json_int_t)r->at, "epoch",
-                  (double)r->at / (double)r->data.steps_per_epoch, "loss", ssl_record_real(s->loss), "dino",
+        json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o}", "step", (json_int_t)done, "epoch",
+                  (double)done / (double)r->data.steps_per_epoch, "loss", ssl_record_real(s->loss), "dino",
                   ssl_record_real(s->dino), "ibot", ssl_record_real(s->ibot), "koleo", ssl_record_real(s->koleo),
                   "target_entropy", ssl_record_real(s->target_entropy[0]), ssl_record_real(s->target_entropy[1]),
                   "marginal_entropy", ssl_record_real(s->marginal_entropy[0]), ssl_record_real(s->marginal_entropy[1]),
@@ -117,9 +120,10 @@ static err_code log_step(ssl_run *r, const ssl_step_out *s, const ssl_step_updat
 
 /* A gradient that is not finite: the step is left out; three in a row, and the last good state comes back with half the
  * rate. */
-static err_code bad_step(ssl_run *r, err *why, err *e)
+static err_code bad_step(ssl_run *r, uint64_t at, err *why, err *e)
 {
-    log_event(LOG_WARN, "adapt.not_finite", "step", LOG_INT(r->at), NULL);
+    ssl_step_out of_what_is_lost;
+    log_event(LOG_WARN, "adapt.not_finite", "step", LOG_INT(at), NULL);
     if (++r->bad_steps < NAN_ROW) return ERR_OK;
     if (r->roll_backs >= ROLL_BACKS || r->best_step == SSL_RUN_NEVER) {
         *e = *why;
@@ -129,6 +133,7 @@ static err_code bad_step(ssl_run *r, err *why, err *e)
     r->lr_factor *= 0.5;
     r->bad_steps = 0;
     r->out->rolled_back = true;
+    while (ssl_step_unread(&r->step)) ssl_step_read(&r->step, &of_what_is_lost, &(err){0});
     return ssl_state_restore_best(r, e);
 }
 
@@ -136,51 +141,74 @@ static err_code bad_step(ssl_run *r, err *why, err *e)
 static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *in, err *e)
 {
     const float *batch;
-    size_t S = r->data.global_size;
+    ssl_step_crops crops;
     rng g = rng_at(r->o->seed, RNG_MASK, micro, 0);
     TRY(loader_take(l, micro, &batch, e));
     size_t masked = r->o->ibot > 0 ? ssl_mask_draw(&r->mask, &g, r->mask_bits) : 0;
     in->number = micro;
-    in->globals = batch;
-    in->locals = batch + 2 * r->data.batch * 3 * S * S;
+    ssl_data_view(&r->data, batch, in, &crops);
     in->mask = masked ? r->mask_bits : NULL;
-    return ssl_step_gradients(&r->step, in, NULL, e);
+    err_code rc = ssl_step_gradients(&r->step, in, NULL, e);
+    in->crops = NULL;
+    return rc;
 }
 
-static err_code one_step(ssl_run *r, loader *l, uint64_t total, ssl_step_out *s, ssl_step_update_in *u, err *e)
+/* Reads the oldest update that is not read: its line in metrics.jsonl, and what is to be done where it was no number.
+ */
+static err_code read_step(ssl_run *r, uint64_t total, progress *bar, err *e)
 {
-    ssl_step_in in = {0};
-    schedule(r, total, u, &in);
-    for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
+    ssl_late of = r->late[0];
+    ssl_step_out s = {0};
     err why = {0};
-    err_code rc = ssl_step_update(&r->step, u, s, &why);
-    if (rc == ERR_NUMERIC) return bad_step(r, &why, e);
-    if (rc) {
+    memmove(r->late, r->late + 1, sizeof r->late - sizeof *r->late);
+    err_code rc = ssl_step_read(&r->step, &s, &why);
+    if (rc && rc != ERR_NUMERIC) {
         *e = why;
         return rc;
     }
-    r->bad_steps = 0;
+    if (rc)
+        TRY(bad_step(r, of.at, &why, e));
+    else
+        r->bad_steps = 0;
+    uint64_t done = of.at + 1;
+    if (of.at == 0) r->out->loss_first = s.loss;
+    r->out->loss_last = s.loss;
+    progress_note(bar, "loss %.3f", (double)s.loss);
+    if (done % LOG_STEPS && done != total) return ERR_OK;
+    double took = r->out->seconds;
+    return log_step(r, done, &s, &of.u, took > 0 ? (double)images_of(r, done) / took : NAN, e);
+}
+
+/* No more than `left` updates are unread; 0: the state is whole. */
+static err_code read_steps(ssl_run *r, size_t left, uint64_t total, progress *bar, err *e)
+{
+    while (ssl_step_unread(&r->step) > left) TRY(read_step(r, total, bar, e));
     return ERR_OK;
 }
 
-/* One step, its line in metrics.jsonl, and a checkpoint when it is time. */
+static err_code ask_step(ssl_run *r, loader *l, uint64_t total, err *e)
+{
+    ssl_step_in in = {0};
+    ssl_late *late = &r->late[ssl_step_unread(&r->step)];
+    late->at = r->at;
+    schedule(r, total, &late->u, &in);
+    for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
+    TRY(ssl_step_ask(&r->step, &late->u, e));
+    r->at++;
+    return ERR_OK;
+}
+
+/* One step, and a checkpoint when it is time. A GPU has the next step before it is asked what came of this one: it
+ * never waits for the host. */
 static err_code advance(ssl_run *r, loader *l, uint64_t total, progress *bar, double *saved, err *e)
 {
-    ssl_step_out s = {0};
-    ssl_step_update_in u;
-    TRY(one_step(r, l, total, &s, &u, e));
-    if (r->at == 0) r->out->loss_first = s.loss;
-    r->out->loss_last = s.loss;
-    r->at++;
-    progress_note(bar, "loss %.3f", (double)s.loss);
+    TRY(ask_step(r, l, total, e));
+    TRY(read_steps(r, device_is_cuda(vit_device(r->m)) ? SSL_STEP_LATE : 0, total, bar, e));
     progress_add(bar, images_of(r, 1));
-    if (r->at % LOG_STEPS == 0 || r->at == total) {
-        double took = r->out->seconds;
-        TRY(log_step(r, &s, &u, took > 0 ? (double)images_of(r, r->at) / took : NAN, e));
-    }
     double now = progress_clock();
     if ((now - *saved) / 60 < r->o->checkpoint_minutes) return ERR_OK;
     *saved = now;
+    TRY(read_steps(r, 0, total, bar, e));
     return ssl_state_save(r, e);
 }
 
@@ -199,11 +227,13 @@ static err_code loop(ssl_run *r, uint64_t total, err *e)
     progress_skip(&bar, images_of(r, r->at));
     while (!rc && !over) {
         bool due = r->at % every == 0 || r->at == total;
-        if (due && r->evaluated != r->at)
+        if (due && ssl_step_unread(&r->step))
+            rc = read_steps(r, 0, total, &bar, e);
+        else if (due && r->evaluated != r->at)
             rc = evaluate(r, &over, e);
         else if (r->at == total)
             break;
-        else if (!l && (rc = loader_open(&l, ssl_data_fill, &r->data, ssl_data_floats(&r->data),
+        else if (!l && (rc = loader_open(&l, ssl_data_fill, &r->data, ssl_data_carried(&r->data),
                                          r->at * r->data.accumulate, total * r->data.accumulate - 1, e)))
             break;
         else
@@ -215,7 +245,8 @@ static err_code loop(ssl_run *r, uint64_t total, err *e)
     }
     if (rc == ERR_INTERRUPTED) {
         err second = {0};
-        if (ssl_state_save(r, &second)) log_event(LOG_WARN, "adapt.not_saved", "reason", LOG_STR(second.msg), NULL);
+        if (read_steps(r, 0, total, &bar, &second) || ssl_state_save(r, &second))
+            log_event(LOG_WARN, "adapt.not_saved", "reason", LOG_STR(second.msg), NULL);
     }
     r->out->images_per_s = r->out->seconds > 0 ? (double)images_of(r, r->at) / r->out->seconds : 0;
     progress_end(&bar);

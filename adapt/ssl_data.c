@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/device_cuda.h"
+
 static size_t to_patches(int size, int patch)
 {
     int n = (size + patch / 2) / patch;
@@ -18,7 +20,8 @@ static void crop_sizes(ssl_data *s, const ssl_options *o, int patch)
     s->local_size = to_patches(o->local_size ? o->local_size : (global * 98 + 112) / 224, patch);
 }
 
-enum { AT_ONCE = 8 }; /* squares made at once */
+enum { AT_ONCE = 8 };           /* squares made at once */
+enum { FRAME_BYTES = 1 << 20 }; /* of a stored frame that goes up to the device beside the others */
 
 static err_code open_squares(ssl_data *s, int side, err *e)
 {
@@ -27,8 +30,8 @@ static err_code open_squares(ssl_data *s, int side, err *e)
     if (side < 16 || side > 4096) FAIL(e, USAGE, "adapt: crops from squares of %d pixels", side);
     s->crop_from = N;
     s->a_square = (frame_info){.rows = side, .columns = side, .channels = 3, .type = PIXEL_U8};
-    s->squares = malloc(s->batch * 3 * N * N);
     s->wide = malloc(AT_ONCE * 3 * N * N * sizeof *s->wide);
+    s->squares = malloc(s->batch * 3 * N * N); /* later: of crops for the head's initialisation */
     if (!s->squares || !s->wide) FAIL(e, NOMEM, "adapt: no memory for %zu squares of %d pixels", s->batch, side);
     return ERR_OK;
 }
@@ -59,12 +62,14 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     memcpy(s->norm.mean, k->mean, sizeof s->norm.mean);
     memcpy(s->norm.std, k->std, sizeof s->norm.std);
     TRY(open_squares(s, o->crop_from, e));
+    s->later = device_samples(vit_device(m));
+    s->frame_bytes = s->batch * (s->squares ? 3 * s->crop_from * s->crop_from : FRAME_BYTES);
     int threads = pool_processors();
     if (threads > 4) { /* beside the compute threads: a share of the processors prepares the next step */
         s->threads = pool_new(threads / 4);
         if (!s->threads) FAIL(e, NOMEM, "adapt: no threads for the data");
     }
-    s->jobs = malloc(s->batch * (2 + s->locals) * sizeof *s->jobs);
+    s->jobs = calloc(s->batch * (2 + s->locals), sizeof *s->jobs);
     if (!s->jobs) FAIL(e, NOMEM, "adapt: no memory for a batch");
     return ERR_OK;
 }
@@ -85,6 +90,34 @@ size_t ssl_data_floats(const ssl_data *s)
     return s->batch * 3 * (2 * s->global_size * s->global_size + s->locals * s->local_size * s->local_size);
 }
 
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+}
+
+/* What is carried where crops are made later: how many bytes of frames (size_t), jobs, frames. */
+static size_t frames_at(const ssl_data *s)
+{
+    return ARENA_ALIGN + aligned(s->batch * (2 + s->locals) * sizeof *s->jobs);
+}
+
+size_t ssl_data_carried(const ssl_data *s)
+{
+    return s->later ? (frames_at(s) + aligned(s->frame_bytes)) / sizeof(float) : ssl_data_floats(s);
+}
+
+void ssl_data_view(const ssl_data *s, const float *carried, ssl_step_in *in, ssl_step_crops *crops)
+{
+    in->globals = carried;
+    in->locals = carried + 2 * s->batch * 3 * s->global_size * s->global_size;
+    in->crops = NULL;
+    if (!s->later) return;
+    const char *at = (const char *)carried;
+    *crops =
+        (ssl_step_crops){(const sample_job *)(at + ARENA_ALIGN), &s->norm, at + frames_at(s), *(const size_t *)carried};
+    in->crops = crops;
+}
+
 size_t ssl_data_bytes(const ssl_data *s)
 {
     return 3 * s->crop_from * s->crop_from * (s->batch + AT_ONCE * sizeof *s->wide);
@@ -98,7 +131,7 @@ static void to_bytes(uint8_t *out, const float *in, size_t n)
 }
 
 /* The micro-batch's frames, windowed and squeezed into squares, as an 8-bit pipeline has them. */
-static err_code make_squares(ssl_data *s, size_t first, err *e)
+static err_code make_squares(ssl_data *s, size_t first, uint8_t *squares, err *e)
 {
     size_t n = s->crop_from * s->crop_from;
     const sampler_norm plain = {.window = s->norm.window, .std = {1, 1, 1}};
@@ -114,45 +147,87 @@ static err_code make_squares(ssl_data *s, size_t first, err *e)
                                    .out = s->wide + 3 * n * i};
         }
         if (sampler_run(s->threads, &plain, jobs, m)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
-        for (size_t i = 0; i < m; i++) to_bytes(s->squares + 3 * n * (b + i), s->wide + 3 * n * i, n);
+        for (size_t i = 0; i < m; i++) to_bytes(squares + 3 * n * (b + i), s->wide + 3 * n * i, n);
     }
+    return ERR_OK;
+}
+
+/* The frames of the micro-batch begin here in the epoch's order: a permutation; what does not fill a batch waits for
+ * another. */
+static size_t first_of(ssl_data *s, uint64_t micro)
+{
+    uint64_t an_epoch = s->steps_per_epoch * s->accumulate, epoch = micro / an_epoch;
+    if (epoch != s->order_epoch) {
+        rng r = rng_at(s->o->seed, RNG_ORDER, epoch, 0);
+        memcpy(s->order, s->frames, s->n * sizeof *s->order);
+        rng_shuffle(&r, s->order, s->n);
+        s->order_epoch = epoch;
+    }
+    return (size_t)(micro % an_epoch) * s->batch;
+}
+
+/* Crop k of image b of the micro-batch: of frame `index`, or of a square of it. */
+static sample_job crop_of(const ssl_data *s, uint64_t micro, size_t b, size_t k, size_t index, const void *pixels)
+{
+    const frame_info *f = &s->c->frames[index], *from = s->squares ? &s->a_square : f;
+    frame_info shape = *f; /* what is done to a frame goes by its modality and colours */
+    shape.rows = from->rows;
+    shape.columns = from->columns;
+    rng r = rng_at(s->o->seed, RNG_AUGMENT, micro, (uint32_t)(b * (2 + s->locals) + k));
+    crop_role role = k == 0 ? CROP_GLOBAL1 : k == 1 ? CROP_GLOBAL2 : CROP_LOCAL;
+    return (sample_job){.frame = from,
+                        .pixels = pixels,
+                        .crop = augment_ssl(&s->o->augment, &shape, role, &r),
+                        .size = (int)(k < 2 ? s->global_size : s->local_size)};
+}
+
+err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e)
+{
+    size_t first = first_of(s, micro), global = 3 * s->global_size * s->global_size;
+    size_t local = 3 * s->local_size * s->local_size, n = 0;
+    if (s->squares) TRY(make_squares(s, first, s->squares, e));
+    for (size_t b = 0; b < s->batch; b++) {
+        size_t index = s->order[first + b];
+        const void *pixels = s->squares ? s->squares + 3 * s->crop_from * s->crop_from * b : cohort_pixels(s->c, index);
+        for (size_t k = 0; k < 2 + s->locals; k++) {
+            s->jobs[n] = crop_of(s, micro, b, k, index, pixels);
+            s->jobs[n++].out = k < 2 ? out + (k * s->batch + b) * global
+                                     : out + 2 * s->batch * global + ((k - 2) * s->batch + b) * local;
+        }
+    }
+    if (sampler_run(s->threads, &s->norm, s->jobs, n)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
+    return ERR_OK;
+}
+
+/* What the device makes the crops of. Frames beyond frame_bytes stay where they are, in the store. */
+static err_code carry(ssl_data *s, uint64_t micro, char *out, err *e)
+{
+    size_t first = first_of(s, micro), used = 0, square = 3 * s->crop_from * s->crop_from;
+    sample_job *jobs = (sample_job *)(out + ARENA_ALIGN);
+    char *frames = out + frames_at(s);
+    if (s->squares) TRY(make_squares(s, first, (uint8_t *)frames, e));
+    for (size_t b = 0; b < s->batch; b++) {
+        size_t index = s->order[first + b];
+        const frame_info *f = &s->c->frames[index];
+        const void *pixels = frames + square * b;
+        if (!s->squares) {
+            size_t bytes = (size_t)f->rows * (size_t)f->columns * (f->type == PIXEL_U8 ? (size_t)f->channels : 2);
+            pixels = cohort_pixels(s->c, index);
+            if (used + aligned(bytes) <= s->frame_bytes) {
+                pixels = memcpy(frames + used, pixels, bytes);
+                used += aligned(bytes);
+            }
+        }
+        for (size_t k = 0; k < 2 + s->locals; k++) jobs[k * s->batch + b] = crop_of(s, micro, b, k, index, pixels);
+    }
+    *(size_t *)out = s->squares ? square * s->batch : used;
     return ERR_OK;
 }
 
 err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
 {
     ssl_data *s = ssl_data_;
-    uint64_t an_epoch = s->steps_per_epoch * s->accumulate, epoch = micro / an_epoch;
-    size_t first = (size_t)(micro % an_epoch) * s->batch, global = 3 * s->global_size * s->global_size;
-    size_t local = 3 * s->local_size * s->local_size, n = 0;
-    if (epoch != s->order_epoch) { /* an epoch is a permutation; what does not fill a batch waits for another */
-        rng r = rng_at(s->o->seed, RNG_ORDER, epoch, 0);
-        memcpy(s->order, s->frames, s->n * sizeof *s->order);
-        rng_shuffle(&r, s->order, s->n);
-        s->order_epoch = epoch;
-    }
-    if (s->squares) TRY(make_squares(s, first, e));
-    for (size_t b = 0; b < s->batch; b++) {
-        size_t index = s->order[first + b];
-        const frame_info *f = &s->c->frames[index], *from = s->squares ? &s->a_square : f;
-        const void *pixels = s->squares ? s->squares + 3 * s->crop_from * s->crop_from * b : cohort_pixels(s->c, index);
-        frame_info shape = *f; /* what is done to a frame goes by its modality and colours */
-        shape.rows = from->rows;
-        shape.columns = from->columns;
-        for (size_t k = 0; k < 2 + s->locals; k++) {
-            rng r = rng_at(s->o->seed, RNG_AUGMENT, micro, (uint32_t)(b * (2 + s->locals) + k));
-            crop_role role = k == 0 ? CROP_GLOBAL1 : k == 1 ? CROP_GLOBAL2 : CROP_LOCAL;
-            float *to = k < 2 ? out + (k * s->batch + b) * global
-                              : out + 2 * s->batch * global + ((k - 2) * s->batch + b) * local;
-            s->jobs[n++] = (sample_job){.frame = from,
-                                        .pixels = pixels,
-                                        .crop = augment_ssl(&s->o->augment, &shape, role, &r),
-                                        .size = (int)(k < 2 ? s->global_size : s->local_size),
-                                        .out = to};
-        }
-    }
-    if (sampler_run(s->threads, &s->norm, s->jobs, n)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
-    return ERR_OK;
+    return s->later ? carry(s, micro, (char *)out, e) : ssl_data_crops(s, micro, out, e);
 }
 
 /* Prototypes for n training frames: a power of two, no more than frames but at least 256, at most 8192. */
@@ -172,6 +247,7 @@ ssl_step_config ssl_data_step_config(const ssl_data *data, const vit *m, const s
                              .global_size = data->global_size,
                              .local_size = data->local_size,
                              .recompute = o->recompute,
+                             .frame_bytes = data->later ? data->frame_bytes : 0,
                              .masked_most = o->ibot > 0 ? ssl_mask_most(mask) : 0,
                              .accumulate = data->accumulate,
                              .head = {(size_t)vit_get_config(m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,

@@ -37,7 +37,7 @@ err_code ssl_init_head(ssl_run *r, err *e)
     if (!pixels || !tokens || !x) FAIL_DONE(rc, e, NOMEM, "adapt: no memory to initialise the head");
     for (size_t b = 0; b < batches; b++) {
         TRY_DONE(rc, stop_check(e));
-        TRY_DONE(rc, ssl_data_fill(&r->data, b, pixels, e));
+        TRY_DONE(rc, ssl_data_crops(&r->data, b, pixels, e));
         TRY_DONE(rc, ssl_step_tokens(&r->step, pixels, tokens, e));
         rng g = rng_at(r->o->seed, RNG_HEAD, 2, (uint32_t)b);
         for (size_t i = 0; i < crops; i++)

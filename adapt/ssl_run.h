@@ -11,6 +11,12 @@
 
 #define SSL_RUN_NEVER UINT64_MAX /* of a step: there is none */
 
+/* An update whose losses are not known yet. */
+typedef struct {
+    uint64_t at; /* its step */
+    ssl_step_update_in u;
+} ssl_late;
+
 typedef struct {
     vit *m;
     const cohort *c;
@@ -32,6 +38,7 @@ typedef struct {
     uint64_t best_step; /* of the best teacher, whose state is in best-<step>.safetensors; or NEVER */
     double lr_factor;
     uint64_t roll_backs, bad_steps;
+    ssl_late late[SSL_STEP_LATE + 1]; /* updates asked and not yet read: the first ssl_step_unread, the oldest first */
 } ssl_run;
 
 /* DIR/name */

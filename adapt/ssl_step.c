@@ -2,8 +2,11 @@
  * (unless it is trained). */
 #include "adapt/ssl_step.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "preprocess/sampler.h"
 
 enum { DINO, IBOT, KOLEO, ENTROPY, MARGINAL = ENTROPY + 2, SQUARE = MARGINAL + 2, SCALARS };
 enum { CLASSES, PATCHES, GROUPS };
@@ -92,6 +95,7 @@ static err_code plan(ssl_step *s, arena *m, err *e)
     s->globals = arena_take(m, 2 * B * 3 * S * S, sizeof(float));
     s->locals = arena_take(m, L * B * 3 * z * z, sizeof(float));
     s->mask = arena_take(m, 2 * B * s->P, 1);
+    s->frames = arena_take(m, k->frame_bytes, 1);
     s->logits = arena_take(m, s->piece * K, ct);
     s->q = arena_take(m, s->q_rows * K, ct);
     s->koleo_dx = arena_take(m, 2 * B * k->head.in, ct);
@@ -198,7 +202,8 @@ err_code ssl_step_open(ssl_step *s, vit *m, param_set *ps, const ssl_step_config
     s->host_rows = malloc(rows * sizeof *s->host_rows);
     s->host_pair = malloc(rows * sizeof *s->host_pair);
     s->host_weight = malloc(rows * sizeof *s->host_weight);
-    if (!s->host_rows || !s->host_pair || !s->host_weight) FAIL(e, NOMEM, "no memory for a step");
+    s->jobs = malloc((2 + k->locals) * k->batch * sizeof *s->jobs);
+    if (!s->host_rows || !s->host_pair || !s->host_weight || !s->jobs) FAIL(e, NOMEM, "no memory for a step");
     s->patch_trained = param_find(ps, "patch_embed.proj.weight") || param_find(ps, "patch_embed.proj.bias");
     s->bytes = dry.used + heads(k) * dino_head_bytes(&k->head, s->d->ct_bytes) + s->d->work_bytes;
     fill_pairs(s);
@@ -213,6 +218,7 @@ void ssl_step_close(ssl_step *s)
     fini_passes(s);
     if (s->block) s->d->op->free(s->d, s->block);
     free(s->drop);
+    free(s->jobs);
     free(s->host_rows);
     free(s->host_pair);
     free(s->host_weight);
@@ -402,23 +408,51 @@ static void mean_entropies(ssl_step *s)
                                s->config.head.prototypes);
 }
 
-/* square: the gradients' sum of squares, as it was last. */
-static err_code read_out(ssl_step *s, ssl_step_out *out, float *square, err *e)
+static ssl_step_asked now(const ssl_step *s)
+{
+    return (ssl_step_asked){{s->group[CLASSES].targets, s->group[PATCHES].targets}, s->group[PATCHES].n};
+}
+
+/* v: the device's scalars. */
+static ssl_step_out losses(const ssl_step *s, const ssl_step_asked *of, const float v[SCALARS])
 {
     const ssl_step_config *k = &s->config;
+    ssl_step_out out = {.loss = v[DINO] + v[IBOT] + v[KOLEO],
+                        .dino = k->dino > 0 ? v[DINO] / k->dino : 0,
+                        .ibot = k->ibot > 0 ? v[IBOT] / k->ibot : 0,
+                        .koleo = k->koleo > 0 ? v[KOLEO] / k->koleo : 0,
+                        .masked = of->masked};
+    for (int g = 0; g < GROUPS; g++) {
+        out.target_entropy[g] = of->targets[g] ? v[ENTROPY + g] / (float)of->targets[g] : 0;
+        out.marginal_entropy[g] = v[MARGINAL + g];
+    }
+    return out;
+}
+
+static err_code read_now(ssl_step *s, ssl_step_out *out, err *e)
+{
     float v[SCALARS];
+    ssl_step_asked of = now(s);
     s->d->op->download(s->d, v, s->scalars, sizeof v);
     TRY(device_sync(s->d, e));
-    *out = (ssl_step_out){.loss = v[DINO] + v[IBOT] + v[KOLEO],
-                          .dino = k->dino > 0 ? v[DINO] / k->dino : 0,
-                          .ibot = k->ibot > 0 ? v[IBOT] / k->ibot : 0,
-                          .koleo = k->koleo > 0 ? v[KOLEO] / k->koleo : 0,
-                          .masked = s->group[PATCHES].n};
-    *square = v[SQUARE];
-    for (int g = 0; g < GROUPS; g++) {
-        out->target_entropy[g] = s->group[g].targets ? v[ENTROPY + g] / (float)s->group[g].targets : 0;
-        out->marginal_entropy[g] = v[MARGINAL + g];
+    *out = losses(s, &of, v);
+    return ERR_OK;
+}
+
+/* Frames go up, crops are made of them. */
+static err_code sample(ssl_step *s, const ssl_step_crops *c, err *e)
+{
+    const op_table *op = s->d->op;
+    size_t globals = 2 * s->config.batch, locals = s->config.locals * s->config.batch;
+    if (c->bytes > s->config.frame_bytes) FAIL(e, INTERNAL, "%zu bytes of frames", c->bytes);
+    op->upload(s->d, s->frames, c->frames, c->bytes);
+    for (size_t i = 0; i < globals + locals; i++) {
+        size_t at = (uintptr_t)c->jobs[i].pixels - (uintptr_t)c->frames;
+        s->jobs[i] = c->jobs[i];
+        s->jobs[i].resident = at < c->bytes ? dv_at(s->frames, at) : NULL;
     }
+    op->sample(s->d, s->globals, c->norm, s->jobs, globals);
+    if (locals) op->sample(s->d, s->locals, c->norm, s->jobs + globals, locals);
     return ERR_OK;
 }
 
@@ -429,6 +463,7 @@ static err_code upload_batch(ssl_step *s, const ssl_step_in *in, err *e)
     size_t B = k->batch;
     TRY(ssl_step_want(s, in->mask, e));
     if (in->mask) op->upload(s->d, s->mask, in->mask, 2 * B * s->P);
+    if (in->crops) return sample(s, in->crops, e);
     op->upload(s->d, s->globals, in->globals, 2 * B * 3 * k->global_size * k->global_size * sizeof(float));
     if (k->locals)
         op->upload(s->d, s->locals, in->locals, k->locals * B * 3 * k->local_size * k->local_size * sizeof(float));
@@ -439,7 +474,6 @@ err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *ou
 {
     const ssl_step_config *k = &s->config;
     const dv *mask = in->mask ? s->mask : NULL;
-    float square;
     TRY(upload_batch(s, in, e));
     draw_drop(s, in->number);
     s->d->op->record(s->d, true);
@@ -454,39 +488,59 @@ err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *ou
         for (size_t i = 0; i < heads(k); i++) dino_head_bwd_end(&s->head[i]);
     if (out) mean_entropies(s);
     s->d->op->record(s->d, false);
-    return out ? read_out(s, out, &square, e) : ERR_OK;
+    return out ? read_now(s, out, e) : ERR_OK;
 }
 
-/* AdamW, and all that is known of the step: one download. */
-static err_code step_weights(ssl_step *s, const adamw_step *how, ssl_step_out *out, err *e)
+err_code ssl_step_ask(ssl_step *s, const ssl_step_update_in *u, err *e)
 {
     const op_table *op = s->d->op;
-    adamw_step adam = *how;
-    float square;
+    const dv *square = scalar(s, SQUARE);
+    adamw_step adam = u->adam;
+    int place = (int)(s->asked % OP_SENT_PLACES);
+    static_assert(SCALARS * sizeof(float) <= OP_SENT_BYTES, "a step's scalars are sent in one");
+    if (s->micro != micro_batches(&s->config)) FAIL(e, INTERNAL, "an update after %zu micro-batches", s->micro);
+    if (ssl_step_unread(s) > SSL_STEP_LATE) FAIL(e, INTERNAL, "an update while %zu are unread", ssl_step_unread(s));
+    s->micro = 0;
     op->record(s->d, true);
     optim_ask(&s->optim, &adam);
     op->copy(s->d, scalar(s, SQUARE), s->optim.scalar, sizeof(float));
     mean_entropies(s);
+    for (ssl_group *g = s->group; s->config.centering == SSL_SOFTMAX && g < s->group + GROUPS; g++)
+        op->center_update(s->d, g->center, g->sum, s->config.center_momentum, g->targets, s->config.head.prototypes,
+                          square);
+    op->ema(s->d, s->ps->p, s->ps->n, u->momentum, square);
+    refresh_heads(s);
     op->record(s->d, false);
-    TRY(read_out(s, out, &square, e));
-    err_code rc = optim_judge(&s->optim, square, e);
+    op->send(s->d, place, s->scalars, SCALARS * sizeof(float));
+    s->unread[place] = now(s);
+    s->asked++;
+    return ERR_OK;
+}
+
+size_t ssl_step_unread(const ssl_step *s)
+{
+    return s->asked - s->read;
+}
+
+err_code ssl_step_read(ssl_step *s, ssl_step_out *out, err *e)
+{
+    float v[SCALARS];
+    int place = (int)(s->read % OP_SENT_PLACES);
+    if (!ssl_step_unread(s)) FAIL(e, INTERNAL, "no update is unread");
+    s->read++;
+    s->d->op->take(s->d, place, v, sizeof v);
+    if (s->d->sticky.code) return device_sync(s->d, e);
+    *out = losses(s, &s->unread[place], v);
+    err_code rc = optim_judge(&s->optim, v[SQUARE], e);
     out->grad_norm = s->optim.norm;
     return rc;
 }
 
 err_code ssl_step_update(ssl_step *s, const ssl_step_update_in *u, ssl_step_out *out, err *e)
 {
-    const op_table *op = s->d->op;
-    if (s->micro != micro_batches(&s->config)) FAIL(e, INTERNAL, "an update after %zu micro-batches", s->micro);
-    s->micro = 0;
-    TRY(step_weights(s, &u->adam, out, e));
-    op->record(s->d, true);
-    for (ssl_group *g = s->group; s->config.centering == SSL_SOFTMAX && g < s->group + GROUPS; g++)
-        op->center_update(s->d, g->center, g->sum, s->config.center_momentum, g->targets, s->config.head.prototypes);
-    op->ema(s->d, s->ps->p, s->ps->n, u->momentum);
-    refresh_heads(s);
-    op->record(s->d, false);
-    return ERR_OK;
+    if (ssl_step_unread(s)) FAIL(e, INTERNAL, "an update while %zu are unread", ssl_step_unread(s));
+    TRY(ssl_step_ask(s, u, e));
+    return ssl_step_read(s, out, e);
 }
 
 err_code ssl_step_tokens(ssl_step *s, const float *globals, float *tokens, err *e)

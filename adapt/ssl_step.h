@@ -29,6 +29,7 @@ typedef struct {
     size_t recompute;        /* of so many blocks the student keeps the input alone: vit_pass.again */
     size_t masked_most;      /* M: most masked patches in a step, over all 2B global crops */
     size_t accumulate;       /* micro-batches an update; 0 is 1 */
+    size_t frame_bytes;      /* device memory for the frames that ssl_step_crops brings; 0: crops come from the host */
     size_t rows_at_once;     /* of logits; 0: what 32 MiB hold, at least 64 */
     dino_head_config head;   /* in: the backbone's dim */
     bool separate_heads;     /* iBOT has a head of its own, of the same shape */
@@ -39,10 +40,20 @@ typedef struct {
     uint64_t seed;   /* of the heads' random weights, and of what is dropped */
 } ssl_step_config;
 
+/* Crops that the device makes (op.h: sample) from frames of the host. What a job's pixels point to within frames goes
+ * up once for all of its jobs; what lies elsewhere each time it is asked for. */
 typedef struct {
-    const float *globals; /* (2B,3,S,S) host */
-    const float *locals;  /* (L*B,3,s,s) host */
-    const uint8_t *mask;  /* (2B,P) host, 1: masked; NULL: none */
+    const struct sample_job *jobs; /* (2B + L*B): in the order of crops */
+    const struct sampler_norm *norm;
+    const void *frames; /* bytes of them, config.frame_bytes at most; may change when ssl_step_gradients returns */
+    size_t bytes;
+} ssl_step_crops;
+
+typedef struct {
+    const ssl_step_crops *crops; /* NULL: they are */
+    const float *globals;        /* (2B,3,S,S) host */
+    const float *locals;         /* (L*B,3,s,s) host */
+    const uint8_t *mask;         /* (2B,P) host, 1: masked; NULL: none */
     float teacher_temp;
     uint64_t number; /* of the micro-batch, over all updates: what is dropped goes by it */
     bool head_only;  /* the backbone gets no gradients (head warm-up); the adamw_step must say skip_backbone too */
@@ -62,6 +73,11 @@ typedef struct {
     size_t masked;   /* of this micro-batch */
     float grad_norm; /* before clipping; of ssl_step_update */
 } ssl_step_out;
+
+/* What an update leaves to be read. */
+typedef struct {
+    size_t targets[2], masked;
+} ssl_step_asked;
 
 /* Rows that go through a head together: class tokens, or masked patches. */
 typedef struct {
@@ -90,11 +106,15 @@ typedef struct ssl_step {
     size_t piece;       /* rows of logits at once */
     size_t q_rows;      /* rows of targets at once: all of the class tokens, or a piece */
     size_t micro;       /* micro-batches since the last update */
+    size_t asked, read; /* updates; of the one more than `read`: */
+    ssl_step_asked unread[OP_SENT_PLACES];
     size_t bytes;       /* planned: block, heads, params with their state */
     dv *block;          /* all below */
     ssl_group group[2]; /* class tokens, masked patches */
     vit_pass student, teacher, local;
     dv *globals, *locals, *mask;    /* f32 pixels, u8 */
+    dv *frames;                     /* (frame_bytes) */
+    struct sample_job *jobs;        /* host (2B + L*B) */
     dv *logits;                     /* (piece, K) ct: the student's; then their gradient */
     dv *q;                          /* (q_rows, K) ct: the teacher's logits, then its targets */
     dv *koleo_dx;                   /* (2B, C) ct */
@@ -118,8 +138,14 @@ err_code ssl_step_want(ssl_step *s, const uint8_t *mask, err *e);
 /* Forward and backward of a micro-batch. The first after an update zeroes the gradients; after the last they are those
  * of the weighted sum, before clipping. out NULL: nothing is read, so that the device need not be waited for. */
 err_code ssl_step_gradients(ssl_step *s, const ssl_step_in *in, ssl_step_out *out, err *e);
-/* The device is waited for once, between AdamW and what follows it. ERR_NUMERIC: the gradient norm is not finite, and
- * nothing was changed. */
+/* AdamW, centres, teacher: asked, and nothing is waited for. ssl_step_read then tells of the oldest update that it has
+ * not told of, and waits for that one alone: SSL_STEP_LATE may be unread when another is asked. ERR_NUMERIC: its
+ * gradient norm was not finite, and nothing was changed by it. */
+enum { SSL_STEP_LATE = OP_SENT_PLACES - 1 };
+err_code ssl_step_ask(ssl_step *s, const ssl_step_update_in *u, err *e);
+err_code ssl_step_read(ssl_step *s, ssl_step_out *out, err *e);
+size_t ssl_step_unread(const ssl_step *s);
+/* Both. */
 err_code ssl_step_update(ssl_step *s, const ssl_step_update_in *u, ssl_step_out *out, err *e);
 /* The teacher's view of globals (2B,3,S,S) host: tokens (2B,T,C) f32 host, after the final norm. */
 err_code ssl_step_tokens(ssl_step *s, const float *globals, float *tokens, err *e);

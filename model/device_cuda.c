@@ -62,6 +62,11 @@ bool device_is_cuda(const device *d)
     return !strcmp(d->op->name, "cuda");
 }
 
+bool device_samples(const device *d)
+{
+    return device_is_cuda(d) || d->counts == COUNTS_BARE;
+}
+
 size_t device_cuda_room(const device *d)
 {
     return room_of ? room_of(d) : SIZE_MAX;

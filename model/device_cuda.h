@@ -32,6 +32,8 @@ device_cuda_open radapt_cuda_open;
 /* GPU `number`, from 0. COMPUTE_AUTO: bf16 where it has it, else fp32. On failure d is closed. */
 err_code device_open_cuda(device *d, int number, compute_type ct, err *e);
 bool device_is_cuda(const device *d);
+/* Whether crops are made there (op->sample), from frames that go up once; or it counts for one that does. */
+bool device_samples(const device *d);
 /* Bytes of its GPU's memory that are left or d's own. */
 size_t device_cuda_room(const device *d);
 

@@ -27,6 +27,8 @@ struct sampler_norm;
 
 typedef enum { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 } compute_type;
 
+enum { OP_SENT_BYTES = 64, OP_SENT_PLACES = 2 };
+
 static inline dv *dv_at(const dv *p, size_t bytes)
 {
     return (dv *)((char *)(uintptr_t)p + bytes);
@@ -94,6 +96,11 @@ typedef struct op_table {
     void (*free)(device *d, dv *p);
     void (*upload)(device *d, dv *dst, const void *src, size_t bytes);
     void (*download)(device *d, void *dst, const dv *src, size_t bytes);
+    /* A download that nothing waits for: up to OP_SENT_BYTES of src, as they are when all that was asked before is
+     * done, on their way to one of OP_SENT_PLACES; not inside a recording. And what the last send to a place brought:
+     * waits for that alone. What was uploaded before a send has arrived when it is taken. */
+    void (*send)(device *d, int place, const dv *src, size_t bytes);
+    void (*take)(device *d, int place, void *dst, size_t bytes);
     void (*zero)(device *d, dv *p, size_t bytes);
     void (*copy)(device *d, dv *dst, const dv *src, size_t bytes);
     void (*to_ct)(device *d, dv *dst, const dv *src_f32, size_t n);
@@ -202,8 +209,8 @@ typedef struct op_table {
     void (*sinkhorn_prototypes)(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
                                 size_t N, size_t K);
     void (*sinkhorn_rows)(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K);
-    /* center f32 (K) = m * center + (1-m) * sum / N */
-    void (*center_update)(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
+    /* center f32 (K) = m * center + (1-m) * sum / N; square: as ema has it. */
+    void (*center_update)(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square);
     /* Soft cross-entropy. Row i of logits (N,K) has up to P targets q[pair[i*P+j]] (-1: none) with weights
      * weight[i*P+j] f32: loss f32 (1) += sum_i sum_j weight * H(q_j, softmax(logits_i / tau)); dlogits (N,K) ct =
      * gradient, may be logits. */
@@ -229,8 +236,9 @@ typedef struct op_table {
      * grad_square's, by which gradients are clipped as torch's clip_grad_norm_ does; where it is not finite nothing
      * changes. */
     void (*adamw)(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
-    /* teacher = m * teacher + (1-m) * master, then live_teacher = cast. */
-    void (*ema)(device *d, param *p, size_t n, float m);
+    /* teacher = m * teacher + (1-m) * master, then live_teacher = cast. square: adamw's, where that is not finite
+     * nothing changes; or NULL. */
+    void (*ema)(device *d, param *p, size_t n, float m, const dv *square);
     void (*refresh)(device *d, param *p, size_t n); /* live and live_teacher from master and teacher, after a load */
 
     /* --- data path */

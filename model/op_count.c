@@ -34,7 +34,7 @@ static void count_close(device *d)
 
 static void count_sync(device *d)
 {
-    if (cuda_of(d)) cuda_of(d)->pinned.waiting = 0;
+    if (cuda_of(d)) op_cuda_pinned_free(&cuda_of(d)->pinned);
 }
 
 static void count_record(device *d, bool on)
@@ -69,8 +69,9 @@ static void count_upload(device *d, dv *dst, const void *src, size_t bytes)
         size_t block, at;
         if (op_cuda_pinned_full(&c->pinned, c->recording)) count_sync(d);
         size_t n = op_cuda_pinned_next(&c->pinned, bytes, &block, &at);
-        if (block == c->pinned.blocks) c->pinned.blocks++;
-        c->pinned.waiting += n;
+        op_cuda_pinned_pool *now = &c->pinned.pool[c->pinned.now];
+        if (block == now->blocks) now->blocks++;
+        now->waiting += n;
         bytes -= n;
     }
 }
@@ -79,6 +80,15 @@ static void count_download(device *d, void *dst, const dv *src, size_t bytes)
     if (!bytes) return;
     memset(dst, 0, bytes);
     count_sync(d);
+}
+static void count_send(device *d, int place, const dv *src, size_t bytes)
+{
+    if (cuda_of(d)) op_cuda_pinned_turn(&cuda_of(d)->pinned, place);
+}
+static void count_take(device *d, int place, void *dst, size_t bytes)
+{
+    memset(dst, 0, bytes);
+    if (cuda_of(d)) op_cuda_pinned_taken(&cuda_of(d)->pinned, place);
 }
 static void count_zero(device *d, dv *p, size_t bytes) {}
 static void count_copy(device *d, dv *dst, const dv *src, size_t bytes) {}
@@ -225,7 +235,7 @@ static void count_sinkhorn_prototypes(device *d, dv *center, const dv *logits, c
 static void count_sinkhorn_rows(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K)
 {
 }
-static void count_center(device *d, dv *center, const dv *sum, float m, size_t N, size_t K) {}
+static void count_center(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square) {}
 static void count_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair,
                           const dv *weight, size_t P, float tau, size_t N, size_t K)
 {
@@ -241,10 +251,12 @@ static void count_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits,
 }
 static void count_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s) {}
 static void count_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square) {}
-static void count_ema(device *d, param *p, size_t n, float m) {}
+static void count_ema(device *d, param *p, size_t n, float m, const dv *square) {}
 static void count_refresh(device *d, param *p, size_t n) {}
+/* Of frames that are there. */
 static void count_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n)
 {
+    count_upload(d, out, jobs, n * OP_CUDA_SHOT_BYTES);
 }
 
 static const op_table count_table = {
@@ -257,6 +269,8 @@ static const op_table count_table = {
     count_free,
     count_upload,
     count_download,
+    count_send,
+    count_take,
     count_zero,
     count_copy,
     count_cast,
@@ -345,5 +359,5 @@ size_t op_count_fixed(const device *d)
 
 size_t op_count_pinned(const device *d)
 {
-    return cuda_of(d) ? cuda_of(d)->pinned.blocks * OP_CUDA_PINNED_BYTES : 0;
+    return cuda_of(d) ? op_cuda_pinned_bytes(&cuda_of(d)->pinned) : 0;
 }

@@ -197,6 +197,16 @@ size_t op_cpu_tile_rows(const device *d)
     return 192; /* a block's rows of these stay in the second cache between its ops */
 }
 
+void op_cpu_send(device *d, int place, const dv *src, size_t bytes)
+{
+    memcpy(((op_cpu *)d->impl)->sent[place], src, bytes);
+}
+
+void op_cpu_take(device *d, int place, void *dst, size_t bytes)
+{
+    memcpy(dst, ((op_cpu *)d->impl)->sent[place], bytes);
+}
+
 void op_cpu_sync(device *d)
 {
     (void)d; /* every op is done when it returns */
@@ -228,6 +238,8 @@ static const op_table cpu_table = {
     op_cpu_free,
     op_cpu_upload,
     op_cpu_download,
+    op_cpu_send,
+    op_cpu_take,
     op_cpu_zero,
     op_cpu_copy,
     op_cpu_to_ct,

@@ -23,9 +23,10 @@ enum { OP_CPU_DW_BYTES = 2 << 20, OP_CPU_ROW_MAX = 16384 }; /* longest row of ch
 typedef struct matmul_cache matmul_cache;
 typedef struct {
     matmul_cache **matmul; /* (threads): each thread's own primitives */
-    float *row;            /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
-    void *dw;              /* OP_CPU_DW_BYTES: of op_cpu_dw_amx.c, all threads' */
-    float *fma;            /* (threads, OP_CPU_FMA_FLOATS): op_cpu_fma.h; or NULL */
+    char sent[OP_SENT_PLACES][OP_SENT_BYTES];
+    float *row; /* (threads, 4, OP_CPU_ROW_MAX): scratch rows of each thread */
+    void *dw;   /* OP_CPU_DW_BYTES: of op_cpu_dw_amx.c, all threads' */
+    float *fma; /* (threads, OP_CPU_FMA_FLOATS): op_cpu_fma.h; or NULL */
 } op_cpu;
 matmul_cache *op_cpu_matmul_open(void);
 void op_cpu_matmul_close(matmul_cache *c);
@@ -177,6 +178,8 @@ err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e);
 void op_cpu_free(device *d, dv *p);
 void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes);
 void op_cpu_download(device *d, void *dst, const dv *src, size_t bytes);
+void op_cpu_send(device *d, int place, const dv *src, size_t bytes);
+void op_cpu_take(device *d, int place, void *dst, size_t bytes);
 void op_cpu_zero(device *d, dv *p, size_t bytes);
 void op_cpu_copy(device *d, dv *dst, const dv *src, size_t bytes);
 void op_cpu_to_ct(device *d, dv *dst, const dv *src_f32, size_t n);
@@ -236,7 +239,7 @@ void op_cpu_mean_entropy(device *d, dv *out, const dv *mean, size_t N, size_t K)
 void op_cpu_sinkhorn_prototypes(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
                                 size_t N, size_t K);
 void op_cpu_sinkhorn_rows(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K);
-void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
+void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square);
 void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair, const dv *weight,
                     size_t P, float tau, size_t N, size_t K);
 void op_cpu_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C);
@@ -246,7 +249,7 @@ void op_cpu_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const
                        size_t N, size_t K);
 void op_cpu_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
 void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
-void op_cpu_ema(device *d, param *p, size_t n, float m);
+void op_cpu_ema(device *d, param *p, size_t n, float m, const dv *square);
 void op_cpu_refresh(device *d, param *p, size_t n);
 void op_cpu_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n);
 

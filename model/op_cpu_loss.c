@@ -218,10 +218,10 @@ void op_cpu_sinkhorn_rows(device *d, dv *scale_, const dv *logits, const dv *cen
     }
 }
 
-void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K)
+void op_cpu_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square)
 {
     (void)d;
-    if (!N) return;
+    if (!N || (square && !isfinite(*(const float *)square))) return;
     float *c = (float *)center;
     for (size_t k = 0; k < K; k++) c[k] = m * c[k] + (1 - m) * ((const float *)sum)[k] / (float)N;
 }

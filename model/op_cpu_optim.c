@@ -110,8 +110,9 @@ WIDE static void ema_piece(float *t, const float *w, float m, size_t n)
     for (size_t i = 0; i < n; i++) t[i] = m * t[i] + (1 - m) * w[i];
 }
 
-void op_cpu_ema(device *d, param *p, size_t n, float m)
+void op_cpu_ema(device *d, param *p, size_t n, float m, const dv *square)
 {
+    if (square && !isfinite(*(const float *)square)) return;
     for (size_t i = 0; i < n; i++) {
         if (!p[i].teacher) continue;
         size_t count = p[i].rows * p[i].cols;

@@ -233,10 +233,11 @@ static __global__ void __launch_bounds__(TOTAL_THREADS)
     if (!threadIdx.x) out[0] = (float)sum;
 }
 
-/* A thread a value; 12 bytes each. */
+/* A thread a value; 12 bytes each. square: NULL, or where that is not finite nothing changes. */
 static __global__ void __launch_bounds__(COLUMN_THREADS)
-    center_kernel(float *center, const float *sum, float keep, float by, size_t K)
+    center_kernel(float *center, const float *sum, float keep, float by, size_t K, const float *square)
 {
+    if (square && !isfinite(*square)) return;
     size_t k = (size_t)blockIdx.x * COLUMN_THREADS + threadIdx.x;
     if (k < K) center[k] = keep * center[k] + by * sum[k];
 }
@@ -270,11 +271,11 @@ void op_cuda_sinkhorn_rows(device *d, dv *scale, const dv *logits, const dv *cen
     op_cuda_check(d, GPU_CT(d, sinkhorn_rows, d, scale, logits, center, tau, N, K), "sinkhorn_rows");
 }
 
-void op_cuda_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K)
+void op_cuda_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square)
 {
     if (!N || !K) return;
     cudaError_t rc = LAUNCH(center_kernel, gpu_blocks(K, COLUMN_THREADS), COLUMN_THREADS, 0, op_cuda_of(d)->stream,
-                            (float *)center, (const float *)sum, m, (1 - m) / (float)N, K);
+                            (float *)center, (const float *)sum, m, (1 - m) / (float)N, K, (const float *)square);
     op_cuda_check(d, rc, "center_update");
 }
 }

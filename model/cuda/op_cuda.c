@@ -88,6 +88,8 @@ static const op_table cuda_table = {
     op_cuda_free,
     op_cuda_upload,
     op_cuda_download,
+    op_cuda_send,
+    op_cuda_take,
     op_cuda_zero,
     op_cuda_copy,
     op_cuda_to_ct,
@@ -177,7 +179,7 @@ static err_code open_parts(device *d, err *e)
         cudaGetLastError();
         FAIL(e, NOMEM, "the GPU gives no context: another program may hold its memory");
     }
-    TRY(op_cuda_take(d, OP_CUDA_SCRATCH_BYTES, &o->scratch, e));
+    TRY(op_cuda_alloc_bare(d, OP_CUDA_SCRATCH_BYTES, &o->scratch, e));
     return op_cuda_blas_open(d, e);
 }
 

@@ -45,8 +45,8 @@ err_code op_cuda_open(device *d, int number, compute_type ct, err *e);
 err_code op_cuda_memory_open(device *d, err *e);
 void op_cuda_memory_close(device *d);
 void op_cuda_memory_free_again(device *d); /* the stream was waited for: pinned memory may be written */
-err_code op_cuda_take(device *d, size_t bytes, dv **out, err *e); /* op_cuda_alloc without its zeroes */
-size_t op_cuda_memory_pinned(const device *d);                    /* bytes */
+err_code op_cuda_alloc_bare(device *d, size_t bytes, dv **out, err *e); /* op_cuda_alloc without its zeroes */
+size_t op_cuda_memory_pinned(const device *d);                          /* bytes */
 err_code op_cuda_graph_open(device *d, err *e);
 void op_cuda_graph_close(device *d);
 bool op_cuda_graph_recording(const device *d);
@@ -69,6 +69,8 @@ err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e);
 void op_cuda_free(device *d, dv *p);
 void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes);
 void op_cuda_download(device *d, void *dst, const dv *src, size_t bytes);
+void op_cuda_send(device *d, int place, const dv *src, size_t bytes);
+void op_cuda_take(device *d, int place, void *dst, size_t bytes);
 void op_cuda_zero(device *d, dv *p, size_t bytes);
 void op_cuda_copy(device *d, dv *dst, const dv *src, size_t bytes);
 void op_cuda_to_ct(device *d, dv *dst, const dv *src_f32, size_t n);
@@ -128,7 +130,7 @@ void op_cuda_mean_entropy(device *d, dv *out, const dv *mean, size_t N, size_t K
 void op_cuda_sinkhorn_prototypes(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
                                  size_t N, size_t K);
 void op_cuda_sinkhorn_rows(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K);
-void op_cuda_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K);
+void op_cuda_center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square);
 void op_cuda_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv *q, const dv *pair, const dv *weight,
                      size_t P, float tau, size_t N, size_t K);
 void op_cuda_koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C);
@@ -138,7 +140,7 @@ void op_cuda_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, cons
                         size_t N, size_t K);
 void op_cuda_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
 void op_cuda_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
-void op_cuda_ema(device *d, param *p, size_t n, float m);
+void op_cuda_ema(device *d, param *p, size_t n, float m, const dv *square);
 void op_cuda_refresh(device *d, param *p, size_t n);
 void op_cuda_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n);
 /* For op_cuda_linear.c: x (N,F) ct += bias f32 (F); and y (N,F) = GELU(x + bias), x + bias kept in x where keep. */

@@ -23,29 +23,74 @@ static inline size_t op_cuda_attention_work(size_t B, size_t T, size_t H, bool b
     return backward ? B * H * T * sizeof(float) : 0;
 }
 
-/* Uploads wait in pinned blocks of this size, filled one after the other, which are free again when the stream was
- * waited for. Outside a recording never more than so many: then it is waited for at once. */
-enum { OP_CUDA_PINNED_BYTES = 4 << 20, OP_CUDA_PINNED_MOST = 16 };
+/* Uploads wait in pinned blocks of this size, filled one after the other, of two pools. A send (op.h) ends a pool's
+ * turn: the other one's begins, which is free when what the send before brought is there. All are free when the stream
+ * was waited for. Outside a recording a pool never holds more than so many blocks: then it is waited for at once. */
+enum { OP_CUDA_PINNED_BYTES = 4 << 20, OP_CUDA_PINNED_MOST = 16, OP_CUDA_SENT_BYTES = 4096 };
 
 typedef struct {
-    size_t waiting; /* bytes since the stream was waited for */
+    size_t waiting; /* bytes since it was free */
     size_t blocks;  /* there are */
+    int sent;       /* place of the send that ended its turn, from 1; 0: none is under way */
+} op_cuda_pinned_pool;
+
+typedef struct {
+    op_cuda_pinned_pool pool[2];
+    int now;
 } op_cuda_pinned;
 
 /* Whether the next piece has to wait first. */
 static inline bool op_cuda_pinned_full(const op_cuda_pinned *p, bool recording)
 {
-    return !recording && p->waiting >= (size_t)OP_CUDA_PINNED_MOST * OP_CUDA_PINNED_BYTES;
+    return !recording && p->pool[p->now].waiting >= (size_t)OP_CUDA_PINNED_MOST * OP_CUDA_PINNED_BYTES;
 }
 
-/* The next piece's place: block, offset in it, and how many of `bytes` go there. One block more than `blocks`: it is to
- * be made. */
+/* The next piece's place: block of the pool whose turn it is, offset in it, and how many of `bytes` go there. One block
+ * more than `blocks`: it is to be made. */
 static inline size_t op_cuda_pinned_next(const op_cuda_pinned *p, size_t bytes, size_t *block, size_t *at)
 {
-    *block = p->waiting / OP_CUDA_PINNED_BYTES;
-    *at = p->waiting % OP_CUDA_PINNED_BYTES;
+    const op_cuda_pinned_pool *now = &p->pool[p->now];
+    *block = now->waiting / OP_CUDA_PINNED_BYTES;
+    *at = now->waiting % OP_CUDA_PINNED_BYTES;
     size_t left = OP_CUDA_PINNED_BYTES - *at;
     return bytes < left ? bytes : left;
+}
+
+static inline void op_cuda_pinned_free(op_cuda_pinned *p)
+{
+    for (int i = 0; i < 2; i++) {
+        p->pool[i].waiting = 0;
+        p->pool[i].sent = 0;
+    }
+}
+
+/* What a send to `place` brings is there. */
+static inline void op_cuda_pinned_taken(op_cuda_pinned *p, int place)
+{
+    for (int i = 0; i < 2; i++) {
+        if (p->pool[i].sent != place + 1) continue;
+        p->pool[i].waiting = 0;
+        p->pool[i].sent = 0;
+    }
+}
+
+/* A send to `place` ends a turn. Returns the place whose send is to be waited for first, or -1. */
+static inline int op_cuda_pinned_turn(op_cuda_pinned *p, int place)
+{
+    p->pool[p->now].sent = place + 1;
+    p->now = !p->now;
+    int other = p->pool[p->now].sent - 1;
+    p->pool[p->now].waiting = 0;
+    p->pool[p->now].sent = 0;
+    return other;
+}
+
+/* What a job of `sample` sends beside its frame. */
+enum { OP_CUDA_SHOT_BYTES = 560 };
+
+static inline size_t op_cuda_pinned_bytes(const op_cuda_pinned *p)
+{
+    return (p->pool[0].blocks + p->pool[1].blocks) * OP_CUDA_PINNED_BYTES + OP_CUDA_SENT_BYTES;
 }
 
 #endif

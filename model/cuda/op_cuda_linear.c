@@ -70,7 +70,7 @@ err_code op_cuda_blas_open(device *d, err *e)
         cublasLtMatmulPreferenceSetAttribute(s->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most,
                                              sizeof most))
         FAIL(e, INTERNAL, "cuBLASLt cannot be started");
-    return op_cuda_take(d, OP_CUDA_BLAS_BYTES, &s->workspace, e);
+    return op_cuda_alloc_bare(d, OP_CUDA_BLAS_BYTES, &s->workspace, e);
 }
 
 void op_cuda_blas_close(device *d)

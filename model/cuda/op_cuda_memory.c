@@ -2,8 +2,8 @@
  *
  * What is uploaded is copied to pinned memory first, and goes up from there while the host does something else: its own
  * buffer may change at once. Inside a recording a graph reads that pinned memory whenever it runs, so each upload keeps
- * its place until the stream was waited for; outside, the oldest is waited for when there is too much. A download waits
- * for all before it. */
+ * its place until the stream, or the send that ended its turn, was waited for (op_cuda_bytes.h); outside, the stream is
+ * waited for when there is too much. A download waits for all before it, a send for nothing. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,14 +18,24 @@ struct op_cuda_memory {
     taken *all; /* in the order of taking */
     size_t n, room;
     op_cuda_pinned pinned;
-    char **block; /* (pinned.blocks) of OP_CUDA_PINNED_BYTES */
+    char **block[2]; /* (pinned.pool[i].blocks) of OP_CUDA_PINNED_BYTES */
+    char *sent;      /* OP_CUDA_SENT_BYTES, pinned: a place every OP_SENT_BYTES */
+    cudaEvent_t arrived[OP_SENT_PLACES];
 };
 
 err_code op_cuda_memory_open(device *d, err *e)
 {
     op_cuda_of(d)->memory = calloc(1, sizeof *op_cuda_of(d)->memory);
-    if (!op_cuda_of(d)->memory) FAIL(e, NOMEM, "no memory for the compute device");
-    return ERR_OK;
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    void *p = NULL;
+    if (!m) FAIL(e, NOMEM, "no memory for the compute device");
+    cudaError_t rc = cudaHostAlloc(&p, OP_CUDA_SENT_BYTES, cudaHostAllocDefault);
+    m->sent = p;
+    for (int i = 0; i < OP_SENT_PLACES && !rc; i++)
+        rc = cudaEventCreateWithFlags(&m->arrived[i], cudaEventDisableTiming);
+    if (!rc) return ERR_OK;
+    cudaGetLastError();
+    FAIL(e, NOMEM, "the GPU gives no context: another program may hold its memory");
 }
 
 void op_cuda_memory_close(device *d)
@@ -33,8 +43,13 @@ void op_cuda_memory_close(device *d)
     op_cuda_memory *m = op_cuda_of(d)->memory;
     if (!m) return;
     for (size_t i = 0; i < m->n; i++) cudaFree(m->all[i].p); /* of an opening that failed midway */
-    for (size_t i = 0; i < m->pinned.blocks; i++) cudaFreeHost(m->block[i]);
-    free(m->block);
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; i < m->pinned.pool[k].blocks; i++) cudaFreeHost(m->block[k][i]);
+        free(m->block[k]);
+    }
+    for (int i = 0; i < OP_SENT_PLACES; i++)
+        if (m->arrived[i]) cudaEventDestroy(m->arrived[i]);
+    if (m->sent) cudaFreeHost(m->sent);
     free(m->all);
     free(m);
     op_cuda_of(d)->memory = NULL;
@@ -50,7 +65,7 @@ static err_code no_room(const device *d, size_t bytes, err *e)
          (bytes + (1 << 20) - 1) >> 20, left >> 20, all >> 20, d->bytes >> 20);
 }
 
-err_code op_cuda_take(device *d, size_t bytes, dv **out, err *e)
+err_code op_cuda_alloc_bare(device *d, size_t bytes, dv **out, err *e)
 {
     op_cuda_memory *m = op_cuda_of(d)->memory;
     size_t whole = op_cuda_alloc_bytes(bytes);
@@ -76,7 +91,7 @@ err_code op_cuda_take(device *d, size_t bytes, dv **out, err *e)
 
 err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e)
 {
-    TRY(op_cuda_take(d, bytes, out, e));
+    TRY(op_cuda_alloc_bare(d, bytes, out, e));
     op_cuda_zero(d, *out, bytes);
     if (!d->sticky.code) return ERR_OK;
     op_cuda_free(d, *out); /* its content is anything */
@@ -99,26 +114,27 @@ void op_cuda_free(device *d, dv *p)
 
 void op_cuda_memory_free_again(device *d)
 {
-    op_cuda_of(d)->memory->pinned.waiting = 0;
+    op_cuda_pinned_free(&op_cuda_of(d)->memory->pinned);
 }
 
 size_t op_cuda_memory_pinned(const device *d)
 {
-    return op_cuda_of(d)->memory->pinned.blocks * OP_CUDA_PINNED_BYTES;
+    return op_cuda_pinned_bytes(&op_cuda_of(d)->memory->pinned);
 }
 
 static bool add_block(device *d)
 {
     op_cuda_memory *m = op_cuda_of(d)->memory;
-    char **more = realloc(m->block, (m->pinned.blocks + 1) * sizeof *more);
+    op_cuda_pinned_pool *now = &m->pinned.pool[m->pinned.now];
+    char ***block = &m->block[m->pinned.now], **more = realloc(*block, (now->blocks + 1) * sizeof *more);
     void *p = NULL;
-    if (more) m->block = more;
+    if (more) *block = more;
     if (!more || cudaHostAlloc(&p, OP_CUDA_PINNED_BYTES, cudaHostAllocDefault)) {
         cudaGetLastError();
         op_cuda_fail(d, ERR_NOMEM, "no pinned memory for what goes to the GPU");
         return false;
     }
-    m->block[m->pinned.blocks++] = p;
+    (*block)[now->blocks++] = p;
     return true;
 }
 
@@ -129,11 +145,12 @@ void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes)
         size_t block, at;
         if (op_cuda_pinned_full(&m->pinned, op_cuda_graph_recording(d))) op_cuda_sync(d);
         size_t n = op_cuda_pinned_next(&m->pinned, bytes, &block, &at);
-        if (block == m->pinned.blocks && !add_block(d)) return;
-        memcpy(m->block[block] + at, src, n);
-        op_cuda_check(d, cudaMemcpyAsync(dst, m->block[block] + at, n, cudaMemcpyHostToDevice, op_cuda_of(d)->stream),
-                      "an upload");
-        m->pinned.waiting += n;
+        op_cuda_pinned_pool *now = &m->pinned.pool[m->pinned.now];
+        if (block == now->blocks && !add_block(d)) return;
+        char *from = m->block[m->pinned.now][block] + at;
+        memcpy(from, src, n);
+        op_cuda_check(d, cudaMemcpyAsync(dst, from, n, cudaMemcpyHostToDevice, op_cuda_of(d)->stream), "an upload");
+        now->waiting += n;
         dst = dv_at(dst, n);
         src = (const char *)src + n;
         bytes -= n;
@@ -148,6 +165,26 @@ void op_cuda_download(device *d, void *dst, const dv *src, size_t bytes)
     op_cuda_check(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, op_cuda_of(d)->stream), "a download");
     op_cuda_sync(d);
     if (again) op_cuda_record(d, true);
+}
+
+void op_cuda_send(device *d, int place, const dv *src, size_t bytes)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    cudaStream_t stream = op_cuda_of(d)->stream;
+    cudaError_t rc =
+        cudaMemcpyAsync(m->sent + (size_t)place * OP_SENT_BYTES, src, bytes, cudaMemcpyDeviceToHost, stream);
+    int before = op_cuda_pinned_turn(&m->pinned, place);
+    if (!rc && before >= 0) rc = cudaEventSynchronize(m->arrived[before]);
+    if (!rc) rc = cudaEventRecord(m->arrived[place], stream);
+    op_cuda_check(d, rc, "a download");
+}
+
+void op_cuda_take(device *d, int place, void *dst, size_t bytes)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    op_cuda_check(d, cudaEventSynchronize(m->arrived[place]), "an operation");
+    op_cuda_pinned_taken(&m->pinned, place);
+    memcpy(dst, m->sent + (size_t)place * OP_SENT_BYTES, bytes);
 }
 
 void op_cuda_zero(device *d, dv *p, size_t bytes)

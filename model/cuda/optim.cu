@@ -168,8 +168,11 @@ template <typename T> struct ema_values {
     }
 };
 
-template <typename T> static __global__ void __launch_bounds__(THREADS) ema_kernel(float m, const list l)
+/* square: as in adamw_kernel, or NULL. */
+template <typename T>
+static __global__ void __launch_bounds__(THREADS) ema_kernel(const float *square, float m, const list l)
 {
+    if (square && !isfinite(*square)) return;
     chunk c = chunk_of(l);
     ema_values<T> f = {c, m};
     each(c, f);
@@ -260,12 +263,12 @@ template <typename T> static void adamw(device *d, param *p, size_t n, const ada
     list_flush(d, &l, "adamw", launch);
 }
 
-template <typename T> static void ema(device *d, param *p, size_t n, float m)
+template <typename T> static void ema(device *d, param *p, size_t n, float m, const dv *square)
 {
     list l = {};
     auto launch = [&](const list &x) {
         auto kernel = ema_kernel<T>;
-        return LAUNCH(kernel, x.first[x.n], THREADS, 0, op_cuda_of(d)->stream, m, x);
+        return LAUNCH(kernel, x.first[x.n], THREADS, 0, op_cuda_of(d)->stream, (const float *)square, m, x);
     };
     for (size_t i = 0; i < n; i++) {
         if (!p[i].teacher) continue;
@@ -322,9 +325,9 @@ void op_cuda_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv 
     GPU_CT(d, adamw, d, p, n, s, square);
 }
 
-void op_cuda_ema(device *d, param *p, size_t n, float m)
+void op_cuda_ema(device *d, param *p, size_t n, float m, const dv *square)
 {
-    GPU_CT(d, ema, d, p, n, m);
+    GPU_CT(d, ema, d, p, n, m, square);
 }
 
 void op_cuda_refresh(device *d, param *p, size_t n)

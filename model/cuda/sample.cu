@@ -52,6 +52,8 @@ struct shot {
     bool tint;
 };
 
+static_assert(sizeof(shot) <= OP_CUDA_SHOT_BYTES, "a job that counts for it is as large");
+
 struct norm_scale {
     float mean[3], factor[3];
 };

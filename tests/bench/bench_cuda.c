@@ -363,7 +363,7 @@ static double bytes_adamw(void)
 }
 static void run_ema(device *d, int i)
 {
-    d->op->ema(d, &one[i], 1, 0.99f);
+    d->op->ema(d, &one[i], 1, 0.99f, NULL);
 }
 static double bytes_ema(void)
 {

@@ -225,7 +225,7 @@ static void mean_entropy(device *d, dv *out, const dv *mean, size_t N, size_t K)
 {
     count("mean_entropy", f32(K), 0);
 }
-static void center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K)
+static void center_update(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square)
 {
     count("center_update", 3 * f32(K), 0);
 }
@@ -253,7 +253,7 @@ static void adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *
 {
     count("adamw", (7 * 4 + (double)d->ct_bytes) * values_of(p, n), 0);
 }
-static void ema(device *d, param *p, size_t n, float m)
+static void ema(device *d, param *p, size_t n, float m, const dv *square)
 {
     count("ema", (3 * 4 + (double)d->ct_bytes) * values_of(p, n), 0);
 }

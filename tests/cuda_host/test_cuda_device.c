@@ -27,8 +27,11 @@ static err_code everything(err *e)
         d.op->upload(&d, x, one, sizeof one);
         d.op->add(&d, y, x, 64);
         d.op->record(&d, false);
+        d.op->send(&d, 1, y, sizeof *got);
+        d.op->take(&d, 1, got, sizeof *got);
+        if (!d.sticky.code && got[0] != 1) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "a wrong sum sent");
         d.op->download(&d, got, y, sizeof got);
-        rc = device_sync(&d, e);
+        if (!rc) rc = device_sync(&d, e);
         if (!rc && got[63] != 1) rc = err_set(e, ERR_FORMAT, __FILE__, __LINE__, "a wrong sum");
     }
     device_close(&d);
@@ -172,7 +175,7 @@ static void uploads(void **state)
         d->op->free(d, p[k]);
     }
     ASSERT_OK(device_sync(d, &e));
-    assert_int_equal(op_cuda_memory_pinned(d), 3 * (size_t)OP_CUDA_PINNED_BYTES);
+    assert_int_equal(op_cuda_memory_pinned(d), 3 * (size_t)OP_CUDA_PINNED_BYTES + OP_CUDA_SENT_BYTES);
     free(sent);
     free(got);
     twin_close(&t);
@@ -192,7 +195,37 @@ static void many_uploads(void **state)
     ASSERT_OK(d->op->alloc(d, OP_CUDA_PINNED_BYTES, &p, &e));
     for (int i = 0; i < TURNS; i++) d->op->upload(d, p, block, OP_CUDA_PINNED_BYTES);
     ASSERT_OK(device_sync(d, &e));
-    assert_int_equal(op_cuda_memory_pinned(d), (size_t)OP_CUDA_PINNED_MOST * OP_CUDA_PINNED_BYTES);
+    assert_int_equal(op_cuda_memory_pinned(d), (size_t)OP_CUDA_PINNED_MOST * OP_CUDA_PINNED_BYTES + OP_CUDA_SENT_BYTES);
+    d->op->free(d, p);
+    free(block);
+    twin_close(&t);
+}
+
+/* What is sent is as it was then, whatever comes after it; and what was uploaded before has its place until then: two
+ * turns' worth of pinned memory, however many there are. */
+static void sends(void **state)
+{
+    (void)state;
+    enum { TURNS = 9, EACH = 3 << 20 };
+    twin t = twin_open(COMPUTE_F32);
+    device *d = &t.d[CUDA];
+    float *block = malloc(EACH), got[2];
+    dv *p;
+    err e;
+    assert_non_null(block);
+    ASSERT_OK(d->op->alloc(d, EACH, &p, &e));
+    for (int i = 0; i < TURNS; i++) {
+        for (size_t k = 0; k < EACH / sizeof *block; k++) block[k] = (float)i;
+        d->op->upload(d, p, block, EACH);
+        d->op->send(d, i % 2, dv_at(p, EACH - sizeof got), sizeof got);
+        if (!i) continue;
+        d->op->take(d, !(i % 2), got, sizeof got);
+        assert_true(got[0] == (float)(i - 1) && got[1] == (float)(i - 1));
+    }
+    d->op->take(d, (TURNS - 1) % 2, got, sizeof got);
+    assert_true(got[1] == TURNS - 1);
+    ASSERT_OK(device_sync(d, &e));
+    assert_int_equal(op_cuda_memory_pinned(d), 2 * (size_t)OP_CUDA_PINNED_BYTES + OP_CUDA_SENT_BYTES);
     d->op->free(d, p);
     free(block);
     twin_close(&t);
@@ -233,9 +266,9 @@ static void recordings(void **state)
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "everything")) return only_everything();
-    const struct CMUnitTest tests[] = {cmocka_unit_test(refusals),         cmocka_unit_test(account),
-                                       cmocka_unit_test(uploads),          cmocka_unit_test(many_uploads),
-                                       cmocka_unit_test(recordings),       cmocka_unit_test(old_gpus),
-                                       cmocka_unit_test(each_call_failing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(refusals), cmocka_unit_test(account),
+                                       cmocka_unit_test(uploads),  cmocka_unit_test(many_uploads),
+                                       cmocka_unit_test(sends),    cmocka_unit_test(recordings),
+                                       cmocka_unit_test(old_gpus), cmocka_unit_test(each_call_failing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -93,7 +93,7 @@ static void teacher_rows(compute_type type, size_t s, bool in_place, bool twice)
             if (!N) break;
         }
         d->op->mean_entropy(d, of_mean.p[i], mean.p[i], N, K);
-        d->op->center_update(d, center.p[i], sum.p[i], 0.9f, N, K);
+        d->op->center_update(d, center.p[i], sum.p[i], 0.9f, N, K, NULL);
     }
     twin_compare(&t, "targets", &out, exponential(&t));
     twin_compare(&t, "sum", &sum, 1e-9);

@@ -163,7 +163,7 @@ static void run_step(world *w, const adamw_step *s, tensor *square)
         device *d = &w->t.d[i];
         d->op->grad_square(d, square->p[i], w->p[i], w->n, s);
         d->op->adamw(d, w->p[i], w->n, s, square->p[i]);
-        d->op->ema(d, w->p[i], w->n, 0.9f);
+        d->op->ema(d, w->p[i], w->n, 0.9f, square->p[i]);
     }
 }
 
@@ -216,7 +216,7 @@ static void weights_only(void **state)
         add_kinds(w, true);
         BOTH(t, i) w->t.d[i].op->refresh(&w->t.d[i], w->p[i], w->n);
         same(w, true);
-        BOTH(t, i) w->t.d[i].op->ema(&w->t.d[i], w->p[i], w->n, 0.75f);
+        BOTH(t, i) w->t.d[i].op->ema(&w->t.d[i], w->p[i], w->n, 0.75f, NULL);
         same(w, true);
         close_world(w);
     }
@@ -252,7 +252,7 @@ static void tiny(void **state)
             w->p[i][k].teacher = w->p[i][k].m;
             w->p[i][k].live_teacher = dv_at(live_teacher.p[i], at * d->ct_bytes);
         }
-        d->op->ema(d, w->p[i], 128, 0.5f);
+        d->op->ema(d, w->p[i], 128, 0.5f, NULL);
         d->op->refresh(d, w->p[i], 128);
     }
     twin_compare(&w->t, "grad_square", &square, 1e-12);

@@ -3,11 +3,13 @@
  * The first step runs plainly, later ones as graphs. */
 #include "adapt/ssl_step.h"
 #include "model/op_count.h"
+#include "preprocess/sampler.h"
 #include "tests/cuda_host/twin.h"
 
 enum { SIDES = TWINS + 1, COUNT = TWINS }; /* CPU, CUDA, the device that counts for it */
 enum { BATCH = 2, LOCALS = 2, GLOBAL = 16, LOCAL = 8, PATCH = 8, PATCHES = (GLOBAL / PATCH) * (GLOBAL / PATCH) };
-enum { PROTOTYPES = 24, STEPS = 3, CLASSES = 3 };
+enum { PROTOTYPES = 24, STEPS = 3, CLASSES = 3, NOT_FINITE = 99 };
+enum { FRAME = 24, CROPS = (2 + LOCALS) * BATCH, FRAMES_THERE = (BATCH - 1) * FRAME * FRAME * 2 };
 
 typedef struct {
     const char *what, *shape;
@@ -16,14 +18,16 @@ typedef struct {
     ssl_centering centering;
     bool recompute;
     size_t accumulate;
+    bool crops; /* made on the device */
 } step_case;
 
 #define SHAPE "dim=64,depth=2,heads=2,patch=8,grid=2"
 static const step_case cases[] = {
-    {"apla", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1},
-    {"apla, bf16, made again", SHAPE, METHOD_APLA, COMPUTE_BF16, SSL_SOFTMAX, true, 1},
-    {"full", SHAPE, METHOD_FULL, COMPUTE_F32, SSL_SINKHORN, false, 1},
-    {"lora, two micro-batches", SHAPE, METHOD_LORA, COMPUTE_F32, SSL_SOFTMAX, false, 2},
+    {"apla", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1, false},
+    {"apla, bf16, made again", SHAPE, METHOD_APLA, COMPUTE_BF16, SSL_SOFTMAX, true, 1, false},
+    {"full", SHAPE, METHOD_FULL, COMPUTE_F32, SSL_SINKHORN, false, 1, false},
+    {"lora, two micro-batches", SHAPE, METHOD_LORA, COMPUTE_F32, SSL_SOFTMAX, false, 2, false},
+    {"apla, crops made there", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1, true},
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -33,6 +37,7 @@ typedef struct {
     vit *m;
     param_set ps;
     ssl_step s;
+    const void *cpu; /* d.impl, if it is the CPU */
 } side;
 
 static void open_side(side *x, int which, const step_case *c, bool teacher)
@@ -43,6 +48,7 @@ static void open_side(side *x, int which, const step_case *c, bool teacher)
     if (which == CPU) ASSERT_OK(device_open_cpu(&x->d, 1, COMPUTE_F32, &e));
     if (which == CUDA) ASSERT_OK(op_cuda_open(&x->d, 0, c->ct, &e));
     if (which == COUNT) ASSERT_OK(op_count_open(&x->d, 1, c->ct, OP_COUNT_CUDA, &e));
+    x->cpu = which == CPU ? x->d.impl : NULL;
     ASSERT_OK(vit_named_config(c->shape, &source.random, &e));
     ASSERT_OK(vit_open(&x->m, &x->d, &source, &e));
     peft_spec spec = {.method = c->method,
@@ -72,6 +78,7 @@ static void open_step(side *x, const step_case *c)
                          .local_size = LOCAL,
                          .recompute = c->recompute,
                          .masked_most = 6,
+                         .frame_bytes = c->crops ? FRAMES_THERE : 0,
                          .accumulate = c->accumulate,
                          .rows_at_once = 5,
                          .head = {(size_t)vit_get_config(x->m)->dim, 32, 16, PROTOTYPES},
@@ -92,28 +99,75 @@ static void fill(float *x, size_t n, uint64_t seed)
     for (size_t i = 0; i < n; i++) x[i] = rng_normal(&g);
 }
 
-static void step(side *x, const step_case *c, int number, ssl_step_out *out)
+/* Frames of a micro-batch, of which the last does not go up with the others, and its crops: what the CPU makes of them
+ * at once, a GPU makes in the step. */
+static void draw_crops(int number, const sampler_norm *norm, sample_job *jobs, float *globals, float *locals)
+{
+    static int16_t pixels[BATCH * FRAME * FRAME];
+    static const frame_info frame = {.rows = FRAME, .columns = FRAME, .channels = 1, .type = PIXEL_I16, .slope = 1};
+    rng r = rng_at((uint64_t)number, RNG_TEST, 0, 0);
+    for (size_t i = 0; i < BATCH * FRAME * FRAME; i++) pixels[i] = (int16_t)rng_below(&r, 1000);
+    for (size_t k = 0; k < CROPS; k++) {
+        bool global = k < 2 * BATCH;
+        size_t size = global ? GLOBAL : LOCAL, first = global ? k : k - 2 * BATCH;
+        jobs[k] = (sample_job){.frame = &frame,
+                               .pixels = pixels + k % BATCH * FRAME * FRAME,
+                               .crop = {.x = rng_between(&r, 0, 5),
+                                        .y = rng_between(&r, 0, 5),
+                                        .width = rng_between(&r, 7, 20),
+                                        .height = rng_between(&r, 7, 20),
+                                        .flip = k % 3 == 0,
+                                        .contrast = rng_between(&r, -0.4f, 0.4f),
+                                        .blur_sigma = k % 2 ? 0.8f : 0},
+                               .size = (int)size,
+                               .out = (global ? globals : locals) + first * 3 * size * size};
+    }
+    assert_int_equal(sampler_run(NULL, norm, jobs, CROPS), ERR_OK);
+}
+
+static void gradients(side *x, const step_case *c, int number)
 {
     static float globals[2 * BATCH * 3 * GLOBAL * GLOBAL], locals[LOCALS * BATCH * 3 * LOCAL * LOCAL];
     static uint8_t mask[2 * BATCH * PATCHES];
+    static sampler_norm norm = {.mean = {0.4f, 0.5f, 0.6f}, .std = {0.2f, 0.3f, 0.4f}};
+    sample_job jobs[CROPS];
     err e = {0};
+    assert_int_equal(window_parse("0/1000", &norm.window, NULL), ERR_OK);
     for (size_t i = 0; i < c->accumulate; i++) {
         ssl_step_in in = {.globals = globals, .locals = locals, .mask = mask, .teacher_temp = 0.05f};
+        ssl_step_crops crops = {.jobs = jobs, .norm = &norm, .bytes = FRAMES_THERE};
         fill(globals, sizeof globals / sizeof *globals, (uint64_t)number * 10 + 2 * i + 1);
         fill(locals, sizeof locals / sizeof *locals, (uint64_t)number * 10 + 2 * i + 2);
+        if (number == NOT_FINITE) globals[7] = NAN;
+        if (c->crops) {
+            draw_crops(number, &norm, jobs, globals, locals);
+            crops.frames = jobs[0].pixels;
+            if (x->d.impl != x->cpu) in.crops = &crops;
+        }
         memset(mask, 0, sizeof mask);
         for (size_t k = 0; k < 5; k++) mask[(k * 3 + (size_t)number) % sizeof mask] = 1;
         ASSERT_OK(ssl_step_gradients(&x->s, &in, NULL, &e));
     }
-    ssl_step_update_in u = {.adam = {.beta1 = 0.9f,
-                                     .beta2 = 0.99f,
-                                     .eps = 1e-4f, /* a gradient's sign alone moves no weight */
-                                     .weight_decay = 0.04f,
-                                     .lr = 1e-3f,
-                                     .head_lr = 2e-3f,
-                                     .t = number + 1,
-                                     .head_t = number + 1},
-                            .momentum = 0.9f};
+}
+
+static ssl_step_update_in update_of(int number)
+{
+    return (ssl_step_update_in){.adam = {.beta1 = 0.9f,
+                                         .beta2 = 0.99f,
+                                         .eps = 1e-4f, /* a gradient's sign alone moves no weight */
+                                         .weight_decay = 0.04f,
+                                         .lr = 1e-3f,
+                                         .head_lr = 2e-3f,
+                                         .t = number + 1,
+                                         .head_t = number + 1},
+                                .momentum = 0.9f};
+}
+
+static void step(side *x, const step_case *c, int number, ssl_step_out *out)
+{
+    ssl_step_update_in u = update_of(number);
+    err e = {0};
+    gradients(x, c, number);
     ASSERT_OK(ssl_step_update(&x->s, &u, out, &e));
 }
 
@@ -218,6 +272,81 @@ static void ssl_steps(void **state)
             ssl_step_close(&x[k].s);
             close_side(&x[k]);
         }
+    }
+}
+
+static float *values_of(side *x, dv *from, size_t n)
+{
+    err e;
+    float *v = malloc((n + 1) * sizeof *v);
+    assert_non_null(v);
+    x->d.op->download(&x->d, v, from, n * sizeof *v);
+    ASSERT_OK(device_sync(&x->d, &e));
+    return v;
+}
+
+/* The next step is asked before the one before is read, and no further ahead; what comes of each is what it was. A step
+ * that is not finite changes nothing: not weights, nor moments, teacher and centres. */
+static void read_late(void **state)
+{
+    (void)state;
+    const step_case *c = &cases[0];
+    side x[TWINS];
+    ssl_step_out want = {0}, got, next;
+    err e = {0};
+    BOTH(, k)
+    {
+        open_side(&x[k], k, c, true);
+        open_step(&x[k], c);
+    }
+    side *gpu = &x[CUDA];
+    for (int n = 0; n < STEPS + 2; n++) { /* plainly, then as graphs */
+        ssl_step_update_in u = update_of(n);
+        step(&x[CPU], c, n, &next);
+        gradients(gpu, c, n);
+        ASSERT_OK(ssl_step_ask(&gpu->s, &u, &e));
+        assert_int_equal(ssl_step_unread(&gpu->s), n ? 2 : 1);
+        if (n) {
+            ASSERT_OK(ssl_step_read(&gpu->s, &got, &e));
+            compare_out(&want, &got, 1e-4);
+        }
+        want = next;
+    }
+    ssl_step_update_in u = update_of(NOT_FINITE);
+    const param *p = &gpu->ps.p[0];
+    size_t n = p->rows * p->cols;
+    struct {
+        dv *at;
+        size_t n;
+    } all[] = {{p->master, n},
+               {p->m, n},
+               {p->v, n},
+               {p->teacher, n},
+               {gpu->s.group[0].center, PROTOTYPES},
+               {gpu->s.group[1].center, PROTOTYPES}};
+    float *before[6];
+    for (int i = 0; i < 6; i++) before[i] = values_of(gpu, all[i].at, all[i].n);
+    gradients(gpu, c, NOT_FINITE);
+    ASSERT_OK(ssl_step_ask(&gpu->s, &u, &e));
+    assert_int_equal(ssl_step_unread(&gpu->s), 2);
+    for (size_t i = 0; i < c->accumulate; i++) gradients(gpu, c, 1);
+    assert_int_equal(ssl_step_ask(&gpu->s, &u, &e), ERR_INTERNAL); /* no further ahead */
+    e = (err){0};
+    ASSERT_OK(ssl_step_read(&gpu->s, &got, &e));
+    compare_out(&want, &got, 1e-4);
+    assert_int_equal(ssl_step_read(&gpu->s, &got, &e), ERR_NUMERIC);
+    e = (err){0};
+    assert_int_equal(ssl_step_read(&gpu->s, &got, &e), ERR_INTERNAL); /* there is no other */
+    for (int i = 0; i < 6; i++) {
+        float *after = values_of(gpu, all[i].at, all[i].n);
+        assert_memory_equal(before[i], after, all[i].n * sizeof *after);
+        free(before[i]);
+        free(after);
+    }
+    BOTH(, k)
+    {
+        ssl_step_close(&x[k].s);
+        close_side(&x[k]);
     }
 }
 
@@ -331,7 +460,7 @@ static void tuning_steps(void **state)
 {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        step_case c = {"full", SHAPE, METHOD_FULL, bf16 ? COMPUTE_BF16 : COMPUTE_F32, SSL_SOFTMAX, false, 1};
+        step_case c = {"full", SHAPE, METHOD_FULL, bf16 ? COMPUTE_BF16 : COMPUTE_F32, SSL_SOFTMAX, false, 1, false};
         side x[TWINS];
         tuning t[TWINS];
         BOTH(, k)
@@ -357,6 +486,7 @@ static void tuning_steps(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(ssl_steps), cmocka_unit_test(tuning_steps)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(ssl_steps), cmocka_unit_test(read_late),
+                                       cmocka_unit_test(tuning_steps)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

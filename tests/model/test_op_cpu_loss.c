@@ -218,7 +218,7 @@ static void teacher_softmax(void **state)
                 near("mean entropy", at(&d, &stats, 0) / (double)N, entropy, 1e-3);
                 near("entropy of the mean", at(&d, &stats, 1), marginal, d.ct == COMPUTE_BF16 ? 5e-3 : 1e-3);
                 /* the centre follows the mean of the raw logits */
-                d.op->center_update(&d, center.p, sum.p, 0.9f, N, K);
+                d.op->center_update(&d, center.p, sum.p, 0.9f, N, K, NULL);
                 for (size_t k = 0; k < K; k++) want[k] = 0.9 * center.v[k] + 0.1 * sums[k] / (double)N;
                 close_to(&d, "centre", s, &center, want, 1e-5);
                 free(want), free(sums);
@@ -322,7 +322,7 @@ static void teacher_without_rows(void **state)
     d.op->mean_entropy(&d, dv_at(stats.p, sizeof(float)), sum.p, 0, 8);
     d.op->sinkhorn_rows(&d, sum.p, x.p, c.p, 0.04f, 0, 8);
     d.op->sinkhorn_prototypes(&d, c.p, x.p, sum.p, true, 0.04f, 0, 8);
-    d.op->center_update(&d, c.p, sum.p, 0.9f, 0, 8);
+    d.op->center_update(&d, c.p, sum.p, 0.9f, 0, 8, NULL);
     for (size_t k = 0; k < 8; k++) assert_true(at(&d, &c, k) == c.v[k] && at(&d, &sum, k) == 0);
     assert_true(at(&d, &stats, 0) == 0 && at(&d, &stats, 1) == 0);
     drop(&d, &x), drop(&d, &c), drop(&d, &sum), drop(&d, &stats);
