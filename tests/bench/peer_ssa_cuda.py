@@ -10,7 +10,6 @@ a head of 2048-2048-256 and its prototypes, clipping, AdamW, EMA; bf16 autocast,
 autograd saves, each storage once. Not counted: PyTorch's context, workspaces, fragmentation, what lives for an op only.
 """
 import argparse
-import copy
 import json
 import time
 
@@ -94,9 +93,11 @@ class Step:
     def __init__(self, a, device):
         self.a, self.device = a, device
         width = MODELS[a.model][0]
+        make = lambda: nn.ModuleDict({"backbone": Backbone(*MODELS[a.model]), "head": Head(width, a.prototypes)})
         with torch.device(device):
-            self.student = nn.ModuleDict({"backbone": Backbone(*MODELS[a.model]), "head": Head(width, a.prototypes)})
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+            self.student, self.teacher = make(), make()
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
         if a.method == "apla":
             for name, p in self.student["backbone"].named_parameters():
                 p.requires_grad_("proj." in name)
@@ -118,10 +119,8 @@ class Step:
             self.globals = torch.randn(2 * B, 3, GLOBAL, GLOBAL)
             self.locals = torch.randn(a.locals * B, 3, LOCAL, LOCAL)
         masked = self.patches * 3 // 10
-        mask = torch.zeros(2 * B, self.patches, dtype=torch.bool)
-        for i in range(B):
-            mask[i, torch.randperm(self.patches)[:masked]] = True
-        rows = mask.flatten().nonzero().squeeze(1)
+        rows = torch.cat([i * self.patches + torch.randperm(self.patches)[:masked].sort().values for i in range(B)])
+        mask = torch.zeros(2 * B * self.patches, dtype=torch.bool).index_fill(0, rows, True).view(2 * B, self.patches)
         self.mask, self.rows = mask.to(device), rows.to(device)
 
     def targets(self, logits, which):
