@@ -72,6 +72,17 @@ static uint64_t steps_of(const ssl_run *r, double epochs)
     return (uint64_t)llround(epochs * (double)r->data.steps_per_epoch);
 }
 
+/* Of the teacher's moving average at one step. Where nobody says, what it remembers is a share of the run: it begins
+ * with a tenth of all updates and ends with six times that. */
+static float momentum_at(const ssl_run *r, uint64_t t, uint64_t total)
+{
+    const ssl_options *o = r->o;
+    float start = o->momentum, last = o->momentum_last;
+    if (start < 0) start = fminf(fmaxf(1 - 10.f / (float)total, 0.9f), 0.996f);
+    if (last < 0) last = 1 - (1 - start) / 6;
+    return schedule_cosine(start, last, t, total);
+}
+
 /* The schedules at one step. The head warms up first, with the backbone frozen; the backbone's own schedule begins
  * behind that. */
 static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ssl_step_in *in)
@@ -97,7 +108,7 @@ static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ss
                            .head_t = (int64_t)t + 1,
                            .skip_prototypes = t < steps_of(r, o->freeze_prototypes_epochs),
                            .skip_backbone = frozen};
-    u->momentum = schedule_cosine(o->momentum, o->momentum_last, t, total);
+    u->momentum = momentum_at(r, t, total);
     in->teacher_temp = schedule_linear(o->teacher_temp, o->teacher_temp_last, t, steps_of(r, o->teacher_temp_epochs));
     in->head_only = frozen;
 }
@@ -310,7 +321,8 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
         if (ftruncate(fileno(r.metrics), 0)) FAIL_DONE(rc, e, IO, "adapt: metrics.jsonl cannot be written");
         if (o->data_init) TRY_DONE(rc, ssl_init_head(&r, e));
     }
-    uint64_t total = steps_of(&r, o->epochs + o->head_warmup_epochs);
+    double epochs = o->epochs > 0 ? o->epochs : ssl_data_epochs(&r.data);
+    uint64_t total = steps_of(&r, epochs + o->head_warmup_epochs);
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = images_of(&r, r.at);

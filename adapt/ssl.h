@@ -8,17 +8,17 @@
 
 typedef struct ssl_options {
     peft_spec peft;
-    double epochs, warmup_epochs, head_warmup_epochs; /* head_warmup: backbone frozen */
+    double epochs, warmup_epochs, head_warmup_epochs; /* epochs 0: ssl_data_epochs; head_warmup: backbone frozen */
     int batch, accumulate;                            /* frames a micro-batch; micro-batches an update (ssl_step.h) */
     int global_size, local_size, locals; /* sizes 0: global the view's, local the multiple of the patch that is nearest
                                             to 98 of 224 of that */
     int crop_from; /* crops are cut from the frame resized to a square of that side, in 8 bits; 0: from the frame itself
                     */
     float lr, head_lr, lr_last, weight_decay, weight_decay_last, clip;
-    float layer_decay; /* of the learning rate, from block to block downwards; 1: none */
-    float patch_lr;    /* the patch embedding's learning rate times this */
-    float drop_path;   /* stochastic depth of the student: probability at the last block; 0: none */
-    float momentum, momentum_last;
+    float layer_decay;             /* of the learning rate, from block to block downwards; 1: none */
+    float patch_lr;                /* the patch embedding's learning rate times this */
+    float drop_path;               /* stochastic depth of the student: probability at the last block; 0: none */
+    float momentum, momentum_last; /* below 0: by the run's length (ssl.c) */
     float teacher_temp, teacher_temp_last, teacher_temp_epochs, student_temp, center_momentum;
     float dino, ibot, koleo; /* weights */
     float mask_probability, mask_ratio[2];

@@ -85,6 +85,13 @@ void ssl_data_close(ssl_data *s)
     *s = (ssl_data){0};
 }
 
+double ssl_data_epochs(const ssl_data *s)
+{
+    enum { EPOCHS = 8, UPDATES = 350 };
+    uint64_t n = (UPDATES + s->steps_per_epoch - 1) / s->steps_per_epoch;
+    return n < EPOCHS ? EPOCHS : (double)n;
+}
+
 size_t ssl_data_floats(const ssl_data *s)
 {
     return s->batch * 3 * (2 * s->global_size * s->global_size + s->locals * s->local_size * s->local_size);

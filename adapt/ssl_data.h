@@ -32,6 +32,8 @@ typedef struct {
 /* ERR_EMPTY with fewer than two frames; batch, and micro-batches an update, shrink to what there is. */
 err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_options *o, err *e);
 void ssl_data_close(ssl_data *s);
+/* How long to adapt where nobody says: 8 epochs, and more where these are less than 350 updates. */
+double ssl_data_epochs(const ssl_data *s);
 /* Floats of a micro-batch's crops: globals (2B,3,S,S), then locals (L*B,3,s,s). */
 size_t ssl_data_floats(const ssl_data *s);
 err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e);

@@ -8,7 +8,6 @@ void ssl_defaults(ssl_options *o)
 {
     *o = (ssl_options){
         .peft = {.method = METHOD_APLA},
-        .epochs = 8,
         .warmup_epochs = 1,
         .head_warmup_epochs = 1,
         .batch = 16,
@@ -22,8 +21,8 @@ void ssl_defaults(ssl_options *o)
         .weight_decay = 1e-5f,
         .weight_decay_last = 1e-4f,
         .clip = 1.0f,
-        .momentum = 0.99f,
-        .momentum_last = 1.0f,
+        .momentum = -1,
+        .momentum_last = -1,
         .teacher_temp = 0.04f,
         .teacher_temp_last = 0.04f,
         .teacher_temp_epochs = 4,
@@ -60,6 +59,7 @@ static void essa(ssl_options *o)
     o->locals = 8;
     o->lr = o->head_lr = 1e-3f;
     o->momentum = 0.994f;
+    o->momentum_last = 1;
     o->teacher_temp_last = 0.07f;
     o->teacher_temp_epochs = 30;
     o->hidden = 2048;

@@ -100,6 +100,18 @@ static void oblong(void **state)
     synthetic_close(&other.s);
 }
 
+/* Small cohorts are gone through more often. */
+static void epochs(void **state)
+{
+    static const struct {
+        uint64_t steps_per_epoch;
+        double want;
+    } rows[] = {{1, 350}, {22, 16}, {43, 9}, {44, 8}, {1000, 8}};
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        assert_true(ssl_data_epochs(&(ssl_data){.steps_per_epoch = rows[i].steps_per_epoch}) == rows[i].want);
+}
+
 /* Half of the patients' studies have no label, and a few patients none at all: a frame trains only where its patient
  * does, with a label or without, and with the label table at hand or not. */
 static void held_out_without_label(void **state)
@@ -169,6 +181,7 @@ static void sizes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(squares_stay), cmocka_unit_test(oblong),
-                                       cmocka_unit_test(sizes), cmocka_unit_test(held_out_without_label)};
+                                       cmocka_unit_test(sizes), cmocka_unit_test(epochs),
+                                       cmocka_unit_test(held_out_without_label)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }
