@@ -2,6 +2,8 @@
  * outlives a block of queries. Keys lie in chunks of INNER (the scores' row length): scores[chunk][query][ROW].
  * Backward makes the probabilities again: P = exp(S - lse), dS = P * (dP - sum(dO*O)) (FlashAttention, Dao et al. 2022,
  * B.2); the scale goes into Q, so that dK = dS^T (scale Q) and dQ = scale (dS K). */
+#ifndef RADAPT_OP_CPU_FMA_ATTENTION_H
+#define RADAPT_OP_CPU_FMA_ATTENTION_H
 
 enum { QUERIES = 4 * ROWS }; /* of a block, backward */
 
@@ -277,3 +279,5 @@ static void attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qkv, con
                       .D = D,
                       .backward = true});
 }
+
+#endif

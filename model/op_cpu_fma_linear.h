@@ -1,6 +1,8 @@
 /* op_cpu_fma_linear.h: linear layers (op_cpu_fma.h). A weight lies in panels of WIDTH columns, each (inner,WIDTH) ct.
  * Rows are taken in groups whose fp32 copy fits the second cache; a group goes past every panel: a chunk of the panel,
  * widened, stays in cache while the group's blocks go by, and what follows the product is done on a block's sums. */
+#ifndef RADAPT_OP_CPU_FMA_LINEAR_H
+#define RADAPT_OP_CPU_FMA_LINEAR_H
 
 static void pack(bool half, void *packed, const dv *weight, size_t out, size_t in, bool back)
 {
@@ -282,3 +284,5 @@ static void dw(device *d, dv *out, const dv *dy, const dv *x, size_t R, size_t N
         }
     }
 }
+
+#endif

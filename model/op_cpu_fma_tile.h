@@ -1,6 +1,8 @@
 /* op_cpu_fma_tile.h: the block that all products of op_cpu_fma are made of: up to ROWS rows by WIDTH columns of sums in
  * registers. Included with LANES (floats of a vector) and ROWS set, and the target that they need. Limit: two
  * multiply-adds a cycle; a step of the inner index loads two vectors and a broadcast for each row. */
+#ifndef RADAPT_OP_CPU_FMA_TILE_H
+#define RADAPT_OP_CPU_FMA_TILE_H
 #include "model/op_cpu_fma.h"
 
 #define INLINE static inline __attribute__((always_inline, unused))
@@ -208,3 +210,5 @@ INLINE void panel_of(float *out, const void *x, size_t from, size_t x_row, size_
         else
             for (size_t j = 0; j < WIDTH; j++) out[j] = j < columns ? get_one(x, from + i * x_row + j, half) * by : 0;
 }
+
+#endif
