@@ -9,7 +9,8 @@
 #if !defined(__clang__)
 #pragma GCC target("avx2,fma")
 #endif
-enum { LANES = 8, ROWS = 6 }; /* ROWS times two sums, two vectors of the right operand, one of the left: registers */
+#define LANES 8
+enum { ROWS = 6 }; /* times two sums, two vectors of the right operand, one of the left: what registers there are */
 #include "model/op_cpu_fma_tile.h"
 
 #include "model/op_cpu_fma_linear.h"

@@ -9,7 +9,8 @@
 #if !defined(__clang__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,avx2,prefer-vector-width=512")
 #endif
-enum { LANES = 16, ROWS = 14 }; /* ROWS times two sums, two vectors of the right operand, one of the left: registers */
+#define LANES 16
+enum { ROWS = 14 }; /* times two sums, two vectors of the right operand, one of the left: what registers there are */
 #include "model/op_cpu_fma_tile.h"
 
 #include "model/op_cpu_fma_linear.h"

@@ -57,26 +57,21 @@ INLINE words code_of(vec slope)
     return (words) __builtin_convertvector(pick(c > 0.0f, c, (vec){0}), mask);
 }
 
-INLINE words upper_half(words x)
-{
-    mask from;
-    for (int i = 0; i < LANES; i++) from[i] = (i + LANES / 2) % LANES;
-    return __builtin_shuffle(x, from);
-}
-
-INLINE words lower_half_twice(words x)
-{
-    mask from;
-    for (int i = 0; i < LANES; i++) from[i] = i % (LANES / 2);
-    return __builtin_shuffle(x, from);
-}
+/* The halves of a vector, the other way round; and the lower one twice. */
+#if LANES == 16
+#define SWAPPED 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7
+#define LOWER_TWICE 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7
+#else
+#define SWAPPED 4, 5, 6, 7, 0, 1, 2, 3
+#define LOWER_TWICE 0, 1, 2, 3, 0, 1, 2, 3
+#endif
 
 INLINE void put_codes(uint8_t *low, uint8_t *high, vec first, vec second)
 {
     words a = code_of(first), b = code_of(second), h = a >> 8 | b >> 8 << 2;
     *(octets *)low = __builtin_convertvector(a & 255, octets);
     *(octets *)(low + LANES) = __builtin_convertvector(b & 255, octets);
-    octets packed = __builtin_convertvector(h | upper_half(h) << 4, octets);
+    octets packed = __builtin_convertvector(h | __builtin_shufflevector(h, h, SWAPPED) << 4, octets);
     memcpy(high, &packed, LANES / 2);
 }
 
@@ -86,7 +81,8 @@ INLINE void get_codes(const uint8_t *low, const uint8_t *high, vec *first, vec *
     words shift;
     for (int i = 0; i < LANES; i++) shift[i] = i < LANES / 2 ? 0 : 4;
     memcpy(&packed, high, LANES / 2);
-    words h = lower_half_twice(__builtin_convertvector(packed, words)) >> shift;
+    words h = __builtin_convertvector(packed, words);
+    h = __builtin_shufflevector(h, h, LOWER_TWICE) >> shift;
     words a = __builtin_convertvector(*(const octets *)low, words) | (h & 3) << 8;
     words b = __builtin_convertvector(*(const octets *)(low + LANES), words) | (h >> 2 & 3) << 8;
     *first = (__builtin_convertvector((mask)a, vec) - OP_SLOPE_ZERO) * (1.0f / OP_SLOPE_STEPS);
