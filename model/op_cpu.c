@@ -300,8 +300,7 @@ static const op_table cpu_table = {
 err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
 {
     *d = (device){0};
-    const op_cpu_fma *vectors = op_cpu_fma_find();
-    bool bf16 = vectors || op_cpu_matmul_has_bf16();
+    bool bf16 = op_cpu_fma_find() || op_cpu_matmul_has_bf16();
     if (ct == COMPUTE_BF16 && !bf16)
         FAIL(e, UNSUPPORTED, "this processor has no vectors to widen bf16 with (AVX2); use --compute f32");
     op_cpu *o = calloc(1, sizeof *o);
@@ -318,7 +317,7 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     o->row = aligned_alloc(ARENA_ALIGN, (size_t)d->threads * 4 * OP_CPU_ROW_MAX * sizeof *o->row);
     o->matmul = calloc((size_t)d->threads, sizeof(matmul_cache *));
     o->dw = aligned_alloc(ARENA_ALIGN, OP_CPU_DW_BYTES);
-    size_t fma = vectors && op_cpu_fma_of(d) ? (size_t)d->threads * OP_CPU_FMA_FLOATS * sizeof *o->fma : 0;
+    size_t fma = op_cpu_fma_of(d) ? (size_t)d->threads * OP_CPU_FMA_FLOATS * sizeof *o->fma : 0;
     if (fma) o->fma = aligned_alloc(ARENA_ALIGN, fma);
     bool all = o->row && o->matmul && o->dw && (o->fma || !fma);
     for (int i = 0; all && i < d->threads; i++) all = (o->matmul[i] = op_cpu_matmul_open()) != NULL;

@@ -53,6 +53,12 @@ static head lay_out(float *base, size_t T, size_t D, bool backward)
     return h;
 }
 
+/* Of chunk k. */
+INLINE size_t keys_of(const head *h, size_t k)
+{
+    return h->T - k * INNER < INNER ? h->T - k * INNER : INNER;
+}
+
 static size_t attention_bytes(size_t T, size_t D, bool backward)
 {
     return lay_out(NULL, T, D, backward).floats * sizeof(float);
@@ -61,7 +67,7 @@ static size_t attention_bytes(size_t T, size_t D, bool backward)
 /* Rows of a head, `row` values apart from `from` on: turned, in panels of keys. */
 static void turn_all(float *out, const head *h, const dv *x, size_t from, size_t row, bool half)
 {
-    for (size_t t = 0; t < h->T; t += WIDTH) turn(out + t * h->D, x, from + t * row, row, h->T - t, h->D, 1, half);
+    for (size_t t = 0; t < h->T; t += WIDTH) turn(out + t * h->D, x, from + t * row, row, h->T - t, h->D, half);
 }
 
 /* n rows as they are, in panels of channels: out (D/WIDTH, n, WIDTH). */
@@ -94,7 +100,7 @@ static void weigh(float *out, const head *h, const float *s, const float *panels
     size_t blocks = blocks_of(n);
     for (size_t c = 0; c < h->wide; c += WIDTH)
         for (size_t k = 0; k < h->chunks; k++) {
-            size_t keys = h->T - k * INNER < INNER ? h->T - k * INNER : INNER;
+            size_t keys = keys_of(h, k);
             for (size_t b = 0; b < blocks; b++) {
                 size_t r = block_at(n, blocks, b), m = block_at(n, blocks, b + 1) - r;
                 tile_across(out + r * h->wide + c, h->wide, s + (k * h->queries + r) * ROW,
@@ -107,7 +113,7 @@ static void weigh(float *out, const head *h, const float *s, const float *panels
 static void gather_keys(float *sums, const head *h, const float *s, const float *panels, size_t n, bool add)
 {
     for (size_t k = 0; k < h->chunks; k++) {
-        size_t keys = h->T - k * INNER < INNER ? h->T - k * INNER : INNER, blocks = blocks_of(keys);
+        size_t keys = keys_of(h, k), blocks = blocks_of(keys);
         for (size_t c = 0; c < h->wide; c += WIDTH)
             for (size_t b = 0; b < blocks; b++) {
                 size_t r = block_at(keys, blocks, b), m = block_at(keys, blocks, b + 1) - r;
@@ -123,13 +129,13 @@ static float exponentials(const head *h, float *s, size_t r, float *most)
     float top = -INFINITY, sum = 0;
     for (size_t k = 0; k < h->chunks; k++) {
         const float *x = s + (k * h->queries + r) * ROW;
-        size_t n = h->T - k * INNER < INNER ? h->T - k * INNER : INNER;
+        size_t n = keys_of(h, k);
 #pragma omp simd reduction(max : top)
         for (size_t j = 0; j < n; j++) top = x[j] > top ? x[j] : top;
     }
     for (size_t k = 0; k < h->chunks; k++) {
         float *x = s + (k * h->queries + r) * ROW;
-        size_t n = h->T - k * INNER < INNER ? h->T - k * INNER : INNER;
+        size_t n = keys_of(h, k);
 #pragma omp simd reduction(+ : sum)
         for (size_t j = 0; j < n; j++) {
             x[j] = op_exp(x[j] - top);
@@ -168,7 +174,7 @@ static void slopes(const head *h, size_t r, float lse, float delta)
 {
     for (size_t k = 0; k < h->chunks; k++) {
         float *s = h->s + (k * h->queries + r) * ROW, *ds = h->ds + (k * h->queries + r) * ROW;
-        size_t n = h->T - k * INNER < INNER ? h->T - k * INNER : INNER;
+        size_t n = keys_of(h, k);
 #pragma omp simd
         for (size_t j = 0; j < n; j++) {
             s[j] = op_exp(s[j] - lse);

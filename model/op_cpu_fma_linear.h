@@ -217,7 +217,7 @@ static void pass(const worker *w, size_t first, size_t count, size_t o, size_t c
     }
 }
 
-/* Group g of `groups`; of its panels those from o on, `step` panels apart. */
+/* Group g of `groups` past the panels of columns from .. to. */
 static void group(const worker *w, size_t groups, size_t g, size_t from, size_t to)
 {
     size_t N = w->p->N, first = block_at(N, groups, g), count = block_at(N, groups, g + 1) - first;

@@ -189,14 +189,14 @@ INLINE size_t block_at(size_t n, size_t blocks, size_t i)
     return n * i / blocks;
 }
 
-/* LANES columns of k rows, from x (columns, k) with columns x_row apart: out (k,WIDTH), from its column `at` on. */
-INLINE void turn(float *out, const void *x, size_t from, size_t x_row, size_t columns, size_t k, float by, bool half)
+/* A panel (k,WIDTH) of x turned: its columns are rows of x, x_row apart; beyond `columns` zeros. */
+INLINE void turn(float *out, const void *x, size_t from, size_t x_row, size_t columns, size_t k, bool half)
 {
     for (size_t i = 0; i < k; i += 8) {
         size_t m = k - i < 8 ? k - i : 8;
         for (size_t j = 0; j < WIDTH; j++)
             for (size_t s = 0; s < m; s++)
-                out[(i + s) * WIDTH + j] = j < columns ? get_one(x, from + j * x_row + i + s, half) * by : 0;
+                out[(i + s) * WIDTH + j] = j < columns ? get_one(x, from + j * x_row + i + s, half) : 0;
     }
 }
 

@@ -117,7 +117,7 @@ typedef struct vit_pass {
                         * NULL: 1. Set after planning, there until vit_bwd */
     dv *patches;       /* (B*P, C) ct: patch embedding, before positions and mask */
     dv *out;           /* (B,T,C) ct: after the final norm; where rows are wanted those alone, (n,C) in their order */
-    dv *x_last;        /* the same rows before it */
+    dv *x_last;        /* the same rows before it; not of an inference of wanted rows */
     dv *dout;          /* the same rows: fill (zero first) and call vit_bwd; not in VIT_INFER */
     void *impl;        /* the rest: vit.c */
 } vit_pass;
