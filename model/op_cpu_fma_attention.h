@@ -89,7 +89,7 @@ static void scores_of(float *s, const head *h, const float *rows, const float *t
         float *to = s + t / INNER * h->queries * ROW + t % INNER;
         for (size_t b = 0; b < blocks; b++) {
             size_t r = block_at(n, blocks, b), m = block_at(n, blocks, b + 1) - r;
-            tile_across(to + r * ROW, ROW, rows + r * ROW, turned + t * h->D, h->D, false, NULL, NULL, m);
+            tile_across(to + r * ROW, ROW, rows + r * ROW, turned + t * h->D, h->D, false, NULL, m);
         }
     }
 }
@@ -104,7 +104,7 @@ static void weigh(float *out, const head *h, const float *s, const float *panels
             for (size_t b = 0; b < blocks; b++) {
                 size_t r = block_at(n, blocks, b), m = block_at(n, blocks, b + 1) - r;
                 tile_across(out + r * h->wide + c, h->wide, s + (k * h->queries + r) * ROW,
-                            panels + c * h->T + k * INNER * WIDTH, keys, k > 0, NULL, NULL, m);
+                            panels + c * h->T + k * INNER * WIDTH, keys, k > 0, NULL, m);
             }
         }
 }

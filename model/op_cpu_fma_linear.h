@@ -202,7 +202,7 @@ static void pass(const worker *w, size_t first, size_t count, size_t o, size_t c
     size_t from = block_at(in, w->chunks, c), n = block_at(in, w->chunks, c + 1) - from;
     panel q = panel_at(w->p, o);
     const char *packed = (const char *)w->p->packed + (o * in + from * WIDTH) * cell;
-    const char *next = packed + (w->chunked ? in : n) * WIDTH * cell, *end = next + n * WIDTH * cell;
+    const char *next = packed + (w->chunked ? in : n) * WIDTH * cell;
     const float *right = (const float *)packed, *left = w->left + (w->chunked ? 0 : c) * w->rows * ROW;
     float *sums = w->sums + (w->chunked ? o : 0);
     if (w->half) {
@@ -211,8 +211,8 @@ static void pass(const worker *w, size_t first, size_t count, size_t o, size_t c
     }
     for (size_t b = 0; b < blocks; b++) {
         size_t r = block_at(count, blocks, b), h = block_at(count, blocks, b + 1) - r;
-        tile_across(sums + r * w->sums_row, w->sums_row, left + r * ROW, right, n, c > 0, next, end, h);
-        next += (n + STRIDE - 1) / STRIDE * 64;
+        tile_across(sums + r * w->sums_row, w->sums_row, left + r * ROW, right, n, c > 0, next, h);
+        next += n * 4;
         if (c + 1 == w->chunks) finish(w->p, &q, sums + r * w->sums_row, w->sums_row, first + r, h, w->half);
     }
 }
@@ -251,6 +251,24 @@ static void linear(device *d, const op_cpu_linear_call *p)
     }
 }
 
+/* Columns first .. first+count of n rows of dy (N,R) from row `from` on, in blocks of a tile's height, each (n,LANES):
+ * what a step of the inner index needs lies in one cache line. */
+static void take_columns(float *to, const dv *dy, size_t from, size_t n, size_t first, size_t count, size_t N, size_t R,
+                         bool half)
+{
+    size_t blocks = blocks_of(count);
+    for (size_t b = 0; b < blocks; b++, to += n * LANES) {
+        size_t r = first + block_at(count, blocks, b), h = block_at(count, blocks, b + 1) - block_at(count, blocks, b);
+        for (size_t i = 0; i < n; i++) {
+            size_t at = (from + i) * R + r;
+            if (at + LANES <= N * R) /* the next columns come along, and are not used */
+                *(vec *)(to + i * LANES) = get(dy, at, half);
+            else
+                get_row(to + i * LANES, dy, at, h, 1, half);
+        }
+    }
+}
+
 /* dw (R,I) += dy^T x: rows of dw in groups; for each, a chunk of dy's rows as they lie, a panel of x's beside it. */
 static void dw(device *d, dv *out, const dv *dy, const dv *x, size_t R, size_t N, size_t I)
 {
@@ -264,7 +282,7 @@ static void dw(device *d, dv *out, const dv *dy, const dv *x, size_t R, size_t N
         float *left = op_cpu_fma_scratch(d), *right = left + OP_CPU_FMA_LEFT, *sums = right + OP_CPU_FMA_PANEL;
         for (size_t c = 0; c < chunks && count; c++) {
             size_t from = block_at(N, chunks, c), n = block_at(N, chunks, c + 1) - from;
-            for (size_t i = 0; i < n; i++) get_row(left + i * count, dy, (from + i) * R + first, count, 1, half);
+            take_columns(left, dy, from, n, first, count, N, R, half);
             for (size_t o = 0; o < I; o += WIDTH) {
                 size_t columns = I - o < WIDTH ? I - o : WIDTH;
                 panel_of(right, x, from * I + o, I, columns, n, 1, half);
@@ -272,7 +290,7 @@ static void dw(device *d, dv *out, const dv *dy, const dv *x, size_t R, size_t N
                     size_t r = block_at(count, blocks, b), h = block_at(count, blocks, b + 1) - r;
                     float *to = (float *)out + (first + r) * I + o;
                     bool whole = columns == WIDTH;
-                    tile_down(whole ? to : sums, whole ? I : WIDTH, left + r, count, right, n, whole, h);
+                    tile_down(whole ? to : sums, whole ? I : WIDTH, left + b * n * LANES, LANES, right, n, whole, h);
                     for (size_t k = 0; k < h && !whole; k++)
                         for (size_t j = 0; j < columns; j++) to[k * I + j] += sums[k * WIDTH + j];
                 }

@@ -27,10 +27,15 @@ INLINE vec widen(halves h)
 /* To nearest even; NaN stays NaN. */
 INLINE halves narrow(vec v)
 {
-    words u = (words)v;
-    words rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    words u = (words)v, rounded = u + 0x7fff + (u >> 16 & 1);
+#if defined(__AVX512F__)
+    __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    __m512i bits = _mm512_mask_or_epi32((__m512i)rounded, is_nan, (__m512i)u, _mm512_set1_epi32(0x400000));
+    return (halves)_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+#else
     mask is_nan = v != v;
-    return __builtin_convertvector(((words)is_nan & (u >> 16 | 64)) | (~(words)is_nan & rounded), halves);
+    return __builtin_convertvector((((words)is_nan & (u | 0x400000)) | (~(words)is_nan & rounded)) >> 16, halves);
+#endif
 }
 
 /* A vector from element `at` of ct values (half: bf16), and back. */
@@ -113,69 +118,87 @@ INLINE vec exp_of(vec x)
 /* The left operand's element (row r, inner i) lies at r * ROW + i: ACROSS; or at r + i * step: DOWN. */
 typedef enum { ACROSS, DOWN } side;
 
-enum { STRIDE = 16 }; /* of the inner index for a cache line fetched */
+enum { UNROLL = 4 }; /* of the inner index: with fewer, counting takes the slots that loads need */
 
-/* c (h,WIDTH), c_row apart, = or (add) += a (h,k) times b (k,WIDTH). next .. end: what the second cache will need soon,
- * fetched a line every STRIDE steps, so that the loads of this product do not wait for it. */
-INLINE void tile_of(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,
-                    const char *next, const char *end, side from, const int h)
+/* One step of the inner index. */
+INLINE void tile_step(vec s[ROWS][2], const float *a, const float *b, side from, const int h)
 {
-    vec s[ROWS][2];
-    for (int r = 0; r < h; r++)
-        for (int i = 0; i < 2; i++) s[r][i] = add ? *(vec *)(c + (size_t)r * c_row + i * LANES) : (vec){0};
-    for (size_t i = 0; i < k;) {
-        size_t some = k - i < STRIDE ? k : i + STRIDE;
-        if (from == ACROSS && next < end) {
-            __builtin_prefetch(next, 0, 2);
-            next += 64;
-        }
-        for (; i < some; i++, b += WIDTH, a += from == ACROSS ? 1 : step) {
-            vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
+    vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
 #pragma GCC unroll 16
-            for (int r = 0; r < h; r++) {
-                float x = a[from == ACROSS ? r * ROW : r];
-                s[r][0] += x * b0;
-                s[r][1] += x * b1;
-            }
-        }
+    for (int r = 0; r < h; r++) {
+        float x = a[from == ACROSS ? r * ROW : r];
+        s[r][0] += x * b0;
+        s[r][1] += x * b1;
     }
-    for (int r = 0; r < h; r++)
-        for (int i = 0; i < 2; i++) *(vec *)(c + (size_t)r * c_row + i * LANES) = s[r][i];
 }
 
-#define CASE(n, from)                                                                                                  \
-    case n:                                                                                                            \
-        tile_of(c, c_row, a, step, b, k, add, next, end, from, n < ROWS ? n : ROWS);                                   \
-        break;
-#define HEIGHTS(from)                                                                                                  \
-    switch (h) {                                                                                                       \
-        CASE(1, from)                                                                                                  \
-        CASE(2, from)                                                                                                  \
-        CASE(3, from)                                                                                                  \
-        CASE(4, from)                                                                                                  \
-        CASE(5, from)                                                                                                  \
-        CASE(6, from)                                                                                                  \
-        CASE(7, from)                                                                                                  \
-        CASE(8, from)                                                                                                  \
-        CASE(9, from)                                                                                                  \
-        CASE(10, from)                                                                                                 \
-        CASE(11, from)                                                                                                 \
-        CASE(12, from)                                                                                                 \
-        CASE(13, from)                                                                                                 \
-        CASE(14, from)                                                                                                 \
-    }
-
-static void tile_across(float *c, size_t c_row, const float *a, const float *b, size_t k, bool add, const char *next,
-                        const char *end, size_t h)
+/* c (h,WIDTH), c_row apart, = or (add) += a (h,k) times b (k,WIDTH). next: what the second cache will need soon, k / 16
+ * lines of it fetched meanwhile, so that the loads of this product do not wait for them. */
+INLINE void tile_of(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,
+                    const char *next, side from, const int h)
 {
-    const size_t step = 1;
-    HEIGHTS(ACROSS)
+    vec s[ROWS][2];
+    size_t apart = from == ACROSS ? 1 : step, i = 0;
+    for (int r = 0; r < h; r++)
+        for (int j = 0; j < 2; j++) s[r][j] = add ? *(vec *)(c + (size_t)r * c_row + j * LANES) : (vec){0};
+    for (; i + UNROLL <= k; i += UNROLL, a += UNROLL * apart, b += UNROLL * WIDTH) {
+        if (from == ACROSS) __builtin_prefetch(next + 4 * i, 0, 2);
+#pragma GCC unroll 4
+        for (int u = 0; u < UNROLL; u++) tile_step(s, a + (size_t)u * apart, b + u * WIDTH, from, h);
+    }
+    for (; i < k; i++, a += apart, b += WIDTH) tile_step(s, a, b, from, h);
+    for (int r = 0; r < h; r++)
+        for (int j = 0; j < 2; j++) *(vec *)(c + (size_t)r * c_row + j * LANES) = s[r][j];
+}
+
+/* A function for every height: in one, compilers run out of registers. */
+typedef void tile_fn(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,
+                     const char *next);
+#define TILE(n)                                                                                                        \
+    static void across_##n(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,    \
+                           const char *next)                                                                           \
+    {                                                                                                                  \
+        tile_of(c, c_row, a, step, b, k, add, next, ACROSS, n);                                                        \
+    }                                                                                                                  \
+    static void down_##n(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,      \
+                         const char *next)                                                                             \
+    {                                                                                                                  \
+        tile_of(c, c_row, a, step, b, k, add, next, DOWN, n);                                                          \
+    }
+TILE(1)
+TILE(2)
+TILE(3)
+TILE(4)
+TILE(5)
+TILE(6)
+#if LANES == 16
+TILE(7)
+TILE(8)
+TILE(9)
+TILE(10)
+TILE(11)
+TILE(12)
+TILE(13)
+TILE(14)
+#define HEIGHTS(from)                                                                                                  \
+    from##_1, from##_2, from##_3, from##_4, from##_5, from##_6, from##_7, from##_8, from##_9, from##_10, from##_11,    \
+        from##_12, from##_13, from##_14
+#else
+#define HEIGHTS(from) from##_1, from##_2, from##_3, from##_4, from##_5, from##_6
+#endif
+
+/* h rows; next: NULL for nothing. */
+static void tile_across(float *c, size_t c_row, const float *a, const float *b, size_t k, bool add, const char *next,
+                        size_t h)
+{
+    static tile_fn *const of[ROWS] = {HEIGHTS(across)};
+    of[h - 1](c, c_row, a, 1, b, k, add, next ? next : (const char *)b);
 }
 
 static void tile_down(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add, size_t h)
 {
-    const char *const next = NULL, *const end = NULL;
-    HEIGHTS(DOWN)
+    static tile_fn *const of[ROWS] = {HEIGHTS(down)};
+    of[h - 1](c, c_row, a, step, b, k, add, NULL);
 }
 
 /* n rows in blocks of at most ROWS, of nearly one height: where block i of `blocks` begins. */

@@ -1,6 +1,7 @@
-"""peer_inference.py ENGINE MODEL BATCH [SECONDS]: the peers of bench_inference, on the same shapes.
+"""peer_inference.py ENGINE MODEL BATCH [SECONDS [DTYPE]]: the peers of bench_inference, on the same shapes.
 
-ENGINE: eager, compile (PyTorch, bf16 weights and activations), onnx (onnxruntime, fp32: its CPU kernels have no bf16).
+ENGINE: eager, compile (PyTorch; weights and activations of DTYPE, bf16 or fp32), onnx (onnxruntime, fp32: its CPU kernels
+have no bf16).
 MODEL: s14, b14 (timm's DINOv2 shapes at 224 pixels). Prints one JSON line.
 """
 import io
@@ -14,6 +15,7 @@ import torch
 
 engine, name, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 seconds = float(sys.argv[4]) if len(sys.argv) > 4 else 10
+dtype = "fp32" if engine == "onnx" else sys.argv[5] if len(sys.argv) > 5 else "bf16"
 timm_name = {"s14": "vit_small_patch14_dinov2", "b14": "vit_base_patch14_dinov2"}[name]
 model = timm.create_model(timm_name, pretrained=False, img_size=224, num_classes=0, global_pool="").eval()
 images = torch.randn(batch, 3, 224, 224)
@@ -28,7 +30,8 @@ if engine == "onnx":
     array = images.numpy()
     forward = lambda: session.run(None, {"x": array})
 else:
-    model, images = model.bfloat16(), images.bfloat16()
+    if dtype == "bf16":
+        model, images = model.bfloat16(), images.bfloat16()
     if engine == "compile":
         model = torch.compile(model)
     forward = lambda: model(images)
@@ -44,7 +47,7 @@ with torch.inference_mode():
 took.sort()
 print(json.dumps({
     "engine": engine, "model": name, "method": f"inference{batch}", "threads": torch.get_num_threads(),
-    "dtype": "fp32" if engine == "onnx" else "bf16", "img_per_s": round(batch / took[0], 3),
+    "dtype": dtype, "img_per_s": round(batch / took[0], 3),
     "median_img_per_s": round(batch / took[len(took) // 2], 3),
     "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
 }))
