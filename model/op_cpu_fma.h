@@ -19,8 +19,8 @@ typedef struct op_cpu_fma {
     /* weight (out,in) as it is stored, ct (half: bf16), into panels; back: for y = dy W. packed: _packed_bytes. */
     void (*pack)(bool half, void *packed, const dv *weight, size_t out, size_t in, bool back);
     void (*linear)(device *d, const op_cpu_linear_call *p);
-    /* dw (R,I) f32 += dy (N,R)^T x (N,I) */
-    void (*dw)(device *d, dv *dw, const dv *dy, const dv *x, size_t R, size_t N, size_t I);
+    /* dw (R,I) f32 += dy (N,R)^T x (N,I); db (R) f32 or NULL += dy's column sums */
+    void (*dw)(device *d, dv *dw, dv *db, const dv *dy, const dv *x, size_t R, size_t N, size_t I);
     size_t (*attention_bytes)(size_t T, size_t D, bool backward); /* a thread's */
     void (*attention_fwd)(device *d, dv *o, dv *lse, const dv *qkv, size_t B, size_t T, size_t H, size_t D);
     void (*attention_bwd)(device *d, dv *dqkv, const dv *d_o, const dv *qkv, const dv *o, const dv *lse, size_t B,

@@ -4,20 +4,35 @@
 #ifndef RADAPT_OP_CPU_FMA_LINEAR_H
 #define RADAPT_OP_CPU_FMA_LINEAR_H
 
+/* A panel's cells: rows of it from `from` on; back: as they lie, else turned, eight at a time, so that both sides stay
+ * in the first cache. */
+#define PACK(cell)                                                                                                     \
+    static void pack_##cell(cell *to, const cell *weight, size_t o, size_t columns, size_t out, size_t in, bool back)  \
+    {                                                                                                                  \
+        size_t inner = back ? out : in;                                                                                \
+        if (columns < WIDTH) memset(to, 0, inner *WIDTH * sizeof *to);                                                 \
+        if (back) {                                                                                                    \
+            for (size_t k = 0; k < inner; k++)                                                                         \
+                for (size_t j = 0; j < columns; j++) to[k * WIDTH + j] = weight[k * in + o + j];                       \
+            return;                                                                                                    \
+        }                                                                                                              \
+        for (size_t k = 0; k < inner; k += 8)                                                                          \
+            for (size_t j = 0; j < columns; j++)                                                                       \
+                for (size_t i = k; i < inner && i < k + 8; i++) to[i * WIDTH + j] = weight[(o + j) * in + i];          \
+    }
+PACK(uint16_t)
+PACK(uint32_t)
+
 static void pack(bool half, void *packed, const dv *weight, size_t out, size_t in, bool back)
 {
-    size_t inner = back ? out : in, columns = back ? in : out, cell = half ? 2 : 4;
+    size_t inner = back ? out : in, all = back ? in : out;
 #pragma omp parallel for schedule(static)
-    for (size_t o = 0; o < columns; o += WIDTH) {
-        char *to = (char *)packed + o * inner * cell;
-        for (size_t k = 0; k < inner; k++)
-            for (size_t j = 0; j < WIDTH; j++, to += cell) {
-                size_t at = back ? k * in + o + j : (o + j) * in + k;
-                if (o + j < columns)
-                    memcpy(to, (const char *)weight + at * cell, cell);
-                else
-                    memset(to, 0, cell);
-            }
+    for (size_t o = 0; o < all; o += WIDTH) {
+        size_t columns = all - o < WIDTH ? all - o : WIDTH;
+        if (half)
+            pack_uint16_t((uint16_t *)packed + o * inner, (const uint16_t *)weight, o, columns, out, in, back);
+        else
+            pack_uint32_t((uint32_t *)packed + o * inner, (const uint32_t *)weight, o, columns, out, in, back);
     }
 }
 
@@ -252,25 +267,29 @@ static void linear(device *d, const op_cpu_linear_call *p)
 }
 
 /* Columns first .. first+count of n rows of dy (N,R) from row `from` on, in blocks of a tile's height, each (n,LANES):
- * what a step of the inner index needs lies in one cache line. */
-static void take_columns(float *to, const dv *dy, size_t from, size_t n, size_t first, size_t count, size_t N, size_t R,
-                         bool half)
+ * what a step of the inner index needs lies in one cache line. db (R) or NULL += their sums. */
+static void take_columns(float *to, float *db, const dv *dy, size_t from, size_t n, size_t first, size_t count,
+                         size_t N, size_t R, bool half)
 {
     size_t blocks = blocks_of(count);
     for (size_t b = 0; b < blocks; b++, to += n * LANES) {
-        size_t r = first + block_at(count, blocks, b), h = block_at(count, blocks, b + 1) - block_at(count, blocks, b);
+        size_t r = first + block_at(count, blocks, b), h = first + block_at(count, blocks, b + 1) - r;
+        vec sum = {0};
         for (size_t i = 0; i < n; i++) {
             size_t at = (from + i) * R + r;
             if (at + LANES <= N * R) /* the next columns come along, and are not used */
                 *(vec *)(to + i * LANES) = get(dy, at, half);
             else
                 get_row(to + i * LANES, dy, at, h, 1, half);
+            sum += *(vec *)(to + i * LANES);
         }
+        for (size_t k = 0; k < h && db; k++) db[r + k] += sum[k];
     }
 }
 
-/* dw (R,I) += dy^T x: rows of dw in groups; for each, a chunk of dy's rows as they lie, a panel of x's beside it. */
-static void dw(device *d, dv *out, const dv *dy, const dv *x, size_t R, size_t N, size_t I)
+/* dw (R,I) += dy^T x, db (R) += dy's sums: rows of dw in groups; for each, a chunk of dy's rows, a panel of x's beside
+ * it. */
+static void dw(device *d, dv *out, dv *db, const dv *dy, const dv *x, size_t R, size_t N, size_t I)
 {
     enum { GROUP = 16 * ROWS };
     bool half = d->ct == COMPUTE_BF16;
@@ -282,7 +301,7 @@ static void dw(device *d, dv *out, const dv *dy, const dv *x, size_t R, size_t N
         float *left = op_cpu_fma_scratch(d), *right = left + OP_CPU_FMA_LEFT, *sums = right + OP_CPU_FMA_PANEL;
         for (size_t c = 0; c < chunks && count; c++) {
             size_t from = block_at(N, chunks, c), n = block_at(N, chunks, c + 1) - from;
-            take_columns(left, dy, from, n, first, count, N, R, half);
+            take_columns(left, (float *)db, dy, from, n, first, count, N, R, half);
             for (size_t o = 0; o < I; o += WIDTH) {
                 size_t columns = I - o < WIDTH ? I - o : WIDTH;
                 panel_of(right, x, from * I + o, I, columns, n, 1, half);

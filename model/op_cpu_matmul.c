@@ -481,9 +481,9 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
                       size_t O, size_t I)
 {
     if (!N || !R) return;
-    if (db) column_sums(d, (float *)db, dy, (const int32_t *)rows, R, N, O);
+    const op_cpu_fma *v = dw ? op_cpu_fma_of(d) : NULL;
+    if (db && !v) column_sums(d, (float *)db, dy, (const int32_t *)rows, R, N, O);
     if (!dw) return;
-    const op_cpu_fma *v = op_cpu_fma_of(d);
     op_cpu_gemm g;
     memset(&g, 0, sizeof g);
     g.batch = 1;
@@ -510,12 +510,12 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
         O = R;
         g.a[2] = R;
     }
-    if (O == R && op_cpu_dw_amx_fits(d, R, I)) {
-        op_cpu_dw_amx_run(d, dw, dy, x, R, N, I);
+    if (v) {
+        v->dw(d, dw, db, dy, x, R, N, I);
         return;
     }
-    if (O == R && v) {
-        v->dw(d, dw, dy, x, R, N, I);
+    if (O == R && op_cpu_dw_amx_fits(d, R, I)) {
+        op_cpu_dw_amx_run(d, dw, dy, x, R, N, I);
         return;
     }
     op_cpu_gemm_run(d, &g, dy, x, dw);
