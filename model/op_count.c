@@ -197,8 +197,9 @@ static void count_norm_again(device *d, dv *y, const dv *x, const dv *mean, cons
 {
 }
 static void count_residual(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C) {}
-static void count_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls,
-                               size_t N, size_t C)
+static void count_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C) {}
+static void count_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
+                             size_t R, size_t I)
 {
 }
 static void count_gelu(device *d, dv *y, const dv *pre, size_t n) {}
@@ -298,6 +299,7 @@ static const op_table count_table = {
     count_norm_again,
     count_residual,
     count_residual_bwd,
+    count_scale_grad,
     count_gelu,
     count_gelu_bwd,
     count_swiglu,

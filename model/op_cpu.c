@@ -267,6 +267,7 @@ static const op_table cpu_table = {
     op_cpu_norm_again,
     op_cpu_residual_fwd,
     op_cpu_residual_bwd,
+    op_cpu_scale_grad,
     op_cpu_gelu_fwd,
     op_cpu_gelu_bwd,
     op_cpu_swiglu_fwd,

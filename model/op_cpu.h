@@ -213,8 +213,9 @@ void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, 
 void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                        size_t N, size_t C);
 void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C);
-void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
-                         size_t C);
+void op_cpu_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C);
+void op_cpu_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
+                       size_t R, size_t I);
 void op_cpu_gelu_fwd(device *d, dv *y, const dv *pre, size_t n);
 void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);
 /* y (N,F) becomes GELU(y), slope its derivative in 10 bits; and dpre = dy times that. */

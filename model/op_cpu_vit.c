@@ -249,22 +249,8 @@ void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, cons
     }
 }
 
-void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
-                         size_t C)
+void op_cpu_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
 {
-    if (dls) {
-#pragma omp parallel for schedule(static)
-        for (size_t first = 0; first < C; first += 64) {
-            size_t n = C - first < 64 ? C - first : 64;
-            float g[64], v[64], sum[64] = {0};
-            for (size_t i = 0; i < N; i++) {
-                op_cpu_load(d, g, dout, i * C + first, n);
-                op_cpu_load(d, v, branch, i * C + first, n);
-                for (size_t k = 0; k < n; k++) sum[k] += g[k] * v[k];
-            }
-            for (size_t k = 0; k < n; k++) ((float *)dls)[first + k] += sum[k];
-        }
-    }
     if (op_cpu_rows_bf16_fit(d, C)) {
         op_cpu_rows_bf16_residual(dbranch, NULL, dout, ls, N, C);
         return;
@@ -280,6 +266,22 @@ void op_cpu_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const 
 }
 
 enum { CHUNK = 4096 };
+
+void op_cpu_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
+                       size_t R, size_t I)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t r = 0; r < R; r++) {
+        float *row = op_cpu_row(d, 0), by = ((const float *)ls)[r];
+        float sum = bias ? ((const float *)bias)[r] * ((const float *)db)[r] : 0;
+        for (size_t i = 0; i < I; i += CHUNK) {
+            size_t n = I - i < CHUNK ? I - i : CHUNK;
+            op_cpu_load(d, row, w, r * I + i, n);
+            sum += op_cpu_dot(row, (const float *)dw + r * I + i, n);
+        }
+        ((float *)dls)[r] = by != 0 ? sum / by : 0;
+    }
+}
 
 WIDE static void gelu_row(float *x, size_t n)
 {

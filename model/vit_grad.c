@@ -69,18 +69,13 @@ static void layer_bwd(const half *h, const vit_linear *w, dv *dx, const dv *dy, 
     layer_dx(h, w, dx, dy, x);
 }
 
-/* dbranch = ls * dx * what the branch counts, and dls where wanted (branch is then the layer's output, made again). */
-static const dv *branch_grad(const half *h, size_t l, vit_branch which, const vit_vector *ls, vit_linear *last,
-                             const dv *input)
+/* dbranch = ls * dx * what the branch counts. */
+static const dv *branch_grad(const half *h, size_t l, vit_branch which, const vit_vector *ls)
 {
     if (!ls->count && !h->a->drop) return h->dx;
-    dv *dls = vit_grad_of(h->m, ls->param), *g = vit_rows(&h->t, h->all_g, h->C);
-    if (dls) {
-        h->op->linear_fwd(h->d, h->branch, input, last->live[VIT_STUDENT], h->t.rows);
-        vit_drop_apply(h->m, h->a, l, which, &h->t, h->branch);
-    }
+    dv *g = vit_rows(&h->t, h->all_g, h->C);
     if (ls->count)
-        h->op->residual_bwd(h->d, g, dls, h->dx, h->branch, ls->live[VIT_STUDENT], h->t.rows, h->C);
+        h->op->residual_bwd(h->d, g, h->dx, ls->live[VIT_STUDENT], h->t.rows, h->C);
     else
         h->op->copy(h->d, g, h->dx, h->t.rows * h->C * h->t.ct);
     vit_drop_apply(h->m, h->a, l, which, &h->t, g);
@@ -119,9 +114,9 @@ static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
     vit_block *w = &h->m->block[l];
     size_t N = h->t.rows;
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
-    const dv *pre = b->pre ? vit_rows(&h->t, b->pre, vit_mlp_width(&h->m->c)) : NULL, *o = vit_rows(&h->t, b->o, h->C);
+    const dv *pre = b->pre ? vit_rows(&h->t, b->pre, vit_mlp_width(&h->m->c)) : NULL;
     if (vit_wants_hidden(w)) hidden_again(h, pre);
-    const dv *g = branch_grad(h, l, VIT_MLP, &w->ls2, &w->fc2, h->hidden);
+    const dv *g = branch_grad(h, l, VIT_MLP, &w->ls2);
     dv *dpre = h->gates ? h->gates : h->hidden;
     if (b->slope) { /* its weight is frozen */
         linear_grad(h->m, &w->fc2, g, NULL, N);
@@ -138,7 +133,7 @@ static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
     layer_bwd(h, &w->fc1, last ? NULL : h->branch, dpre, h->norm);
     if (last) return;
     norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2);
-    branch_grad(h, l, VIT_ATTENTION, &w->ls1, &w->proj, o);
+    branch_grad(h, l, VIT_ATTENTION, &w->ls1);
 }
 
 /* The projection's g, all rows: mlp_bwd left it there. */
@@ -228,6 +223,15 @@ static void last_bwd(void *ctx, size_t tile, size_t slot)
     attention_bwd(&h, 0);
 }
 
+/* LayerScale's, from the gradients of the layer before it, which trains wherever LayerScale does (vit_train). */
+static void scale_grad(vit *m, const vit_vector *ls, const vit_linear *before)
+{
+    const linear_w *w = before->live[VIT_STUDENT];
+    if (ls->param != VIT_FROZEN)
+        m->d->op->scale_grad(m->d, vit_grad_of(m, ls->param), ls->live[VIT_STUDENT], w->w,
+                             vit_grad_of(m, before->weight), w->bias, vit_grad_of(m, before->bias), w->out, w->in);
+}
+
 static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
 {
     const op_table *op = m->d->op;
@@ -286,4 +290,8 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
     if (m->bottom == VIT_TO_MLP) return;
     op->tiles(d, k->bwd.n, last_bwd, &(grad_call){m, a, 0});
     if (m->bottom == VIT_TO_EMBEDDING) embed_grad(m, a, pixels, mask);
+    for (size_t l = 0; l < k->L; l++) {
+        scale_grad(m, &m->block[l].ls1, &m->block[l].proj);
+        scale_grad(m, &m->block[l].ls2, &m->block[l].fc2);
+    }
 }

@@ -117,7 +117,7 @@ static inline size_t vit_mlp_width(const vit_config *c)
 /* Does a weight gradient ask for the MLP's hidden units? Then backward makes them again from `pre`. */
 static inline bool vit_wants_hidden(const vit_block *w)
 {
-    return vit_needs_input(&w->fc2) || w->ls2.param != VIT_FROZEN;
+    return vit_needs_input(&w->fc2);
 }
 
 /* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is

@@ -60,6 +60,14 @@ static bool decays(const vit_tensor *t)
     return !t->is_bias && !strstr(t->name, "norm") && !strstr(t->name, "gamma");
 }
 
+/* A LayerScale of exactly 0 has no gradient that its layer's could tell (op.h, scale_grad): it gets a value that moves
+ * nothing. */
+static void wake(float *scale, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (scale[i] == 0) scale[i] = 1e-20f;
+}
+
 /* Appends the param of a tensor (rows of it, if given) and points its live copies at the model's. values: room for the
  * whole tensor. */
 static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t n_rows, bool teacher, param_set *ps,
@@ -71,6 +79,7 @@ static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t 
     p->full_rows = t->rows;
     p->decay = decays(t);
     if (!d->counts) TRY(vit_load_values(m, t, values, e));
+    if (!d->counts && strstr(t->name, "gamma")) wake(values, t->rows * t->cols);
     if (rows) {
         p->rows_host = malloc(n_rows * sizeof *rows);
         if (!p->rows_host) FAIL(e, NOMEM, "no memory for %s", t->name);

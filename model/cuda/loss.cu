@@ -81,6 +81,27 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* LayerScale's gradient: a row of the layer's weight and of its gradient a warp. */
+template <typename T, int V>
+static __global__ void __launch_bounds__(THREADS)
+    scale_grad_kernel(float *dls, const float *ls, const T *w, const float *dw, const float *bias, const float *db,
+                      size_t R, size_t I)
+{
+    size_t i = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    if (i >= R) return;
+    float sum = 0, a[V], b[V];
+    for (size_t c = threadIdx.x % 32 * V; c < I; c += 32 * V) {
+        gpu_load_n<V>(a, w + i * I + c);
+        gpu_load_n<V>(b, dw + i * I + c);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += a[j] * b[j];
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32) return;
+    if (bias) sum += bias[i] * db[i];
+    dls[i] = ls[i] != 0 ? sum / ls[i] : 0;
+}
+
 template <typename To, typename From>
 static cudaError_t unit(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C)
 {
@@ -105,6 +126,15 @@ static cudaError_t l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv
     auto kernel = softmax_wide(C, dx, dy, y) ? l2_bwd_kernel<T, 8> : l2_bwd_kernel<T, 1>;
     return LAUNCH(kernel, gpu_blocks(N, WARPS), THREADS, 0, op_cuda_of(d)->stream, (T *)dx, (const T *)dy, (const T *)y,
                   (const float *)norm, N, C);
+}
+
+template <typename T>
+static cudaError_t scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
+                              size_t R, size_t I)
+{
+    auto kernel = softmax_wide(I, w, dw) ? scale_grad_kernel<T, 8> : scale_grad_kernel<T, 1>;
+    return LAUNCH(kernel, gpu_blocks(R, WARPS), THREADS, 0, op_cuda_of(d)->stream, (float *)dls, (const float *)ls,
+                  (const T *)w, (const float *)dw, (const float *)bias, (const float *)db, R, I);
 }
 
 /* --- soft cross-entropy */
@@ -339,6 +369,12 @@ void op_cuda_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm
 void op_cuda_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C)
 {
     if (K) op_cuda_check(d, GPU_CT(d, weight_norm_fwd, d, w_ct, v, K, C), "weight_norm_fwd");
+}
+
+void op_cuda_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
+                        size_t R, size_t I)
+{
+    if (R) op_cuda_check(d, GPU_CT(d, scale_grad, d, dls, ls, w, dw, bias, db, R, I), "scale_grad");
 }
 
 void op_cuda_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, size_t K, size_t C)

@@ -283,33 +283,20 @@ template <typename T> struct residual_row {
     }
 };
 
-/* Rows: dbranch = ls * dout; sums: the same, and dls. */
+/* dbranch = ls * dout */
 template <typename T> struct residual_back {
     T *dbranch;
-    const T *dout, *branch;
+    const T *dout;
     const float *ls;
     size_t C;
-    template <int W> __device__ void back(float (&g)[W], size_t i, size_t c) const
-    {
-        float v[W], by[W];
-        gpu_load_n<W>(g, dout + i);
-        if (ls) gpu_load_n<W>(by, ls + c);
-#pragma unroll
-        for (int j = 0; j < W; j++) v[j] = ls ? g[j] * by[j] : g[j];
-        gpu_store_n<W>(dbranch + i, v);
-    }
     template <int W> __device__ void run(size_t row, size_t c) const
     {
-        float g[W];
-        back<W>(g, row * C + c, c);
-    }
-    template <int W> __device__ void run(size_t row, size_t c, float (&sum)[W]) const
-    {
-        float g[W], v[W];
-        gpu_load_n<W>(v, branch + row * C + c);
-        back<W>(g, row * C + c, c);
+        float v[W], by[W];
+        gpu_load_n<W>(v, dout + row * C + c);
+        if (ls) gpu_load_n<W>(by, ls + c);
 #pragma unroll
-        for (int j = 0; j < W; j++) sum[j] += g[j] * v[j];
+        for (int j = 0; j < W; j++) v[j] = ls ? v[j] * by[j] : v[j];
+        gpu_store_n<W>(dbranch + row * C + c, v);
     }
 };
 
@@ -425,12 +412,10 @@ static cudaError_t residual_fwd(device *d, dv *out, const dv *x, const dv *branc
 }
 
 template <typename T>
-static cudaError_t residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls,
-                                size_t N, size_t C)
+static cudaError_t residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
 {
-    residual_back<T> f = {(T *)dbranch, (const T *)dout, (const T *)branch, (const float *)ls, C};
-    bool vectors = aligned(dbranch, dout, branch, ls);
-    return dls ? sums<VECTOR<T>>(d, f, (float *)dls, N, C, vectors) : rows<VECTOR<T>>(d, f, N, C, vectors);
+    residual_back<T> f = {(T *)dbranch, (const T *)dout, (const float *)ls, C};
+    return rows<VECTOR<T>>(d, f, N, C, aligned(dbranch, dout, ls));
 }
 
 template <typename T> static cudaError_t add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F)
@@ -487,10 +472,9 @@ void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch
     op_cuda_check(d, GPU_CT(d, residual_fwd, d, out, x, branch, bias, ls, N, C), "residual_fwd");
 }
 
-void op_cuda_residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
-                          size_t C)
+void op_cuda_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
 {
-    op_cuda_check(d, GPU_CT(d, residual_bwd, d, dbranch, dls, dout, branch, ls, N, C), "residual_bwd");
+    op_cuda_check(d, GPU_CT(d, residual_bwd, d, dbranch, dout, ls, N, C), "residual_bwd");
 }
 
 void op_cuda_add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F)

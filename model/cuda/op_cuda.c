@@ -117,6 +117,7 @@ static const op_table cuda_table = {
     op_cuda_norm_again,
     op_cuda_residual_fwd,
     op_cuda_residual_bwd,
+    op_cuda_scale_grad,
     op_cuda_gelu_fwd,
     op_cuda_gelu_bwd,
     op_cuda_swiglu_fwd,

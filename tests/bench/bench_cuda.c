@@ -227,7 +227,7 @@ static double bytes_norm_params(void)
 }
 static void run_residual_bwd(device *d, int i)
 {
-    d->op->residual_bwd(d, t[7].p[i], NULL, t[6].p[i], NULL, t[4].p[i], N, C);
+    d->op->residual_bwd(d, t[7].p[i], t[6].p[i], t[4].p[i], N, C);
 }
 static double bytes_two(void)
 {

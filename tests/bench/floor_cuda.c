@@ -154,10 +154,14 @@ static void residual_fwd(device *d, dv *out, const dv *x, const dv *branch, cons
 {
     count("residual_fwd", 3 * ct(d, N * C), 0);
 }
-static void residual_bwd(device *d, dv *dbranch, dv *dls, const dv *dout, const dv *branch, const dv *ls, size_t N,
-                         size_t C)
+static void residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
 {
-    count("residual_bwd", (dls ? 3 : 2) * ct(d, N * C), 0);
+    count("residual_bwd", 2 * ct(d, N * C), 0);
+}
+static void scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
+                       size_t R, size_t I)
+{
+    count("scale_grad", f32(R * I) + ct(d, R * I), 0);
 }
 static void gelu_fwd(device *d, dv *y, const dv *pre, size_t n)
 {
@@ -266,7 +270,8 @@ static op_table counting(const op_table *bare)
     t.linear_residual_fwd = linear_residual_fwd, t.linear_dx = linear_dx, t.linear_dx_slope = linear_dx_slope;
     t.linear_dw = linear_dw, t.patchify = patchify, t.embed_fwd = embed_fwd, t.embed_bwd = embed_bwd;
     t.norm_fwd = norm_fwd, t.norm_bwd = norm_bwd, t.norm_again = norm_again;
-    t.residual_fwd = residual_fwd, t.residual_bwd = residual_bwd, t.gelu_fwd = gelu_fwd, t.gelu_bwd = gelu_bwd;
+    t.residual_fwd = residual_fwd, t.residual_bwd = residual_bwd, t.scale_grad = scale_grad;
+    t.gelu_fwd = gelu_fwd, t.gelu_bwd = gelu_bwd;
     t.swiglu_fwd = swiglu_fwd, t.swiglu_bwd = swiglu_bwd, t.attention_fwd = attention_fwd;
     t.attention_bwd = attention_bwd, t.mean_token_fwd = mean_token, t.mean_token_bwd = mean_token;
     t.gather = gather, t.scatter_add = scatter_add, t.l2_fwd = l2_fwd, t.l2_bwd = l2_bwd;

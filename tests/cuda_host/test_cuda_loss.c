@@ -44,6 +44,7 @@ static void lengths(void **state)
             tensor norm = tensor_f32(&t, N, 3, 1), u = tensor_ct(&t, n, 4, 1), dx = tensor_ct(&t, n, 5, 1);
             tensor length = positive(&t, N, 6, 1, 0.5f), v = tensor_f32(&t, n, 7, unit_rows[s].scale);
             tensor w = tensor_ct(&t, n, 8, 1), dw = tensor_f32(&t, n, 9, 1), dv_of = tensor_f32(&t, n, 10, 1);
+            tensor dls = tensor_f32(&t, N, 11, 1), bias = tensor_f32(&t, N, 12, 1), db = tensor_f32(&t, N, 13, 1);
             BOTH(t, i)
             {
                 device *d = &t.d[i];
@@ -51,8 +52,11 @@ static void lengths(void **state)
                 d->op->l2_bwd(d, dx.p[i], x.p[i], u.p[i], length.p[i], N, C);
                 d->op->weight_norm_fwd(d, w.p[i], v.p[i], N, C);
                 d->op->weight_norm_bwd(d, dv_of.p[i], dw.p[i], v.p[i], N, C);
+                d->op->scale_grad(d, dls.p[i], length.p[i], u.p[i], dw.p[i], s % 2 ? bias.p[i] : NULL,
+                                  s % 2 ? db.p[i] : NULL, N, C);
                 d->op->weight_norm_bwd(d, dw.p[i], dw.p[i], v.p[i], N, C);
             }
+            twin_compare(&t, "scale_grad", &dls, 1e-10);
             twin_compare(&t, "l2_fwd", &y, twin_rounding(&t));
             twin_compare(&t, "l2_fwd: norm", &norm, 1e-11);
             twin_compare(&t, "l2_bwd", &dx, twin_rounding(&t));

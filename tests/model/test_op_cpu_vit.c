@@ -241,22 +241,54 @@ static void residual(void **state)
         start_case(&d, "residual N%zu C%zu%s", N, C, scaled ? " ls" : "");
         values x = ct_noise(&d, N * C, 1), branch = ct_noise(&d, N * C, 1), ls = f32_noise(&d, C, 0.5, 0.5);
         values out = ct_full(&d, N * C, 9), dout = ct_noise(&d, N * C, 1), dbranch = ct_full(&d, N * C, 9);
-        values dls = f32_full(&d, C, 2);
-        double *want = doubles(N * C), *w_branch = doubles(N * C), *w_ls = doubles(C);
-        for (size_t c = 0; c < C; c++) w_ls[c] = 2;
+        double *want = doubles(N * C), *w_branch = doubles(N * C);
         for (size_t i = 0; i < N * C; i++) {
             double s = scaled ? ls.v[i % C] : 1;
             want[i] = x.v[i] + s * branch.v[i];
             w_branch[i] = s * dout.v[i];
-            w_ls[i % C] += dout.v[i] * branch.v[i];
         }
         d.op->residual_fwd(&d, out.p, x.p, branch.p, scaled ? ls.p : NULL, N, C);
         expect(&d, "out", &out, want);
         d.op->residual_fwd(&d, x.p, x.p, branch.p, scaled ? ls.p : NULL, N, C);
         expect(&d, "in place", &x, want);
-        d.op->residual_bwd(&d, dbranch.p, scaled ? dls.p : NULL, dout.p, branch.p, scaled ? ls.p : NULL, N, C);
+        d.op->residual_bwd(&d, dbranch.p, dout.p, scaled ? ls.p : NULL, N, C);
         expect(&d, "dbranch", &dbranch, w_branch);
-        if (scaled) expect(&d, "dls", &dls, w_ls);
+        end_case(&d);
+    }
+}
+
+/* Against what it stands for, sum dout * branch with branch = W in + b, from what W and b get for it. */
+static void scale_grad(void **state)
+{
+    (void)state;
+    device d;
+    CASES(d) for (size_t r = 0; r < 2 * COUNT(shapes); r++)
+    {
+        size_t N = 5, R = shapes[r / 2].C, I = r % 2 ? 5000 : 7;
+        bool biased = r % 2;
+        start_case(&d, "scale_grad R%zu I%zu%s", R, I, biased ? " bias" : "");
+        values w = ct_noise(&d, R * I, 0.1), ls = f32_noise(&d, R, 0.5, 1), bias = f32_noise(&d, R, 1, 0);
+        values dw = f32_noise(&d, R * I, 1, 0), db = f32_noise(&d, R, 1, 0), dls = f32_full(&d, R, 9);
+        values in = f32_noise(&d, N * I, 1, 0), dout = f32_noise(&d, N * R, 1, 0);
+        double *want = doubles(R);
+        ls.v[R / 2] = 0;
+        for (size_t j = 0; j < R; j++) db.v[j] = 0;
+        for (size_t i = 0; i < R * I; i++) dw.v[i] = 0;
+        for (size_t n = 0; n < N; n++)
+            for (size_t j = 0; j < R; j++) {
+                double branch = biased ? bias.v[j] : 0, g = dout.v[n * R + j];
+                for (size_t i = 0; i < I; i++) {
+                    branch += w.v[j * I + i] * in.v[n * I + i];
+                    dw.v[j * I + i] += ls.v[j] * g * in.v[n * I + i];
+                }
+                db.v[j] += ls.v[j] * g;
+                if (ls.v[j] != 0) want[j] += g * branch;
+            }
+        put_values(&d, &ls, ls.v);
+        put_values(&d, &dw, dw.v);
+        put_values(&d, &db, db.v);
+        d.op->scale_grad(&d, dls.p, ls.p, w.p, dw.p, biased ? bias.p : NULL, biased ? db.p : NULL, R, I);
+        expect_within(&d, "dls", &dls, want, 1e-5);
         end_case(&d);
     }
 }
@@ -445,6 +477,7 @@ int main(void)
         cmocka_unit_test(prompt),
         cmocka_unit_test(norm),
         cmocka_unit_test(residual),
+        cmocka_unit_test(scale_grad),
         cmocka_unit_test(gelu),
         cmocka_unit_test(swiglu),
         cmocka_unit_test(swiglu_far_from_zero),
