@@ -71,26 +71,31 @@ void op_cpu_weight_norm_bwd(device *d, dv *dv_f32, const dv *dw, const dv *v, si
     }
 }
 
-WIDE static float biggest(const float *x, const float *shift, float inverse, size_t n, float most)
+WIDE static float biggest(const float *x, float inverse, size_t n, float most)
 {
 #pragma omp simd reduction(max : most)
     for (size_t i = 0; i < n; i++) {
-        float v = (x[i] - (shift ? shift[i] : 0)) * inverse;
+        float v = x[i] * inverse;
         most = v > most ? v : most;
     }
     return most;
 }
 
-/* x = exp((x - shift) * inverse - most); returns the sum. */
-WIDE static float exponentials(float *x, const float *shift, float inverse, float most, size_t n)
+/* x = exp(x * inverse - most); returns the sum. */
+WIDE static float exponentials(float *x, float inverse, float most, size_t n)
 {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (size_t i = 0; i < n; i++) {
-        x[i] = op_exp((x[i] - (shift ? shift[i] : 0)) * inverse - most);
+        x[i] = op_exp(x[i] * inverse - most);
         sum += x[i];
     }
     return sum;
+}
+
+WIDE static void subtract(float *x, const float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] -= y[i];
 }
 
 /* sum += exp(x * inverse + shift - most) */
@@ -107,13 +112,15 @@ static void row_statistics(const device *d, const dv *logits, size_t at, size_t 
     for (size_t k = 0; k < K; k += PIECE) {
         size_t n = piece(K, k);
         op_cpu_load(d, x, logits, at + k, n);
-        m = biggest(x, shift ? shift + k : NULL, inverse, n, m);
+        if (shift) subtract(x, shift + k, n);
+        m = biggest(x, inverse, n, m);
     }
     double s = 0;
     for (size_t k = 0; k < K; k += PIECE) {
         size_t n = piece(K, k);
         op_cpu_load(d, x, logits, at + k, n);
-        s += exponentials(x, shift ? shift + k : NULL, inverse, m, n);
+        if (shift) subtract(x, shift + k, n);
+        s += exponentials(x, inverse, m, n);
     }
     *most = m;
     *sum = s;
@@ -151,12 +158,13 @@ void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *mean, dv *entropy, co
             size_t n = piece(K, k);
             float *y = op_cpu_row(d, 1);
             op_cpu_load(d, x, logits, i * K + k, n);
+            subtract(x, c + k, n);
             memcpy(y, x, n * sizeof *y);
-            exponentials(x, c + k, inverse, most, n);
+            exponentials(x, inverse, most, n);
             scale(x, norm, n);
             float part = 0; /* sum q * (z - most) */
 #pragma omp simd reduction(+ : part)
-            for (size_t j = 0; j < n; j++) part += x[j] * ((y[j] - c[k + j]) * inverse - most);
+            for (size_t j = 0; j < n; j++) part += x[j] * (y[j] * inverse - most);
             h -= part;
             op_cpu_store(d, q, i * K + k, x, n);
         }
@@ -254,7 +262,7 @@ void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv
 #pragma omp simd reduction(+ : part)
             for (size_t c = 0; c < n; c++) part += target[c] * (x[c] * inverse - most);
             cross -= part;
-            exponentials(x, NULL, inverse, most, n);
+            exponentials(x, inverse, most, n);
             for (size_t c = 0; c < n; c++) x[c] = (x[c] * norm - target[c]) * inverse;
             op_cpu_store(d, dlogits, i * K + k, x, n);
         }
