@@ -3,13 +3,15 @@
 # peer is a script of the developers' shared folder, the others lie here; all are run by the Python named in
 # RADAPT_TORCH_PYTHON (with torch, torchvision, timm, onnx, onnxruntime). Without it ours alone is timed, and that is said.
 # ROWS (name of ours, of the peer, method; one a line), INFERENCE (the same, with a batch) choose the rows, PEERS (of eager
-# and compile) what PyTorch runs, TURNS how often each side runs.
+# and compile) what PyTorch runs, DTYPE in what (default: bf16 where the processor multiplies it, else fp32, as PyTorch's bf16 is
+# emulated there), TURNS how often each side runs.
 set -euo pipefail
 folder=$1 batch=${2:-8}
 script=$(dirname "$0")/../../../shared/measure/peer_ssa.py
 here=$(dirname "$0")
 python=${RADAPT_TORCH_PYTHON:-}
 read -ra peers <<<"${PEERS:-eager compile}"
+dtype=${DTYPE:-$(grep -qwm1 'avx512_bf16\|amx_bf16' /proc/cpuinfo && echo bf16 || echo fp32)}
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 # as radapt itself waits
 lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
@@ -32,12 +34,12 @@ for turn in $(seq "${TURNS:-2}"); do
         for how in ${python:+"${peers[@]}"}; do
             option=$([ "$how" = compile ] && echo --compile || true)
             # shellcheck disable=SC2086 # no option is no word
-            peer "$script" --model "$theirs" --method "$method" --batch "$batch" --steps 3 $option
+            peer "$script" --model "$theirs" --method "$method" --batch "$batch" --dtype "$dtype" --steps 3 $option
         done
     done <<<"$rows" | tee -a "$lines" >&2
     while read -r ours theirs images; do
         echo "ours $("$folder/bench_inference" "$ours" "$images")"
-        for how in ${python:+"${peers[@]}" onnx}; do peer "$here/peer_inference.py" "$how" "$theirs" "$images"; done
+        for how in ${python:+"${peers[@]}" onnx}; do peer "$here/peer_inference.py" "$how" "$theirs" "$images" 10 "$dtype"; done
     done <<<"$inference" | tee -a "$lines" >&2
 done
 # The best turn of each: name, method, seconds a step, images a second, resident memory.
