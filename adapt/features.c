@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapt/crop_load.h"
 #include "base/stop.h"
+#include "model/device_cuda.h"
 #include "preprocess/loader.h"
 
 typedef struct {
@@ -18,23 +20,26 @@ typedef struct {
     sampler_norm norm;
     sample_job *jobs; /* (batch) */
     pool *threads;
+    const crop_load *load; /* NULL: the images are made here */
 } source;
 
 static err_code fill(void *ctx, uint64_t step, float *out, err *e)
 {
     source *s = ctx;
     size_t first = (size_t)step * s->batch;
-    (void)e;
+    sample_job *jobs = s->load ? crop_load_begin(s->load, out) : s->jobs;
     for (size_t i = 0; i < s->batch; i++) {
         uint32_t frame = s->index[first + i < s->n ? first + i : first];
         const frame_info *f = &s->c->frames[frame];
-        s->jobs[i] = (sample_job){.frame = f,
-                                  .pixels = cohort_pixels(s->c, frame),
-                                  .crop = sampler_whole(f, true, s->fraction),
-                                  .size = s->size,
-                                  .out = out + i * s->image_floats};
+        const void *pixels = cohort_pixels(s->c, frame);
+        jobs[i] = (sample_job){.frame = f,
+                               .pixels = s->load ? crop_load_frame(s->load, out, f, pixels) : pixels,
+                               .crop = sampler_whole(f, true, s->fraction),
+                               .size = s->size,
+                               .out = s->load ? NULL : out + i * s->image_floats};
     }
-    sampler_run(s->threads, &s->norm, s->jobs, s->batch);
+    if (!s->load && sampler_run(s->threads, &s->norm, jobs, s->batch))
+        FAIL(e, NOMEM, "features: no memory for a batch");
     return ERR_OK;
 }
 
@@ -51,6 +56,9 @@ sampler_norm features_norm(const vit *m, const view_options *v)
 typedef struct {
     vit_pass pass;
     dv *arena_block, *pixels, *token_f32;
+    crop_load load; /* no crops: the images come from the host */
+    dv *frames;
+    sample_job *jobs; /* (load.crops) */
 } buffers;
 
 static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
@@ -68,17 +76,24 @@ static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
     TRY(device_reserve(d, vit_pass_work_bytes(m, batch, S, S, VIT_INFER), e));
     TRY(d->op->alloc(d, batch * 3 * S * S * sizeof(float), &b->pixels, e));
     TRY(d->op->alloc(d, batch * C * sizeof(float), &b->token_f32, e));
+    if (device_samples(d)) {
+        b->load = (crop_load){batch, batch * CROP_LOAD_FRAME};
+        b->jobs = malloc(batch * sizeof *b->jobs);
+        if (!b->jobs) FAIL(e, NOMEM, "features: no memory for %zu images", batch);
+        TRY(d->op->alloc(d, b->load.frame_bytes, &b->frames, e));
+    }
     vit_want_classes(m, &b->pass);
     return device_sync(d, e);
 }
 
 static void buffers_close(buffers *b, device *d)
 {
-    enum { BUFFERS = 3 };
-    dv *all[BUFFERS] = {b->arena_block, b->pixels, b->token_f32};
+    enum { BUFFERS = 4 };
+    dv *all[BUFFERS] = {b->arena_block, b->pixels, b->token_f32, b->frames};
     for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     vit_pass_fini(&b->pass);
+    free(b->jobs);
 }
 
 static size_t batch_of(const view_options *v, size_t n)
@@ -87,11 +102,23 @@ static size_t batch_of(const view_options *v, size_t n)
     return batch > n ? n : batch;
 }
 
-static void run_batch(vit *m, vit_who who, buffers *b, const float *pixels)
+/* Floats that the loader brings for a batch. */
+static size_t carried(const buffers *b)
+{
+    return b->load.crops ? crop_load_floats(&b->load) : b->pass.B * 3 * b->pass.height * b->pass.width;
+}
+
+static void run_batch(vit *m, vit_who who, buffers *b, const sampler_norm *norm, const float *batch)
 {
     device *d = vit_device(m);
     size_t C = (size_t)vit_get_config(m)->dim, B = b->pass.B;
-    d->op->upload(d, b->pixels, pixels, B * 3 * b->pass.height * b->pass.width * sizeof *pixels);
+    if (b->load.crops) {
+        crop_block block = crop_load_of(&b->load, batch);
+        crop_load_up(d, b->frames, b->jobs, &block);
+        d->op->sample(d, b->pixels, norm, b->jobs, B);
+    } else {
+        d->op->upload(d, b->pixels, batch, carried(b) * sizeof *batch);
+    }
     vit_patches(m, who, &b->pass, b->pixels);
     vit_fwd(m, who, &b->pass, b->pass.patches, NULL);
     d->op->to_f32(d, b->token_f32, b->pass.out, B * C);
@@ -102,9 +129,13 @@ err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host,
     buffers b = {0};
     size_t batch = batch_of(v, n);
     err_code rc = buffers_open(&b, m, batch, v->size, e);
-    if (!rc) run_batch(m, VIT_STUDENT, &b, NULL);
+    float *nothing = rc ? NULL : calloc(carried(&b), sizeof *nothing); /* a batch of nothing */
+    if (!rc && !nothing) rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "features: no memory for %zu images", batch);
+    if (!rc && b.load.crops) crop_load_room(&b.load, nothing, b.load.frame_bytes); /* as full as it gets */
+    if (!rc) run_batch(m, VIT_STUDENT, &b, &(sampler_norm){0}, nothing);
+    if (!rc) *host = 2 * carried(&b) * sizeof(float); /* loader.c's two */
+    free(nothing);
     buffers_close(&b, vit_device(m));
-    *host = 2 * batch * 3 * (size_t)v->size * (size_t)v->size * sizeof(float); /* loader.c's two */
     return rc;
 }
 
@@ -112,7 +143,7 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
                           float *out, err *e)
 {
     device *d = vit_device(m);
-    size_t C = (size_t)vit_get_config(m)->dim, batch = batch_of(v, n), floats;
+    size_t C = (size_t)vit_get_config(m)->dim, batch = batch_of(v, n), images;
     if (!n) return ERR_OK;
     if (v->size < 1 || v->size > 4096 || !(v->share > 0 && v->share <= 4))
         FAIL(e, USAGE, "features: images of %d pixels that show %g of each side", v->size, (double)v->share);
@@ -120,7 +151,7 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
     s.image_floats = 3 * (size_t)v->size * (size_t)v->size;
     s.fraction = v->share;
     s.norm = features_norm(m, v);
-    if (!size_mul(batch, s.image_floats, &floats)) FAIL(e, LIMIT, "features: a batch of %zu images", batch);
+    if (!size_mul(batch, s.image_floats, &images)) FAIL(e, LIMIT, "features: a batch of %zu images", batch);
     buffers b = {0};
     loader *l = NULL;
     uint64_t steps = (n + batch - 1) / batch;
@@ -129,13 +160,14 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
     s.threads = pool_new(0);
     if (!s.jobs || !s.threads) FAIL_DONE(rc, e, NOMEM, "features: no memory or threads");
     TRY_DONE(rc, buffers_open(&b, m, batch, v->size, e));
-    TRY_DONE(rc, loader_open(&l, fill, &s, floats, 0, steps - 1, e));
+    if (b.load.crops) s.load = &b.load;
+    TRY_DONE(rc, loader_open(&l, fill, &s, carried(&b), 0, steps - 1, e));
     for (uint64_t step = 0; step < steps; step++) {
         const float *pixels;
         size_t first = (size_t)step * batch, here = n - first < batch ? n - first : batch;
         TRY_DONE(rc, stop_check(e));
         TRY_DONE(rc, loader_take(l, step, &pixels, e));
-        run_batch(m, who, &b, pixels);
+        run_batch(m, who, &b, &s.norm, pixels);
         d->op->download(d, out + first * C, b.token_f32, here * C * sizeof(float));
         TRY_DONE(rc, device_sync(d, e));
         if (v->shown) progress_add(v->shown, here);

@@ -39,7 +39,7 @@ typedef struct {
     size_t log_bytes;
     /* device */
     vit_pass pass;
-    dv *arena_block, *pixels, *target, *weight, *logits, *logits_f32, *d_logits_f32, *d_logits,
+    dv *arena_block, *pixels, *frames, *target, *weight, *logits, *logits_f32, *d_logits_f32, *d_logits,
         *loss;               /* f32 (2): the batch's loss, its gradients' sum of squares */
     dv **best_master;        /* (params.n) */
     checkpoint_extra *extra; /* (params.n) the same with names */
@@ -208,6 +208,7 @@ static err_code alloc_device(loop *t, err *e)
         dv **to;
         size_t bytes;
     } all[] = {{&t->pixels, B * t->source.image_floats * sizeof(float)},
+               {&t->frames, t->source.load.frame_bytes},
                {&t->target, B * O * sizeof(float)},
                {&t->weight, B * O * sizeof(float)},
                {&t->logits, B * O * d->ct_bytes},
@@ -215,7 +216,8 @@ static err_code alloc_device(loop *t, err *e)
                {&t->logits_f32, B * O * sizeof(float)},
                {&t->d_logits_f32, B * O * sizeof(float)},
                {&t->loss, 2 * sizeof(float)}};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].bytes) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
     vit_want_classes(j->m, &t->pass);
     for (size_t i = 0; i < j->params.n; i++) {
         size_t count = j->params.p[i].rows * j->params.p[i].cols;
@@ -255,9 +257,9 @@ static void fini(loop *t)
 {
     device *d = t->j->d;
     loader_close(t->l);
-    enum { BUFFERS = 9 };
-    dv *all[BUFFERS] = {t->arena_block, t->pixels,     t->target,       t->weight, t->logits,
-                        t->d_logits,    t->logits_f32, t->d_logits_f32, t->loss};
+    enum { BUFFERS = 10 };
+    dv *all[BUFFERS] = {t->arena_block, t->pixels,   t->frames,     t->target,       t->weight,
+                        t->logits,      t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
     for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     for (size_t i = 0; t->best_master && i < t->j->params.n; i++)
@@ -376,6 +378,20 @@ static err_code read_losses(loop *t, uint64_t left, err *e)
     return ERR_OK;
 }
 
+/* The batch's pictures, or the frames that the device makes them of. */
+static void take_pictures(loop *t, const float *carried)
+{
+    device *d = t->j->d;
+    labelled_batch *s = &t->source;
+    if (!s->load.crops) {
+        d->op->upload(d, t->pixels, carried, s->batch * s->image_floats * sizeof *carried);
+        return;
+    }
+    crop_block block = crop_load_of(&s->load, carried);
+    crop_load_up(d, t->frames, s->jobs, &block);
+    d->op->sample(d, t->pixels, &s->norm, s->jobs, s->batch);
+}
+
 /* A GPU is asked for the next step before this one's loss is read: it never waits for the host within an epoch. */
 static err_code train_step(loop *t, err *e)
 {
@@ -387,7 +403,7 @@ static err_code train_step(loop *t, err *e)
     const float *taken;
     TRY(loader_take(t->l, t->step, &taken, e));
     const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
-    op->upload(d, t->pixels, v.pixels, B * t->source.image_floats * sizeof(float));
+    take_pictures(t, v.pixels);
     op->upload(d, t->target, v.target, targets);
     op->upload(d, t->weight, v.weight, targets);
     if (t->drop) vit_drop_draw(j->m, o->drop_path, o->seed, t->step, 0, B, t->drop);
@@ -505,13 +521,20 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
     t->batch = t->source.batch = (size_t)j->o->batch;
     t->outputs = t->source.outputs = (size_t)j->outputs;
     t->source.image_floats = 3 * (size_t)j->o->view.size * (size_t)j->o->view.size;
-    err_code rc = alloc_host(t, e);
+    t->source.j = j;
+    labelled_batch_place(&t->source);
+    t->source.jobs = malloc(t->batch * sizeof *t->source.jobs);
+    float *nothing = calloc(labelled_batch_floats(&t->source), sizeof *nothing);
+    err_code rc = ERR_OK;
+    if (!nothing || !t->source.jobs) rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "finetune: no memory for a batch");
+    if (!rc && t->source.load.crops) crop_load_room(&t->source.load, nothing, t->source.load.frame_bytes);
+    if (!rc) rc = alloc_host(t, e);
     if (!rc) rc = alloc_device(t, e);
     if (!rc) rc = optim_init(&t->optim, j->d, &j->params, j->o->clip, e);
     if (!rc) {
         for (size_t i = 0; i < j->params.n; i++) out->best += t->extra[i].count * sizeof(float);
-        out->batch = t->batch * t->source.image_floats * sizeof(float);
-        j->d->op->upload(j->d, t->pixels, NULL, out->batch);
+        out->batch = t->batch * t->source.image_floats * sizeof(float) + t->source.load.frame_bytes;
+        take_pictures(t, nothing);
         gradients(t, 1);
         double *forward = &j->d->flop[FLOP_FORWARD], counted = *forward, kept[FLOP_KINDS];
         memcpy(kept, j->d->flop, sizeof kept);
@@ -524,6 +547,7 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
         rc = features_measure(j->m, FEATURES_BATCH, &j->o->view, &looked, e); /* validation, while training waits */
         out->host += looked;
     }
+    free(nothing);
     fini(t);
     free(t);
     return rc;

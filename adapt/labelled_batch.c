@@ -5,41 +5,51 @@
 
 #include "adapt/task.h"
 #include "base/rng.h"
+#include "model/device_cuda.h"
 #include "preprocess/augment.h"
+
+static size_t pixel_floats(const labelled_batch *t)
+{
+    return t->load.crops ? crop_load_floats(&t->load) : t->batch * t->image_floats;
+}
 
 size_t labelled_batch_floats(const labelled_batch *t)
 {
-    return t->batch * (t->image_floats + 2 * t->outputs) + 1;
+    return pixel_floats(t) + 2 * t->batch * t->outputs + 1;
 }
 
 labelled_batch_parts labelled_batch_view(const labelled_batch *t, const float *at)
 {
     labelled_batch_parts v = {.pixels = (float *)(uintptr_t)at};
-    v.target = v.pixels + t->batch * t->image_floats;
+    v.target = v.pixels + pixel_floats(t);
     v.weight = v.target + t->batch * t->outputs;
     v.scale = v.weight + t->batch * t->outputs;
     return v;
 }
 
-static void draw_batch(labelled_batch *t, uint64_t step, const labelled_batch_parts *v)
+static err_code draw_batch(labelled_batch *t, uint64_t step, const labelled_batch_parts *v, err *e)
 {
     const finetune_options *o = t->j->o;
     const cohort *c = t->j->c;
+    bool later = t->load.crops;
+    sample_job *jobs = later ? crop_load_begin(&t->load, v->pixels) : t->jobs;
     for (size_t i = 0; i < t->batch; i++) {
         uint64_t sample = step * t->batch + i;
         const labelled_case *k = &c->cases[draw_case(&t->draw, sample)];
         rng r = rng_at(o->seed, RNG_AUGMENT, sample, 0);
         uint32_t frame = k->frames[rng_below(&r, (uint32_t)k->n_frames)];
         const frame_info *f = &c->frames[frame];
-        t->jobs[i] = (sample_job){.frame = f,
-                                  .pixels = cohort_pixels(c, frame),
-                                  .crop = augment_supervised(f, o->crop_scale, o->flip, o->jitter, &r),
-                                  .size = o->view.size,
-                                  .out = v->pixels + i * t->image_floats};
+        const void *pixels = cohort_pixels(c, frame);
+        jobs[i] = (sample_job){.frame = f,
+                               .pixels = later ? crop_load_frame(&t->load, v->pixels, f, pixels) : pixels,
+                               .crop = augment_supervised(f, o->crop_scale, o->flip, o->jitter, &r),
+                               .size = o->view.size,
+                               .out = later ? NULL : v->pixels + i * t->image_floats};
         task_targets(c->task, c->n_labels, k, t->j->class_weight, v->target + i * t->outputs,
                      v->weight + i * t->outputs);
     }
-    sampler_run(t->threads, &t->norm, t->jobs, t->batch);
+    if (!later && sampler_run(t->threads, &t->norm, jobs, t->batch)) FAIL(e, NOMEM, "finetune: no memory for a batch");
+    return ERR_OK;
 }
 
 /* out = lambda a + (1 - lambda) b of pictures and of losses: the loss of a mixed picture is the mean of its two
@@ -87,16 +97,21 @@ static void finish_targets(const labelled_batch *t, const labelled_batch_parts *
 err_code labelled_batch_fill(void *ctx, uint64_t step, float *out, err *e)
 {
     labelled_batch *t = ctx;
-    (void)e;
     labelled_batch_parts v = labelled_batch_view(t, out);
     if (t->unmixed) {
         labelled_batch_parts drawn = labelled_batch_view(t, t->unmixed);
-        draw_batch(t, step, &drawn);
+        TRY(draw_batch(t, step, &drawn, e));
         mix_batch(t, step, &drawn, &v);
-    } else
-        draw_batch(t, step, &v);
+    } else {
+        TRY(draw_batch(t, step, &v, e));
+    }
     finish_targets(t, &v);
     return ERR_OK;
+}
+
+void labelled_batch_place(labelled_batch *t)
+{
+    if (device_samples(t->j->d) && t->j->o->mixup == 0) t->load = (crop_load){t->batch, t->batch * CROP_LOAD_FRAME};
 }
 
 err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
@@ -107,6 +122,7 @@ err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
     if (!t->draw.cases || o->batch < 1) FAIL(e, INTERNAL, "finetune: an empty batch");
     t->batch = (size_t)o->batch < t->draw.cases ? (size_t)o->batch : t->draw.cases;
     t->image_floats = 3 * (size_t)o->view.size * (size_t)o->view.size;
+    labelled_batch_place(t);
     t->jobs = malloc(t->batch * sizeof *t->jobs);
     t->partner = malloc(t->batch * sizeof *t->partner);
     t->unmixed = o->mixup > 0 ? malloc(labelled_batch_floats(t) * sizeof *t->unmixed) : NULL;

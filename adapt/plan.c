@@ -89,7 +89,7 @@ static err_code count_step(plan *p, ssl_step *s, const ssl_data *data, const uin
     p->flop[PLAN_AGAIN] = flop_of(d, FLOP_FORWARD);
     no_flop(d);
     size_t packed = d->bytes_packed;
-    const ssl_step_crops crops = {data->jobs, &data->norm, NULL, s->config.frame_bytes};
+    const ssl_step_crops crops = {{data->jobs, data->load.crops, NULL, s->config.frame_bytes}, &data->norm};
     const ssl_step_in in = {.mask = mask, .teacher_temp = 1, .crops = data->later ? &crops : NULL};
     for (int late = 0; late <= SSL_STEP_LATE; late++) { /* as many as there may be at once: what is pinned */
         for (size_t i = 0; i < data->accumulate; i++) {

@@ -20,8 +20,12 @@ static void crop_sizes(ssl_data *s, const ssl_options *o, int patch)
     s->local_size = to_patches(o->local_size ? o->local_size : (global * 98 + 112) / 224, patch);
 }
 
-enum { AT_ONCE = 8 };           /* squares made at once */
-enum { FRAME_BYTES = 1 << 20 }; /* of a stored frame that goes up to the device beside the others */
+enum { AT_ONCE = 8 }; /* squares made at once */
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+}
 
 static err_code open_squares(ssl_data *s, int side, err *e)
 {
@@ -63,7 +67,8 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     memcpy(s->norm.std, k->std, sizeof s->norm.std);
     TRY(open_squares(s, o->crop_from, e));
     s->later = device_samples(vit_device(m));
-    s->frame_bytes = s->batch * (s->squares ? 3 * s->crop_from * s->crop_from : FRAME_BYTES);
+    s->load = (crop_load){s->batch * (2 + s->locals),
+                          s->batch * (s->squares ? aligned(3 * s->crop_from * s->crop_from) : CROP_LOAD_FRAME)};
     int threads = pool_processors();
     if (threads > 4) { /* beside the compute threads: a share of the processors prepares the next step */
         s->threads = pool_new(threads / 4);
@@ -97,20 +102,9 @@ size_t ssl_data_floats(const ssl_data *s)
     return s->batch * 3 * (2 * s->global_size * s->global_size + s->locals * s->local_size * s->local_size);
 }
 
-static size_t aligned(size_t bytes)
-{
-    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-}
-
-/* What is carried where crops are made later: how many bytes of frames (size_t), jobs, frames. */
-static size_t frames_at(const ssl_data *s)
-{
-    return ARENA_ALIGN + aligned(s->batch * (2 + s->locals) * sizeof *s->jobs);
-}
-
 size_t ssl_data_carried(const ssl_data *s)
 {
-    return s->later ? (frames_at(s) + aligned(s->frame_bytes)) / sizeof(float) : ssl_data_floats(s);
+    return s->later ? crop_load_floats(&s->load) : ssl_data_floats(s);
 }
 
 void ssl_data_view(const ssl_data *s, const float *carried, ssl_step_in *in, ssl_step_crops *crops)
@@ -119,9 +113,7 @@ void ssl_data_view(const ssl_data *s, const float *carried, ssl_step_in *in, ssl
     in->locals = carried + 2 * s->batch * 3 * s->global_size * s->global_size;
     in->crops = NULL;
     if (!s->later) return;
-    const char *at = (const char *)carried;
-    *crops =
-        (ssl_step_crops){(const sample_job *)(at + ARENA_ALIGN), &s->norm, at + frames_at(s), *(const size_t *)carried};
+    *crops = (ssl_step_crops){crop_load_of(&s->load, carried), &s->norm};
     in->crops = crops;
 }
 
@@ -206,35 +198,27 @@ err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e)
     return ERR_OK;
 }
 
-/* What the device makes the crops of. Frames beyond frame_bytes stay where they are, in the store. */
-static err_code carry(ssl_data *s, uint64_t micro, char *out, err *e)
+/* What the device makes the crops of. */
+static err_code carry(ssl_data *s, uint64_t micro, float *out, err *e)
 {
-    size_t first = first_of(s, micro), used = 0, square = 3 * s->crop_from * s->crop_from;
-    sample_job *jobs = (sample_job *)(out + ARENA_ALIGN);
-    char *frames = out + frames_at(s);
-    if (s->squares) TRY(make_squares(s, first, (uint8_t *)frames, e));
+    size_t first = first_of(s, micro), square = 3 * s->crop_from * s->crop_from;
+    sample_job *jobs = crop_load_begin(&s->load, out);
+    uint8_t *squares = s->squares ? crop_load_room(&s->load, out, s->load.frame_bytes) : NULL;
+    if (squares) TRY(make_squares(s, first, squares, e));
     for (size_t b = 0; b < s->batch; b++) {
         size_t index = s->order[first + b];
         const frame_info *f = &s->c->frames[index];
-        const void *pixels = frames + square * b;
-        if (!s->squares) {
-            size_t bytes = (size_t)f->rows * (size_t)f->columns * (f->type == PIXEL_U8 ? (size_t)f->channels : 2);
-            pixels = cohort_pixels(s->c, index);
-            if (used + aligned(bytes) <= s->frame_bytes) {
-                pixels = memcpy(frames + used, pixels, bytes);
-                used += aligned(bytes);
-            }
-        }
+        const void *pixels =
+            squares ? squares + square * b : crop_load_frame(&s->load, out, f, cohort_pixels(s->c, index));
         for (size_t k = 0; k < 2 + s->locals; k++) jobs[k * s->batch + b] = crop_of(s, micro, b, k, index, pixels);
     }
-    *(size_t *)out = s->squares ? square * s->batch : used;
     return ERR_OK;
 }
 
 err_code ssl_data_fill(void *ssl_data_, uint64_t micro, float *out, err *e)
 {
     ssl_data *s = ssl_data_;
-    return s->later ? carry(s, micro, (char *)out, e) : ssl_data_crops(s, micro, out, e);
+    return s->later ? carry(s, micro, out, e) : ssl_data_crops(s, micro, out, e);
 }
 
 /* Prototypes for n training frames: a power of two, no more than frames but at least 256, at most 8192. */
@@ -254,7 +238,7 @@ ssl_step_config ssl_data_step_config(const ssl_data *data, const vit *m, const s
                              .global_size = data->global_size,
                              .local_size = data->local_size,
                              .recompute = o->recompute,
-                             .frame_bytes = data->later ? data->frame_bytes : 0,
+                             .frame_bytes = data->later ? data->load.frame_bytes : 0,
                              .masked_most = o->ibot > 0 ? ssl_mask_most(mask) : 0,
                              .accumulate = data->accumulate,
                              .head = {(size_t)vit_get_config(m)->dim, (size_t)o->hidden, (size_t)o->bottleneck,

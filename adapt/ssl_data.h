@@ -17,10 +17,10 @@ typedef struct {
     size_t accumulate;        /* micro-batches of `batch` frames an update */
     uint64_t steps_per_epoch; /* updates */
     sampler_norm norm;
-    bool later;         /* the device makes the crops */
-    size_t frame_bytes; /* ... of so many bytes of frames at once */
-    pool *threads;      /* NULL: the loader's own thread */
-    uint32_t *order;    /* (n) permutation of epoch order_epoch */
+    bool later;      /* the device makes the crops */
+    crop_load load;  /* ... of these */
+    pool *threads;   /* NULL: the loader's own thread */
+    uint32_t *order; /* (n) permutation of epoch order_epoch */
     uint64_t order_epoch;
     sample_job *jobs;    /* (batch * (2 + locals)) */
     size_t crop_from;    /* N: ssl_options.crop_from */

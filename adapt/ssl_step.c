@@ -444,13 +444,9 @@ static err_code sample(ssl_step *s, const ssl_step_crops *c, err *e)
 {
     const op_table *op = s->d->op;
     size_t globals = 2 * s->config.batch, locals = s->config.locals * s->config.batch;
-    if (c->bytes > s->config.frame_bytes) FAIL(e, INTERNAL, "%zu bytes of frames", c->bytes);
-    op->upload(s->d, s->frames, c->frames, c->bytes);
-    for (size_t i = 0; i < globals + locals; i++) {
-        size_t at = (uintptr_t)c->jobs[i].pixels - (uintptr_t)c->frames;
-        s->jobs[i] = c->jobs[i];
-        s->jobs[i].resident = at < c->bytes ? dv_at(s->frames, at) : NULL;
-    }
+    if (c->block.n != globals + locals || c->block.bytes > s->config.frame_bytes)
+        FAIL(e, INTERNAL, "%zu crops of %zu bytes of frames", c->block.n, c->block.bytes);
+    crop_load_up(s->d, s->frames, s->jobs, &c->block);
     op->sample(s->d, s->globals, c->norm, s->jobs, globals);
     if (locals) op->sample(s->d, s->locals, c->norm, s->jobs + globals, locals);
     return ERR_OK;

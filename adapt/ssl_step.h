@@ -18,6 +18,7 @@
  * neighbours and Sinkhorn's shares are those within a micro-batch. */
 #ifndef RADAPT_SSL_STEP_H
 #define RADAPT_SSL_STEP_H
+#include "adapt/crop_load.h"
 #include "adapt/dino_head.h"
 #include "adapt/optim.h"
 
@@ -43,10 +44,9 @@ typedef struct {
 /* Crops that the device makes (op.h: sample) from frames of the host. What a job's pixels point to within frames goes
  * up once for all of its jobs; what lies elsewhere each time it is asked for. */
 typedef struct {
-    const struct sample_job *jobs; /* (2B + L*B): in the order of crops */
-    const struct sampler_norm *norm;
-    const void *frames; /* bytes of them, config.frame_bytes at most; may change when ssl_step_gradients returns */
-    size_t bytes;
+    crop_block block; /* 2B + L*B jobs in the order of crops; at most config.frame_bytes; may change when
+                         ssl_step_gradients returns */
+    const sampler_norm *norm;
 } ssl_step_crops;
 
 typedef struct {

@@ -404,16 +404,16 @@ static void rows_are_the_golden_ones(void **state)
     close_run(&r);
 }
 
-/* The i-th image's crops of (crops, BATCH, n) values, one crop after the other. */
-static void *of_image(const void *x, size_t crops, size_t image, size_t bytes)
+/* The i-th picture's crops of (crops, BATCH, n) values, one crop after the other. */
+static void *of_image(const void *x, size_t crops, size_t picture, size_t bytes)
 {
     char *out = malloc(crops * bytes);
     assert_non_null(out);
-    for (size_t c = 0; c < crops; c++) memcpy(out + c * bytes, (const char *)x + (c * BATCH + image) * bytes, bytes);
+    for (size_t c = 0; c < crops; c++) memcpy(out + c * bytes, (const char *)x + (c * BATCH + picture) * bytes, bytes);
     return out;
 }
 
-/* Gradients of an update from micro-batches of one image. */
+/* Gradients of an update from micro-batches of one picture. */
 static void gradients_by_image(run *r, ssl_step_out *out)
 {
     err e = {0};

@@ -135,13 +135,13 @@ static void gradients(side *x, const step_case *c, int number)
     assert_int_equal(window_parse("0/1000", &norm.window, NULL), ERR_OK);
     for (size_t i = 0; i < c->accumulate; i++) {
         ssl_step_in in = {.globals = globals, .locals = locals, .mask = mask, .teacher_temp = 0.05f};
-        ssl_step_crops crops = {.jobs = jobs, .norm = &norm, .bytes = FRAMES_THERE};
+        ssl_step_crops crops = {{jobs, CROPS, NULL, FRAMES_THERE}, &norm};
         fill(globals, sizeof globals / sizeof *globals, (uint64_t)number * 10 + 2 * i + 1);
         fill(locals, sizeof locals / sizeof *locals, (uint64_t)number * 10 + 2 * i + 2);
         if (number == NOT_FINITE) globals[7] = NAN;
         if (c->crops) {
             draw_crops(number, &norm, jobs, globals, locals);
-            crops.frames = jobs[0].pixels;
+            crops.block.frames = jobs[0].pixels;
             if (x->d.impl != x->cpu) in.crops = &crops;
         }
         memset(mask, 0, sizeof mask);

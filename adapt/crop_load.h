@@ -1,0 +1,42 @@
+/* crop_load.h: crops on their way to a device that makes them itself (device_samples): their jobs, and the frames that
+ * the jobs cut, as one block of the loader's. The loader's thread has read the frames from the store then, and each
+ * goes up once, however many crops it gives.
+ *
+ *     crop_load k = {.crops = B, .frame_bytes = ...};              // loader_open(..., crop_load_floats(&k), ...)
+ *     jobs = crop_load_begin(&k, at);                              // the loader's fill, at: its block
+ *     jobs[i].pixels = crop_load_frame(&k, at, frame, pixels);
+ *     crop_load_up(d, frames, own, crop_load_of(&k, at));          // the step: device memory, and jobs (crops) of its
+ * own op->sample(d, pixels, &norm, own, B);
+ */
+#ifndef RADAPT_CROP_LOAD_H
+#define RADAPT_CROP_LOAD_H
+#include "model/op.h"
+#include "preprocess/sampler.h"
+
+enum { CROP_LOAD_FRAME = 1 << 20 }; /* bytes of a stored frame that usually suffice */
+
+typedef struct {
+    size_t crops;
+    size_t frame_bytes; /* of frames at most; what does not fit stays in the store, and the device reads it there */
+} crop_load;
+
+/* What a block holds. */
+typedef struct {
+    const sample_job *jobs; /* (n) */
+    size_t n;
+    const void *frames; /* what jobs' pixels point into, or not */
+    size_t bytes;
+} crop_block;
+
+size_t crop_load_floats(const crop_load *k);
+/* An empty block; returns its jobs, to be filled in. */
+sample_job *crop_load_begin(const crop_load *k, float *at);
+/* The frame's pixels where they lie in the block, or as given where there is no room. */
+const void *crop_load_frame(const crop_load *k, float *at, const frame_info *f, const void *pixels);
+/* Room for bytes of frames that the caller writes, multiples of ARENA_ALIGN; NULL: none. */
+void *crop_load_room(const crop_load *k, float *at, size_t bytes);
+crop_block crop_load_of(const crop_load *k, const float *at);
+/* Sends the block's frames up into `frames` (frame_bytes); own: the jobs, pointed there. The block may change after. */
+void crop_load_up(device *d, dv *frames, sample_job *own, const crop_block *b);
+
+#endif

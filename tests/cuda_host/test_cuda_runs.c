@@ -1,0 +1,199 @@
+/* Whole runs on the CUDA back end against the CPU's: self-supervised adaptation with its evaluations, then fine-tuning
+ * and what it predicts, on images that either makes its crops of. Losses are read late there, batches are frames and
+ * jobs, the last batch of an extraction is not full: what no single step shows. */
+#define TWIN_ANY_DEVICE
+#include "adapt/finetune.h"
+#include "adapt/ssl.h"
+#include "base/csv.h"
+#include "model/cuda/op_cuda.h"
+#include "tests/adapt/world.h"
+
+#define SHAPE "dim=64,depth=2,heads=2,patch=8,grid=4"
+enum { CPU, CUDA, SIDES };
+
+typedef struct {
+    world *w;
+    device cuda;
+    device *d[SIDES];
+} two;
+
+static int open_two(void **state)
+{
+    err e = {0};
+    two *t = calloc(1, sizeof *t);
+    assert_int_equal(world_make((void **)&t->w), 0);
+    ASSERT_OK(op_cuda_open(&t->cuda, 0, COMPUTE_F32, &e));
+    t->d[CPU] = &t->w->d;
+    t->d[CUDA] = &t->cuda;
+    *state = t;
+    return 0;
+}
+
+static int close_two(void **state)
+{
+    two *t = *state;
+    device_close(&t->cuda);
+    world_unmake((void **)&t->w);
+    free(t);
+    return 0;
+}
+
+static vit *model_on(device *d)
+{
+    err e = {0};
+    vit *m;
+    vit_source source = {.seed = 5};
+    ASSERT_OK(vit_named_config(SHAPE, &source.random, &e));
+    ASSERT_OK(vit_open(&m, d, &source, &e));
+    return m;
+}
+
+/* The numbers of `key` in the lines of a run's log, in order; returns how many, `most` at most. */
+static size_t numbers(const world *w, const char *run, const char *key, double *out, size_t most)
+{
+    char *text = world_text(w, run, "metrics.jsonl"), quoted[32];
+    size_t n = 0;
+    snprintf(quoted, sizeof quoted, "\"%s\":", key);
+    for (const char *at = text; n < most && (at = strstr(at, quoted));) {
+        at += strlen(quoted);
+        out[n++] = strtod(at, NULL);
+    }
+    free(text);
+    return n;
+}
+
+/* The log's numbers of one key, side by side. */
+static void compare(const world *w, const char *cpu, const char *cuda, const char *key, size_t least, double bound)
+{
+    enum { MOST = 256 };
+    double x[MOST], y[MOST], worst = 0;
+    size_t n = numbers(w, cpu, key, x, MOST), m = numbers(w, cuda, key, y, MOST);
+    if (n != m || n < least) fail_msg("%s: %zu numbers on the CPU, %zu on CUDA", key, n, m);
+    for (size_t i = 0; i < n; i++) {
+        double apart = fabs(x[i] - y[i]) / (fabs(x[i]) + 1e-3);
+        if (!(apart <= bound)) fail_msg("%s %zu: %g on the CPU, %g on CUDA", key, i, x[i], y[i]);
+        if (apart > worst) worst = apart;
+    }
+    printf("  %s: %zu numbers, at most %.1e apart\n", key, n, worst);
+}
+
+static void adapts(two *t, const char *name, bool squares, int accumulate)
+{
+    static const char *side[SIDES] = {"cpu", "cuda"};
+    char run[SIDES][64];
+    ssl_result r[SIDES];
+    printf(" %s\n", name);
+    for (int i = 0; i < SIDES; i++) {
+        err e = {0};
+        char dir[FILE_PATH_MAX];
+        ssl_options o;
+        ASSERT_OK(ssl_recipe("default", METHOD_APLA, &o, &e));
+        o.epochs = 2;
+        o.head_warmup_epochs = 1;
+        o.batch = 4;
+        o.accumulate = accumulate;
+        o.global_size = 32;
+        o.local_size = 16;
+        o.locals = 1;
+        o.hidden = 32;
+        o.bottleneck = 16;
+        o.prototypes = 64;
+        o.crop_from = squares ? 40 : 0;
+        o.view = (view_options){.size = 32, .share = 1, .batch = 8};
+        o.peft = (peft_spec){.method = METHOD_APLA};
+        snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
+        world_path(t->w, run[i], "", dir);
+        vit *m = model_on(t->d[i]);
+        ASSERT_OK(ssl_adapt(m, &t->w->c, &o, dir, &r[i], &e));
+        assert_true(r[i].steps >= 4 && !r[i].rolled_back);
+        vit_close(m);
+    }
+    compare(t->w, run[CPU], run[CUDA], "loss", 1, 1e-3);
+    compare(t->w, run[CPU], run[CUDA], "knn_auc", 2, 0.02);
+    compare(t->w, run[CPU], run[CUDA], "rank", 2, 0.02);
+    if (fabs(r[CPU].loss_last - r[CUDA].loss_last) > 1e-3 * r[CPU].loss_last)
+        fail_msg("the last loss is %g on the CPU, %g on CUDA", r[CPU].loss_last, r[CUDA].loss_last);
+    printf("  %d updates, last loss %g and %g\n", (int)r[CPU].steps, r[CPU].loss_last, r[CUDA].loss_last);
+}
+
+static void test_adapt(void **state)
+{
+    adapts(*state, "adapt", false, 1);
+}
+
+static void test_adapt_squares_accumulate(void **state)
+{
+    adapts(*state, "adapt from squares, two micro-batches", true, 2);
+}
+
+static void finetunes(two *t, const char *name, float mixup)
+{
+    static const char *side[SIDES] = {"cpu", "cuda"};
+    char run[SIDES][64];
+    csv predicted[SIDES];
+    const cohort *c = &t->w->c;
+    printf(" %s\n", name);
+    for (int i = 0; i < SIDES; i++) {
+        err e = {0};
+        char path[FILE_PATH_MAX];
+        finetune_options o;
+        finetune_result r;
+        param_set adapter = {0};
+        bundle_info info = {.peft = {.method = METHOD_APLA}, .n_labels = c->n_labels};
+        finetune_defaults(&o);
+        o.method = METHOD_APLA;
+        o.epochs = 2;
+        o.batch = 6;
+        o.lr = 1e-4f;
+        o.head_lr = 1e-3f;
+        o.warmup_steps = 2;
+        o.patience = 0;
+        o.mixup = mixup;
+        o.view = (view_options){.size = 32, .share = 1, .batch = 8};
+        snprintf(info.backbone_random, sizeof info.backbone_random, "%s seed=5", SHAPE);
+        info.labels = calloc((size_t)c->n_labels, sizeof *info.labels);
+        for (int k = 0; k < c->n_labels; k++) memcpy(info.labels[k].name, c->labels[k], sizeof c->labels[k]);
+        ASSERT_OK(findings_codes(NULL, info.labels, c->n_labels, &e));
+        vit *m = model_on(t->d[i]);
+        ASSERT_OK(vit_train(m, &info.peft, &adapter, &e));
+        snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
+        world_path(t->w, run[i], "", path);
+        ASSERT_OK(finetune_run(m, &adapter, c, &o, &info, path, &r, &e));
+        vit_close(m);
+        param_set_free(t->d[i], &adapter);
+        free(info.labels);
+        world_path(t->w, run[i], "predictions.csv", path);
+        ASSERT_OK(csv_read(&predicted[i], path, &e));
+    }
+    compare(t->w, run[CPU], run[CUDA], "loss", 3, 1e-3);
+    const csv *x = &predicted[CPU], *y = &predicted[CUDA];
+    double worst = 0, least = 1, most = 0;
+    assert_int_equal(x->rows, y->rows);
+    assert_int_equal(x->rows, WORLD_PATIENTS + 1);
+    for (size_t k = 1; k < x->rows; k++) {
+        int at = csv_column(x, "p_square");
+        assert_true(at >= 0);
+        double p = atof(csv_at(x, k, at)), q = atof(csv_at(y, k, at));
+        assert_string_equal(csv_at(x, k, csv_column(x, "case")), csv_at(y, k, csv_column(y, "case")));
+        if (!(fabs(p - q) < 5e-3)) fail_msg("case %zu: %g on the CPU, %g on CUDA", k, p, q);
+        if (fabs(p - q) > worst) worst = fabs(p - q);
+        least = p < least ? p : least;
+        most = p > most ? p : most;
+    }
+    assert_true(most > least + 0.1);
+    printf("  probabilities of %g to %g: at most %.1e apart\n", least, most, worst);
+    for (int i = 0; i < SIDES; i++) csv_close(&predicted[i]);
+}
+
+static void test_finetune(void **state)
+{
+    finetunes(*state, "apla", 0);
+    finetunes(*state, "apla, mixed", 0.4f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_adapt), cmocka_unit_test(test_adapt_squares_accumulate),
+                                       cmocka_unit_test(test_finetune)};
+    return cmocka_run_group_tests(tests, open_two, close_two);
+}
