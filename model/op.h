@@ -187,6 +187,10 @@ typedef struct op_table {
     /* out[i] = x[rows[i]] and dx[rows[i]] += dout[i]; rows int32 (n), distinct; C columns ct. */
     void (*gather)(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
     void (*scatter_add)(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);
+    /* Row i of out (n,C) f32 = (add: +=) sum of weight[k] * in[index[k]] over first[i] <= k < first[i+1], in order.
+     * first int32 (n+1), index int32, weight f32; in f32 rows of C, not out. */
+    void (*mix_rows)(device *d, dv *out, bool add, const dv *in, const dv *first, const dv *index, const dv *weight,
+                     size_t n, size_t C);
 
     /* --- objective (op_cpu_loss.c)
      * -------------------------------------------------------------------------------------------- */

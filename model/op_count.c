@@ -216,6 +216,10 @@ static void count_attention_bwd(device *d, dv *dqkv, const dv *d_o, const dv *qk
     d->flop[FLOP_DX] += 8.0 * (double)(B * T) * (double)T * (double)(H * D);
 }
 static void count_mean_token(device *d, dv *out, const dv *x, size_t B, size_t T, size_t first, size_t C) {}
+static void count_mix_rows(device *d, dv *out, bool add, const dv *in, const dv *first, const dv *index,
+                           const dv *weight, size_t n, size_t C)
+{
+}
 static void count_rows(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C) {}
 
 /* --- objective and optimiser */
@@ -310,6 +314,7 @@ static const op_table count_table = {
     count_mean_token,
     count_rows,
     count_rows,
+    count_mix_rows,
     count_l2,
     count_l2_bwd,
     count_weight_norm,

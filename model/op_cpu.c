@@ -278,6 +278,7 @@ static const op_table cpu_table = {
     op_cpu_mean_token_bwd,
     op_cpu_gather,
     op_cpu_scatter_add,
+    op_cpu_mix_rows,
     op_cpu_l2_fwd,
     op_cpu_l2_bwd,
     op_cpu_weight_norm_fwd,

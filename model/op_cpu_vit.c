@@ -419,3 +419,19 @@ void op_cpu_scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_
         op_cpu_store(d, dx, (size_t)r[i] * C, a, C);
     }
 }
+
+void op_cpu_mix_rows(device *d, dv *out, bool add, const dv *in, const dv *first, const dv *index, const dv *weight,
+                     size_t n, size_t C)
+{
+    const int32_t *from = (const int32_t *)first, *which = (const int32_t *)index;
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        float *row = (float *)out + i * C;
+        if (!add) memset(row, 0, C * sizeof *row);
+        for (int32_t k = from[i]; k < from[i + 1]; k++) {
+            const float *x = (const float *)in + (size_t)which[k] * C, w = ((const float *)weight)[k];
+            for (size_t c = 0; c < C; c++) row[c] += w * x[c];
+        }
+    }
+}

@@ -50,7 +50,8 @@ static err_code make_impl(vit_pass *a, const vit *m, err *e)
     if (!k->want_host) FAIL(e, NOMEM, "no memory for a pass");
     k->block = calloc(k->L, sizeof *k->block);
     if (!k->block) FAIL(e, NOMEM, "no memory for a pass");
-    return vit_position_weights(k, (size_t)m->c.grid, m->c.pos, e);
+    bool backward = a->keep != VIT_INFER && m->pos.param != VIT_FROZEN;
+    return vit_position_tables(k, (size_t)m->c.grid, m->c.pos, backward, e);
 }
 
 /* Tiles of about the device's rows, unless they keep too few of its units busy: then one, of the whole batch. */
@@ -237,6 +238,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
     }
     k->pos[0] = arena_take(m, (1 + a->P) * C, sizeof(float));
     k->pos[1] = arena_take(m, (1 + a->P) * C, sizeof(float));
+    vit_position_plan(k, m);
     if (grad) {
         k->mean = arena_take(m, N, sizeof(float));
         k->rstd = arena_take(m, N, sizeof(float));
@@ -279,8 +281,7 @@ void vit_pass_fini(vit_pass *a)
     if (k) {
         free(k->block);
         free(k->want_host);
-        free(k->wy);
-        free(k->wx);
+        vit_position_fini(k);
         free(k);
     }
     memset(a, 0, sizeof *a);

@@ -236,26 +236,14 @@ static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
 {
     const op_table *op = m->d->op;
     vit_pass_impl *k = a->impl;
-    size_t C = (size_t)m->c.dim, G = (size_t)m->c.grid, rows = 1 + a->P;
+    size_t C = (size_t)m->c.dim, rows = 1 + a->P;
     /* k->pos[teacher's] is not in use in a training pass: it holds dpos on this grid. */
     dv *dpos = vit_grad_of(m, m->pos.param), *on_grid = k->pos[VIT_TEACHER];
     if (dpos) op->zero(m->d, on_grid, rows * C * sizeof(float));
     op->embed_bwd(m->d, a->patches, vit_grad_of(m, m->cls.param), vit_grad_of(m, m->reg.param), dpos ? on_grid : NULL,
                   vit_grad_of(m, m->mask_token.param), k->dx, mask, m->c.class_token, a->B, a->P,
                   (size_t)m->c.registers, m->prompts, C);
-    if (dpos) {
-        float *host = malloc(rows * C * sizeof *host), *grad = malloc((1 + G * G) * C * sizeof *grad);
-        if (host && grad) {
-            op->download(m->d, host, on_grid, rows * C * sizeof *host);
-            op->download(m->d, grad, dpos, (1 + G * G) * C * sizeof *grad);
-            vit_positions_bwd(m, a, host, grad);
-            op->upload(m->d, dpos, grad, (1 + G * G) * C * sizeof *grad);
-        } else {
-            err_set(&m->d->sticky, ERR_NOMEM, __FILE__, __LINE__, "no memory for positional gradients");
-        }
-        free(host);
-        free(grad);
-    }
+    if (dpos) vit_positions_bwd(m, a, dpos, on_grid);
     if (!vit_trains(&m->patch)) return;
     if (pixels && m->patch.weight != VIT_FROZEN)
         op->patchify(m->d, k->cols, pixels, a->B, a->height, a->width, (size_t)m->c.patch);

@@ -140,6 +140,14 @@ typedef struct {
     size_t images, n;
 } vit_tiling;
 
+/* Rows of weighted sums of rows (op.h, mix_rows), on the host and on the device. */
+typedef struct {
+    size_t rows, n;
+    int32_t *first, *index; /* (rows+1), (n); first NULL: there is none */
+    float *weight;          /* (n) */
+    dv *first_there, *index_there, *weight_there;
+} vit_mix;
+
 /* vit_pass.impl. */
 typedef struct {
     size_t L, N, Ti;       /* Ti: tokens in the transformer: T, or T-1 without a class token; N = B*Ti */
@@ -156,8 +164,9 @@ typedef struct {
     dv *normed;                 /* (N,C): final norm where out has the extra row, else out itself */
     dv *pos[2];                 /* (1+P,C) f32 on this grid */
     bool pos_ready[2];
-    float *wy, *wx; /* (gh,G), (gw,G): interpolation weights; NULL: the grid matches */
     size_t gh, gw;
+    vit_mix mix[2];   /* the table's rows in the grid's; and transposed, where the table is trained */
+    bool mix_there;   /* on the device */
     dv *dx, *dbranch; /* (N,C): backward */
     /* Where rows are wanted: W of them, at most most_wanted. */
     size_t most_wanted, wanted;
@@ -229,11 +238,13 @@ void vit_block_again(vit *m, vit_pass *a, size_t l, const vit_tile *t);
 
 /* Positional rows on the pass's grid from the live table: once, or each time where the table is trained. */
 void vit_positions(vit *m, vit_who who, vit_pass *a);
-/* The transposed: dpos (1+P,C) f32 host -> += into grad (1+G*G,C) f32 host. */
-void vit_positions_bwd(const vit *m, const vit_pass *a, const float *dpos, float *grad);
-
-/* Interpolation weights of the pass's grid into k (host; nothing where the grid matches). */
-err_code vit_position_weights(vit_pass_impl *k, size_t G, pos_interpolation how, err *e);
+/* The transposed: grad (1+G*G,C) f32 += of dpos (1+P,C) f32. */
+void vit_positions_bwd(const vit *m, const vit_pass *a, dv *grad, const dv *dpos);
+/* k->mix of the pass's grid on the host, to be freed by _fini; and its places on the device, filled at the first use.
+ */
+err_code vit_position_tables(vit_pass_impl *k, size_t G, pos_interpolation how, bool backward, err *e);
+void vit_position_plan(vit_pass_impl *k, arena *m);
+void vit_position_fini(vit_pass_impl *k);
 
 /* vit_load.c: the shape from the file (or s->random), m->tensors with where each is found, m->c. Nothing on the device.
  */

@@ -236,6 +236,28 @@ template <typename T> struct scatter_row {
     }
 };
 
+struct mix_row {
+    float *out;
+    const float *in;
+    const int32_t *first, *index;
+    const float *weight;
+    bool add;
+    size_t C;
+    template <int W> __device__ void run(size_t i, size_t c) const
+    {
+        float sum[W], v[W];
+        gpu_load_n<W>(sum, out + i * C + c);
+#pragma unroll
+        for (int j = 0; j < W; j++) sum[j] = add ? sum[j] : 0;
+        for (int32_t k = first[i]; k < first[i + 1]; k++) {
+            gpu_load_n<W>(v, in + (size_t)index[k] * C + c);
+#pragma unroll
+            for (int j = 0; j < W; j++) sum[j] += weight[k] * v[j];
+        }
+        gpu_store_n<W>(out + i * C + c, sum);
+    }
+};
+
 template <typename T>
 static cudaError_t patchify(device *d, dv *out, const dv *pixels, size_t B, size_t height, size_t width, size_t p)
 {
@@ -369,5 +391,13 @@ void op_cuda_gather(device *d, dv *out, const dv *x, const dv *rows, size_t n, s
 void op_cuda_scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C)
 {
     op_cuda_check(d, GPU_CT(d, scatter_add, d, dx, dout, rows, n, C), "scatter_add");
+}
+
+void op_cuda_mix_rows(device *d, dv *out, bool add, const dv *in, const dv *first, const dv *index, const dv *weight,
+                      size_t n, size_t C)
+{
+    mix_row f = {
+        (float *)out, (const float *)in, (const int32_t *)first, (const int32_t *)index, (const float *)weight, add, C};
+    op_cuda_check(d, rows<VECTOR<float>>(d, f, n, C, aligned(out, in)), "mix_rows");
 }
 }

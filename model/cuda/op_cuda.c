@@ -128,6 +128,7 @@ static const op_table cuda_table = {
     op_cuda_mean_token_bwd,
     op_cuda_gather,
     op_cuda_scatter_add,
+    op_cuda_mix_rows,
     op_cuda_l2_fwd,
     op_cuda_l2_bwd,
     op_cuda_weight_norm_fwd,

@@ -121,6 +121,8 @@ void op_cuda_mean_token_fwd(device *d, dv *out, const dv *x, size_t B, size_t T,
 void op_cuda_mean_token_bwd(device *d, dv *dx, const dv *dout, size_t B, size_t T, size_t first, size_t C);
 void op_cuda_gather(device *d, dv *out, const dv *x, const dv *rows, size_t n, size_t C);
 void op_cuda_scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C);
+void op_cuda_mix_rows(device *d, dv *out, bool add, const dv *in, const dv *first, const dv *index, const dv *weight,
+                      size_t n, size_t C);
 void op_cuda_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C);
 void op_cuda_l2_bwd(device *d, dv *dx, const dv *dy, const dv *y, const dv *norm, size_t N, size_t C);
 void op_cuda_weight_norm_fwd(device *d, dv *w_ct, const dv *v, size_t K, size_t C);

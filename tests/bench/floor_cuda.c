@@ -199,6 +199,11 @@ static void gather(device *d, dv *out, const dv *x, const dv *rows, size_t n, si
 {
     count("gather", 2 * ct(d, n * C), 0);
 }
+static void mix_rows(device *d, dv *out, bool add, const dv *in, const dv *first, const dv *index, const dv *weight,
+                     size_t n, size_t C)
+{
+    count("mix_rows", (2 + add) * f32(n * C), 0);
+}
 static void scatter_add(device *d, dv *dx, const dv *dout, const dv *rows, size_t n, size_t C)
 {
     count("scatter_add", 3 * ct(d, n * C), 0);
@@ -274,7 +279,7 @@ static op_table counting(const op_table *bare)
     t.gelu_fwd = gelu_fwd, t.gelu_bwd = gelu_bwd;
     t.swiglu_fwd = swiglu_fwd, t.swiglu_bwd = swiglu_bwd, t.attention_fwd = attention_fwd;
     t.attention_bwd = attention_bwd, t.mean_token_fwd = mean_token, t.mean_token_bwd = mean_token;
-    t.gather = gather, t.scatter_add = scatter_add, t.l2_fwd = l2_fwd, t.l2_bwd = l2_bwd;
+    t.gather = gather, t.scatter_add = scatter_add, t.mix_rows = mix_rows, t.l2_fwd = l2_fwd, t.l2_bwd = l2_bwd;
     t.weight_norm_fwd = weight_norm_fwd, t.weight_norm_bwd = weight_norm_bwd, t.teacher_softmax = teacher_softmax;
     t.mean_entropy = mean_entropy, t.center_update = center_update, t.soft_ce = soft_ce, t.koleo = koleo;
     t.grad_square = grad_square, t.adamw = adamw, t.ema = ema;

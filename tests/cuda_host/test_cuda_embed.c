@@ -185,6 +185,23 @@ static void rows_by_index(void **state)
                 d->op->gather(d, out.p[i], x.p[i], which.p[i], n, C);
                 d->op->scatter_add(d, x.p[i], dout.p[i], which.p[i], n, C);
             }
+            int32_t first[64] = {0}, mixed[192] = {0};
+            for (size_t j = 0; j < n; j++) {
+                first[j + 1] = first[j] + (int32_t)(j % 4);
+                for (int32_t m = first[j]; m < first[j + 1]; m++) mixed[m] = (int32_t)((7 * j + 3 * (size_t)m) % N);
+            }
+            size_t all = (size_t)first[n];
+            tensor from = tensor_of(&t, TENSOR_F32, first, n + 1), of = tensor_of(&t, TENSOR_F32, mixed, all + 1);
+            tensor weight = tensor_f32(&t, all + 1, 4, 1), in = tensor_f32(&t, N * C, 5, 1);
+            tensor sum = tensor_f32(&t, n * C, 6, 1), added = tensor_f32(&t, n * C, 7, 1);
+            BOTH(t, i)
+            {
+                device *d = &t.d[i];
+                d->op->mix_rows(d, sum.p[i], false, in.p[i], from.p[i], of.p[i], weight.p[i], n, C);
+                d->op->mix_rows(d, added.p[i], true, in.p[i], from.p[i], of.p[i], weight.p[i], n, C);
+            }
+            if (n > 1) twin_compare(&t, "mix_rows", &sum, 1e-12); /* else zeros */
+            twin_compare(&t, "mix_rows, added", &added, 1e-12);
             twin_compare(&t, "gather", &out, 0);
             twin_compare(&t, "scatter_add", &x, rounding(&t));
         }

@@ -469,6 +469,35 @@ static void gather_scatter(void **state)
     }
 }
 
+static void mix_rows(void **state)
+{
+    (void)state;
+    device d;
+    CASES(d) for (size_t r = 0; r < COUNT(shapes); r++)
+    {
+        size_t N = shapes[r].N, C = shapes[r].C, n = (N + 2) / 3, all = 0;
+        int32_t first[128] = {0}, index[512];
+        assert_true(n < COUNT(first) && 3 * n < COUNT(index));
+        start_case(&d, "mix %zu of N%zu C%zu", n, N, C);
+        values in = f32_noise(&d, N * C, 1, 0), weight = f32_noise(&d, 3 * n, 1, 0), out = f32_full(&d, n * C, 9);
+        double *want = doubles(n * C);
+        for (size_t i = 0; i < n; i++) {
+            for (size_t k = 0; k < i % 4; k++, all++) { /* none, one, two, three of them */
+                index[all] = (int32_t)((5 * i + 3 * k) % N);
+                for (size_t c = 0; c < C; c++) want[i * C + c] += weight.v[all] * in.v[(size_t)index[all] * C + c];
+            }
+            first[i + 1] = (int32_t)all;
+        }
+        dv *from = int32_of(&d, first, n + 1), *which = int32_of(&d, index, all + 1);
+        d.op->mix_rows(&d, out.p, false, in.p, from, which, weight.p, n, C);
+        expect(&d, "out", &out, want);
+        d.op->mix_rows(&d, out.p, true, in.p, from, which, weight.p, n, C);
+        for (size_t i = 0; i < n * C; i++) want[i] *= 2;
+        expect(&d, "added", &out, want);
+        end_case(&d);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -484,6 +513,7 @@ int main(void)
         cmocka_unit_test(norm_far_from_zero),
         cmocka_unit_test(mean_token),
         cmocka_unit_test(gather_scatter),
+        cmocka_unit_test(mix_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
