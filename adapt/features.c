@@ -77,7 +77,7 @@ static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
     TRY(d->op->alloc(d, batch * 3 * S * S * sizeof(float), &b->pixels, e));
     TRY(d->op->alloc(d, batch * C * sizeof(float), &b->token_f32, e));
     if (device_samples(d)) {
-        b->load = (crop_load){batch, batch * CROP_LOAD_FRAME};
+        b->load = (crop_load){batch, batch * (CROP_LOAD_FRAME / 2)}; /* larger ones go up by themselves */
         b->jobs = malloc(batch * sizeof *b->jobs);
         if (!b->jobs) FAIL(e, NOMEM, "features: no memory for %zu images", batch);
         TRY(d->op->alloc(d, b->load.frame_bytes, &b->frames, e));

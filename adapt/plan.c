@@ -172,6 +172,9 @@ err_code plan_adapt(plan *p, vit *m, const ssl_options *o, size_t frames, err *e
     TRY_DONE(rc, vit_train(m, &peft, &ps, e));
     count_trained(p, d, &ps, true, p->bytes[PLAN_WEIGHTS]);
     p->images = data.batch;
+    p->locals = data.locals;
+    p->global_size = data.global_size;
+    p->local_size = data.local_size;
     rc = open_step(p, m, &ps, o, &data, e);
     add_up(p, d);
 done:

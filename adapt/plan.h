@@ -43,6 +43,7 @@ typedef struct plan {
                                  * recomputation does again */
     size_t images;              /* of a step */
     size_t trainable;           /* values of the backbone */
+    size_t locals, global_size, local_size; /* of adaptation's crops */
 } plan;
 extern const char *const plan_class_name[PLAN_CLASSES], *const plan_flop_name[PLAN_FLOPS];
 

@@ -17,7 +17,6 @@ typedef struct {
     vit_config shape;
     int threads;
     size_t recompute; /* blocks */
-    size_t crops[4];  /* adapt: globals, their side, locals, their side */
     plan p;
     double gflops; /* 0: not known */
     bool given;
@@ -53,12 +52,7 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
     take_int(o, "plan.hidden", 0, &so.hidden);
     take_int(o, "plan.bottleneck", 0, &so.bottleneck);
     so.view.size = (int)options_int(o, "size");
-    TRY(plan_adapt(&k->p, m, &so, (size_t)options_int(o, "plan.frames"), e));
-    k->crops[0] = 2;
-    k->crops[1] = (size_t)so.global_size;
-    k->crops[2] = (size_t)so.locals;
-    k->crops[3] = (size_t)(so.local_size ? so.local_size : 98);
-    return ERR_OK;
+    return plan_adapt(&k->p, m, &so, (size_t)options_int(o, "plan.frames"), e);
 }
 
 static err_code plan_of_stage(planned *k, vit *m, err *e)
@@ -166,8 +160,8 @@ static void print_table(const planned *k)
     bool cuda = !strcmp(k->device, "cuda");
     printf("%s, %s, %s: %zu images a step, %s, %s", k->model, k->stage, k->method, p->images, k->device, k->compute);
     if (!cuda) printf(", %d threads", k->threads);
-    if (k->crops[0])
-        printf("\n%zu crops of %zu pixels and %zu of %zu an image", k->crops[0], k->crops[1], k->crops[2], k->crops[3]);
+    if (p->global_size)
+        printf("\n2 crops of %zu pixels and %zu of %zu an image", p->global_size, p->locals, p->local_size);
     printf("\n%zu trained values in the backbone\n\n%-16s %10s\n", p->trainable, "memory", "MiB");
     for (int i = 0; i < PLAN_CLASSES; i++)
         if (p->bytes[i]) printf("  %-14s %10.1f\n", plan_class_name[i], (double)p->bytes[i] / 1048576);
