@@ -124,9 +124,11 @@ typedef struct op_table {
     /* y = GELU(x W^T + b), and GELU' there in 10 bits (within 1/1600): slope, N rows of op_slope_bytes(O) bytes, in the
      * back end's own order, for linear_dx_slope. */
     void (*linear_gelu_slope_fwd)(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
-    /* out (N,O) = x + ls * (in W^T + b), ls f32 (O) or NULL (1); out may be x. branch (N,O): scratch. */
+    /* out (N,O) = x + ls * (in W^T + b), ls f32 (O) or NULL (1); out may be x. branch (N,O): scratch. rest (N,O), or
+     * NULL: what rounding to ct has left of x is added, and what it leaves of out put in its place, so that a stream of
+     * many such sums is off by one rounding and not by all. */
     void (*linear_residual_fwd)(device *d, dv *out, const dv *x, const dv *in /*(N,I)*/, linear_w *w, const dv *ls,
-                                dv *branch, size_t N);
+                                dv *branch, dv *rest, size_t N);
     void (*linear_dx)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, size_t N);
     /* dx = (dy W) * GELU', slope (N) rows of I derivatives: linear_gelu_slope_fwd's of the layer below. */
     void (*linear_dx_slope)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, const dv *slope,
@@ -162,8 +164,8 @@ typedef struct op_table {
     /* The normalised input again, for a layer that needs it in backward: y = LN(x). */
     void (*norm_again)(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                        size_t N, size_t C);
-    /* out = x + ls * branch, ls f32 (C) or NULL (1); out may be x. */
-    void (*residual_fwd)(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C);
+    /* out = x + ls * branch, ls f32 (C) or NULL (1); out may be x. rest: as of linear_residual_fwd. */
+    void (*residual_fwd)(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C);
     /* dbranch = ls * dout. (dx is dout itself.) */
     void (*residual_bwd)(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C);
     /* dls f32 (R) of out = x + ls * (W in + b), from what W's and b's gradients have come to: as dW = (ls * dout)^T in,

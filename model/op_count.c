@@ -141,7 +141,7 @@ static void count_linear_gelu(device *d, dv *y, dv *pre, const dv *x, linear_w *
     count_linear(d, y, x, w, N);
 }
 static void count_linear_residual(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                  size_t N)
+                                  dv *rest, size_t N)
 {
     count_linear(d, out, in, w, N);
 }
@@ -196,7 +196,10 @@ static void count_norm_again(device *d, dv *y, const dv *x, const dv *mean, cons
                              const dv *beta, size_t N, size_t C)
 {
 }
-static void count_residual(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C) {}
+static void count_residual(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N,
+                           size_t C)
+{
+}
 static void count_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C) {}
 static void count_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
                              size_t R, size_t I)

@@ -89,14 +89,14 @@ typedef enum {
     AFTER_GELU,        /* pre: (N,out), what GELU was taken of, or NULL */
     AFTER_GELU_SLOPE,  /* slope: GELU' there in 10 bits (op_cpu_gelu.c) is written */
     AFTER_TIMES_SLOPE, /* slope is read */
-    AFTER_RESIDUAL     /* y = x + ls * it; ls f32 (out) or NULL: 1; y may be x */
+    AFTER_RESIDUAL     /* y = x + rest + ls * it; ls f32 (out) or NULL: 1; y may be x; rest: op.h, or NULL */
 } op_cpu_after;
 typedef struct {
     size_t N, in, out;
     const void *packed; /* by whoever runs the call */
     const dv *in_rows, *bias;
     op_cpu_after after;
-    dv *y, *pre, *slope;
+    dv *y, *pre, *slope, *rest;
     const dv *x, *ls;
 } op_cpu_linear_call;
 /* op_cpu_linear_amx.c: on AMX tiles. */
@@ -193,7 +193,7 @@ void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                size_t N);
+                                dv *rest, size_t N);
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
 void op_cpu_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N);
 void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
@@ -212,7 +212,7 @@ void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, 
                      const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
 void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                        size_t N, size_t C);
-void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C);
+void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C);
 void op_cpu_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C);
 void op_cpu_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
                        size_t R, size_t I);

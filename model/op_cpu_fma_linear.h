@@ -120,7 +120,10 @@ INLINE void finish_row(const op_cpu_linear_call *p, const panel *q, const float 
         if (after == AFTER_TIMES_SLOPE) v[i] *= slope[i];
         if (after == AFTER_RESIDUAL)
             v[i] = v[i] * *(const vec *)(q->scale + i * LANES) + get(p->x, at + i * LANES, half);
+        if (after == AFTER_RESIDUAL && p->rest) v[i] += get(p->rest, at + i * LANES, half);
         put(p->y, at + i * LANES, v[i], half);
+        if (after == AFTER_RESIDUAL && p->rest)
+            put(p->rest, at + i * LANES, v[i] - get(p->y, at + i * LANES, half), half);
     }
     if (after == AFTER_GELU_SLOPE) put_codes(low, high, slope[0], slope[1]);
 }
@@ -140,7 +143,16 @@ static void finish_ragged(const op_cpu_linear_call *p, const panel *q, float *s,
         get_row(other, p->x, at, w, 1, half);
         for (size_t j = 0; j < w; j++) s[j] = s[j] * q->scale[j] + other[j];
     }
+    if (p->rest) {
+        get_row(other, p->rest, at, w, 1, half);
+        for (size_t j = 0; j < w; j++) s[j] += other[j];
+    }
     put_row(p->y, at, s, w, 1, half);
+    if (p->rest) {
+        get_row(other, p->y, at, w, 1, half);
+        for (size_t j = 0; j < w; j++) s[j] -= other[j];
+        put_row(p->rest, at, s, w, 1, half);
+    }
 }
 
 INLINE void finish_as(const op_cpu_linear_call *p, const panel *q, float *sums, size_t row, size_t n, size_t h,

@@ -168,9 +168,15 @@ AMX_INLINE void finish_row(const op_cpu_linear_call *p, const columns *k, const 
         if (after == AFTER_TIMES_SLOPE) v[i] = _mm512_mul_ps(v[i], slope[i]);
         if (after == AFTER_RESIDUAL)
             v[i] = _mm512_fmadd_ps(v[i], k->scale[i], amx_load((const bf16 *)p->x + at + SIDE * i));
+        if (after == AFTER_RESIDUAL && p->rest)
+            v[i] = _mm512_add_ps(v[i], amx_load((const bf16 *)p->rest + at + SIDE * i));
     }
     if (after == AFTER_GELU_SLOPE) put_codes(code, slope[0], slope[1]);
     _mm512_storeu_si512((bf16 *)p->y + at, (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]));
+    if (after == AFTER_RESIDUAL && p->rest)
+        for (int i = 0; i < 2; i++)
+            amx_store((bf16 *)p->rest + at + SIDE * i,
+                      _mm512_sub_ps(v[i], amx_load((const bf16 *)p->y + at + SIDE * i)));
 }
 
 /* --- products */

@@ -233,9 +233,9 @@ WIDE static void axpy_row(float *x, const float *branch, const float *ls, size_t
         for (size_t i = 0; i < n; i++) x[i] += branch[i];
 }
 
-void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C)
+void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C)
 {
-    if (op_cpu_rows_bf16_fit(d, C)) {
+    if (!rest && op_cpu_rows_bf16_fit(d, C)) {
         op_cpu_rows_bf16_residual(out, x, branch, ls, N, C);
         return;
     }
@@ -245,7 +245,15 @@ void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, cons
         op_cpu_load(d, a, x, i * C, C);
         op_cpu_load(d, b, branch, i * C, C);
         axpy_row(a, b, (const float *)ls, C);
+        if (rest) {
+            op_cpu_load(d, b, rest, i * C, C);
+            add_row(a, b, C);
+        }
         op_cpu_store(d, out, i * C, a, C);
+        if (!rest) continue;
+        op_cpu_load(d, b, out, i * C, C);
+        for (size_t c = 0; c < C; c++) a[c] -= b[c];
+        op_cpu_store(d, rest, i * C, a, C);
     }
 }
 

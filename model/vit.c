@@ -250,6 +250,10 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         if (!v->c.class_token) k->dtop = lender ? lender->dtop : arena_take(m, k->N * C, ct);
     } else {
         k->o = lender ? lender->dbranch : arena_take(m, S * C, ct);
+        /* Prompts that a block puts in their tokens' place have no rest. */
+        bool sums = v->d->ct == COMPUTE_BF16 && !v->prompts;
+        k->rest = sums ? arena_take(m, k->N * C, ct) : NULL;
+        k->top_rest = sums && k->most_wanted ? arena_take(m, k->most_wanted * C, ct) : NULL;
     }
     if (arena_failed(m)) FAIL(e, NOMEM, "a pass of %zu images does not fit the memory planned for it", B);
     return ERR_OK;
@@ -348,7 +352,7 @@ void vit_want_classes(vit *m, vit_pass *a)
 
 /* Where a block's activations of a tile are: kept, or in scratch. pre, slope: NULL where not wanted. */
 typedef struct {
-    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *hidden, *gates;
+    dv *x, *qkv, *o, *mid, *pre, *slope, *norm, *hidden, *gates, *rest;
 } block_rows;
 
 static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_tile *t)
@@ -367,7 +371,8 @@ static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_t
                         .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
                         .norm = vit_scratch(t, k->norm, C),
                         .hidden = vit_scratch(t, k->hidden, F),
-                        .gates = k->gates ? vit_scratch(t, k->gates, width) : NULL};
+                        .gates = k->gates ? vit_scratch(t, k->gates, width) : NULL,
+                        .rest = k->rest ? vit_rows(t, k->rest, C) : NULL};
 }
 
 /* y = a layer of x with its low-rank updates. */
@@ -382,18 +387,18 @@ static void layer_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_til
 
 /* out = x + ls * a layer of `in` with its low-rank updates, times what the block's branch counts. */
 static void branch_fwd(vit *m, vit_who who, const vit_pass *a, size_t l, vit_branch which, const vit_tile *t,
-                       const vit_linear *w, const vit_vector *ls, dv *out, const dv *x, const dv *in)
+                       const vit_linear *w, const vit_vector *ls, dv *out, const dv *x, const dv *in, dv *rest)
 {
     const vit_pass_impl *k = a->impl;
     size_t C = (size_t)m->c.dim;
     dv *branch = vit_scratch(t, k->branch, C);
     if (!w->n_lora && !a->drop) {
-        m->d->op->linear_residual_fwd(m->d, out, x, in, w->live[who], ls->live[who], branch, t->rows);
+        m->d->op->linear_residual_fwd(m->d, out, x, in, w->live[who], ls->live[who], branch, rest, t->rows);
         return;
     }
     layer_fwd(m, who, k, t, w, branch, in);
     vit_drop_apply(m, a, l, which, t, branch);
-    m->d->op->residual_fwd(m->d, out, x, branch, ls->live[who], t->rows, C);
+    m->d->op->residual_fwd(m->d, out, x, branch, ls->live[who], rest, t->rows, C);
 }
 
 /* A block up to its heads' outputs, before they are projected. */
@@ -421,7 +426,7 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
     const vit_pass_impl *k = a->impl;
     const vit_block *w = &m->block[l];
     size_t N = t->rows, C = (size_t)m->c.dim;
-    branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o);
+    branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o, r->rest);
     op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
                  w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
     if (m->c.swiglu) {
@@ -468,7 +473,7 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     block_to_heads(m, c->who, c->a, c->l, &t, &r);
     if (c->l + 1 == k->L && vit_finishes_wanted(k)) return; /* top_fwd's */
     block_to_hidden(m, c->who, c->a, c->l, &t, &r, &k->block[c->l]);
-    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden, r.rest);
 }
 
 /* The last block's projection and MLP on a piece of the wanted rows. */
@@ -490,13 +495,15 @@ static void top_fwd(void *ctx, size_t index, size_t slot)
                     .slope = b->slope ? dv_at(b->slope, t.first * op_slope_bytes(F)) : NULL,
                     .norm = vit_scratch(&t, k->norm, C),
                     .hidden = vit_scratch(&t, k->hidden, F),
-                    .gates = k->gates ? vit_scratch(&t, k->gates, width) : NULL};
+                    .gates = k->gates ? vit_scratch(&t, k->gates, width) : NULL,
+                    .rest = k->rest ? vit_rows(&t, k->top_rest, C) : NULL};
     if (!t.rows) return;
     op->gather(m->d, r.o, c->a->keep == VIT_INFER ? k->normed : k->block[c->l].o, rows, t.rows, C);
     op->gather(m->d, mid, k->block[c->l].x, rows, t.rows, C);
+    if (r.rest) op->gather(m->d, r.rest, k->rest, rows, t.rows, C);
     block_to_hidden(m, c->who, c->a, c->l, &t, &r, b);
     dv *to = c->a->keep == VIT_INFER ? mid : vit_rows(&t, c->a->x_last, C);
-    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, to, mid, r.hidden);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, to, mid, r.hidden, r.rest);
 }
 
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)
@@ -510,6 +517,7 @@ void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask
     bool own_pos = m->pos.live[VIT_TEACHER] != m->pos.live[VIT_STUDENT];
     op->embed_fwd(d, k->block[0].x, patches, m->cls.count ? m->cls.live[who] : NULL, R ? m->reg.live[who] : NULL,
                   k->pos[own_pos ? who : VIT_STUDENT], m->mask_token.live[who], mask, a->B, a->P, R, m->prompts, C);
+    if (k->rest) op->zero(d, k->rest, k->N * C * d->ct_bytes);
     for (size_t l = 0; l < k->L; l++) op->tiles(d, k->fwd.n, block_fwd, &(block_call){m, who, a, l});
     bool some = vit_finishes_wanted(k);
     if (some) op->tiles(d, vit_pieces(m, a, &k->fwd), top_fwd, &(block_call){m, who, a, k->L - 1});

@@ -271,15 +271,27 @@ template <typename T> struct norm_again_row {
 };
 
 template <typename T> struct residual_row {
-    T *out;
+    T *out, *rest;
     const T *x, *branch;
     const float *bias, *ls;
     size_t C;
     template <int W> __device__ void run(size_t row, size_t c) const
     {
-        float v[W];
-        residual_at<W>(v, x, branch, bias, ls, row * C + c, c);
-        gpu_store_n<W>(out + row * C + c, v);
+        size_t i = row * C + c;
+        float v[W], left[W];
+        residual_at<W>(v, x, branch, bias, ls, i, c);
+        if (rest) {
+            gpu_load_n<W>(left, rest + i);
+#pragma unroll
+            for (int j = 0; j < W; j++) {
+                T stored;
+                v[j] += left[j];
+                gpu_store(&stored, 0, v[j]);
+                left[j] = v[j] - gpu_load(&stored, 0);
+            }
+            gpu_store_n<W>(rest + i, left);
+        }
+        gpu_store_n<W>(out + i, v);
     }
 };
 
@@ -405,10 +417,11 @@ static cudaError_t norm_again(device *d, dv *y, const dv *x, const dv *mean, con
 
 template <typename T>
 static cudaError_t residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
-                                size_t N, size_t C)
+                                dv *rest, size_t N, size_t C)
 {
-    residual_row<T> f = {(T *)out, (const T *)x, (const T *)branch, (const float *)bias, (const float *)ls, C};
-    return rows<VECTOR<T>>(d, f, N, C, aligned(out, x, branch, bias, ls));
+    residual_row<T> f = {(T *)out,          (T *)rest, (const T *)x, (const T *)branch, (const float *)bias,
+                         (const float *)ls, C};
+    return rows<VECTOR<T>>(d, f, N, C, aligned(out, rest, x, branch, bias, ls));
 }
 
 template <typename T>
@@ -461,15 +474,15 @@ void op_cuda_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv 
     op_cuda_check(d, GPU_CT(d, norm_again, d, y, x, mean, rstd, gamma, beta, N, C), "norm_again");
 }
 
-void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C)
+void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C)
 {
-    op_cuda_check(d, GPU_CT(d, residual_fwd, d, out, x, branch, NULL, ls, N, C), "residual_fwd");
+    op_cuda_check(d, GPU_CT(d, residual_fwd, d, out, x, branch, NULL, ls, rest, N, C), "residual_fwd");
 }
 
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
-                               size_t N, size_t C)
+                               dv *rest, size_t N, size_t C)
 {
-    op_cuda_check(d, GPU_CT(d, residual_fwd, d, out, x, branch, bias, ls, N, C), "residual_fwd");
+    op_cuda_check(d, GPU_CT(d, residual_fwd, d, out, x, branch, bias, ls, rest, N, C), "residual_fwd");
 }
 
 void op_cuda_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)

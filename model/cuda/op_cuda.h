@@ -84,7 +84,7 @@ void op_cuda_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cuda_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cuda_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cuda_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                 size_t N);
+                                 dv *rest, size_t N);
 void op_cuda_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
 void op_cuda_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N);
 void op_cuda_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
@@ -103,7 +103,8 @@ void op_cuda_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta,
                       const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
 void op_cuda_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                         size_t N, size_t C);
-void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C);
+void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N,
+                          size_t C);
 void op_cuda_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C);
 void op_cuda_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
                         size_t R, size_t I);
@@ -151,7 +152,7 @@ void op_cuda_add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F);
 void op_cuda_gelu_bias_fwd(device *d, dv *y, dv *x, const dv *bias, bool keep, size_t N, size_t F);
 /* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL. */
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
-                               size_t N, size_t C);
+                               dv *rest, size_t N, size_t C);
 /* The same, and y = LN(out) as norm_fwd: a block's second half from one pass. */
 void op_cuda_residual_norm_fwd(device *d, dv *out, dv *y, dv *mean, dv *rstd, const dv *x, const dv *branch,
                                const dv *bias, const dv *ls, const dv *gamma, const dv *beta, float eps, size_t N,

@@ -228,11 +228,11 @@ void op_cuda_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, lin
 }
 
 void op_cuda_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                 size_t N)
+                                 dv *rest, size_t N)
 {
     if (!N) return;
     forward(d, branch, in, w, NULL, N);
-    op_cuda_residual_bias_fwd(d, out, x, branch, w->bias, ls, N, w->out);
+    op_cuda_residual_bias_fwd(d, out, x, branch, w->bias, ls, rest, N, w->out);
 }
 
 void op_cuda_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)

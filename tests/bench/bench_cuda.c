@@ -72,7 +72,7 @@ static void make_projection(void)
 }
 static void run_projection(device *d, int i)
 {
-    d->op->linear_residual_fwd(d, t[3].p[i], t[0].p[i], t[1].p[i], &w[i], t[2].p[i], t[4].p[i], N);
+    d->op->linear_residual_fwd(d, t[3].p[i], t[0].p[i], t[1].p[i], &w[i], t[2].p[i], t[4].p[i], NULL, N);
 }
 static double bytes_projection(void)
 {

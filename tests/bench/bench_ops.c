@@ -61,7 +61,7 @@ static void fwd(int i)
     else if (i == 2)
         d.op->linear_gelu_slope_fwd(&d, wide, slope, x, &w[i], N);
     else
-        d.op->linear_residual_fwd(&d, y, z, i == 3 ? wide2 : x, &w[i], gamma_, x, N);
+        d.op->linear_residual_fwd(&d, y, z, i == 3 ? wide2 : x, &w[i], gamma_, x, NULL, N);
 }
 static void dx(int i)
 {

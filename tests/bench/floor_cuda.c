@@ -100,10 +100,10 @@ static void linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, line
     count("gelu_slope_fwd", 2 * ct(d, N * w->out) + (double)(N * op_slope_bytes(w->out)), 0);
 }
 static void linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                size_t N)
+                                dv *rest, size_t N)
 {
     count("linear_fwd", product(d, w, N), operations(w, N));
-    count("residual_bias_fwd", 3 * ct(d, N * w->out), 0);
+    count("residual_bias_fwd", (rest ? 5 : 3) * ct(d, N * w->out), 0);
 }
 static void linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 {
@@ -150,9 +150,9 @@ static void norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *
 {
     count("norm_again", 2 * ct(d, N * C) + f32(2 * N), 0);
 }
-static void residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, size_t N, size_t C)
+static void residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C)
 {
-    count("residual_fwd", 3 * ct(d, N * C), 0);
+    count("residual_fwd", (rest ? 5 : 3) * ct(d, N * C), 0);
 }
 static void residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
 {

@@ -49,9 +49,9 @@ static void forward(twin *t, const shape *s, bool with_bias)
     twin_compare(t, "linear_gelu_fwd", &y, 2 * most_of(t));
     BOTH(t, i) t->d[i].op->linear_gelu_fwd(&t->d[i], y.p[i], NULL, x.p[i], &l.w[i], N);
     twin_compare(t, "linear_gelu_fwd, nothing kept", &y, 2 * most_of(t));
-    BOTH(t, i) t->d[i].op->linear_residual_fwd(&t->d[i], y.p[i], res.p[i], x.p[i], &l.w[i], ls.p[i], pre.p[i], N);
+    BOTH(t, i) t->d[i].op->linear_residual_fwd(&t->d[i], y.p[i], res.p[i], x.p[i], &l.w[i], ls.p[i], pre.p[i], NULL, N);
     twin_compare(t, "linear_residual_fwd", &y, most_of(t));
-    BOTH(t, i) t->d[i].op->linear_residual_fwd(&t->d[i], res.p[i], res.p[i], x.p[i], &l.w[i], NULL, pre.p[i], N);
+    BOTH(t, i) t->d[i].op->linear_residual_fwd(&t->d[i], res.p[i], res.p[i], x.p[i], &l.w[i], NULL, pre.p[i], NULL, N);
     twin_compare(t, "linear_residual_fwd, in place", &res, most_of(t));
     release(t, &l);
 }

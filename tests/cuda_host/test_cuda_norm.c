@@ -122,6 +122,32 @@ static void add_rows(dv *x, const dv *bias, size_t N, size_t C)
     for (size_t i = 0; i < N * C; i++) ((float *)x)[i] += ((const float *)bias)[i % C];
 }
 
+/* A sum and what rounding leaves of it, together against the CPU's sum, which is fp32 and leaves nothing. */
+static void rests(twin *t, const shape *s, const tensor *x, const tensor *branch, const tensor *ls)
+{
+    size_t N = s->N, C = s->C, skip = s->skip, n = skip + N * C;
+    tensor out = tensor_ct(t, n, 30, 1), rest = tensor_ct(t, n, 31, 2e-3f);
+    BOTH(t, i)
+    t->d[i].op->residual_fwd(&t->d[i], at(t, &out, i, skip), at(t, x, i, skip), at(t, branch, i, skip),
+                             ls ? at(t, ls, i, skip) : NULL, at(t, &rest, i, skip), N, C);
+    float *a[TWINS], *b[TWINS];
+    BOTH(t, i)
+    {
+        a[i] = tensor_values(t, &out, i);
+        b[i] = tensor_values(t, &rest, i);
+    }
+    for (size_t i = 0; i < n; i++) {
+        double cpu = (double)a[CPU][i] + b[CPU][i], cuda = (double)a[CUDA][i] + b[CUDA][i];
+        if (!(fabs(cpu - cuda) <= 2e-5 * (1 + fabs(cpu)))) fail_msg("sum and rest, value %zu: %g and %g", i, cpu, cuda);
+        if (!(fabs(cpu - a[CUDA][i]) <= 0.004 * (1 + fabs(cpu)))) fail_msg("sum, value %zu", i);
+    }
+    BOTH(t, i)
+    {
+        free(a[i]);
+        free(b[i]);
+    }
+}
+
 static void residuals(twin *t, const shape *s)
 {
     size_t N = s->N, C = s->C, skip = s->skip, n = skip + N * C;
@@ -139,11 +165,12 @@ static void residuals(twin *t, const shape *s)
             {
                 device *d = &t->d[i];
                 d->op->residual_fwd(d, at(t, &plain, i, skip), at(t, &x, i, skip), at(t, &branch, i, skip),
-                                    scaled ? at(t, &ls, i, skip) : NULL, N, C);
+                                    scaled ? at(t, &ls, i, skip) : NULL, NULL, N, C);
                 d->op->residual_bwd(d, at(t, &out, i, skip), at(t, &dout, i, skip), scaled ? at(t, &ls, i, skip) : NULL,
                                     N, C);
             }
         if (!biased) twin_compare(t, "residual_fwd", &plain, most);
+        if (!biased) rests(t, s, &x, &branch, scaled ? &ls : NULL);
         if (!biased) twin_compare(t, "residual_bwd dbranch", &out, most);
 
         device *cpu = &t->d[CPU], *d = &t->d[CUDA];

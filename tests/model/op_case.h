@@ -181,6 +181,18 @@ static inline void expect(device *d, const char *what, const values *t, const do
     expect_within(d, what, t, want, !t->f32 && d->ct == COMPUTE_BF16 ? 8e-6 : 1e-11);
 }
 
+/* The same of the sum of two tensors: a value and what rounding left of it. */
+static inline void expect_sum(device *d, const char *what, const values *t, const values *rest, const double *want,
+                              double bound)
+{
+    values sum = {NULL, NULL, t->n, true};
+    err e = {0};
+    ASSERT_OK(d->op->alloc(d, (t->n + 1) * sizeof(float), &sum.p, &e));
+    for (size_t i = 0; i < t->n; i++) ((float *)sum.p)[i] = (float)(at(d, t, i) + at(d, rest, i));
+    expect_within(d, what, &sum, want, bound);
+    d->op->free(d, sum.p);
+}
+
 #define CASES(d)                                                                                                       \
     for (int type_ = 0; type_ < 2; type_++)                                                                            \
         for (bool open_ = start_device(&(d), type_ ? COMPUTE_BF16 : COMPUTE_F32); open_;                               \

@@ -2,6 +2,7 @@
  * precision: shapes that go to oneDNN, to AMX tiles with the weight in cache, in chunks of the inner index, and with
  * the weight passing by; every height of the last tiles. And that rows' results do not depend on which rows are
  * computed together. */
+#include "model/op_cpu_fma.h"
 #include "tests/model/op_case.h"
 
 static double gelu(double x)
@@ -64,10 +65,16 @@ static void forward(void **state)
         d.op->linear_gelu_fwd(&d, y.p, NULL, x.p, &l, s->N);
         expect(&d, "GELU alone", &y, want);
         for (size_t i = 0; i < out; i++) want[i] = res.v[i] + (with ? ls.v[i % s->O] : 1) * sum[i];
-        d.op->linear_residual_fwd(&d, y.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, s->N);
+        d.op->linear_residual_fwd(&d, y.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, NULL, s->N);
         expect(&d, "residual", &y, want);
-        d.op->linear_residual_fwd(&d, res.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, s->N);
+        d.op->linear_residual_fwd(&d, res.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, NULL, s->N);
         expect(&d, "residual in place", &res, want);
+        values all = ct_noise(&d, out, 1), rest = ct_noise(&d, out, 2e-3);
+        for (size_t i = 0; i < out; i++) want[i] = all.v[i] + rest.v[i] + (with ? ls.v[i % s->O] : 1) * sum[i];
+        d.op->linear_residual_fwd(&d, all.p, all.p, x.p, &l, with ? ls.p : NULL, branch.p, rest.p, s->N);
+        expect(&d, "residual with a rest", &all, want);
+        bool on_sums = op_cpu_fma_of(&d) || op_cpu_linear_amx_fits(&d, s->I, s->O); /* else of a rounded branch */
+        expect_sum(&d, "and its rest", &all, &rest, want, on_sums ? 1e-10 : 8e-6);
         d.op->linear_release(&d, &l);
         end_case(&d);
     }

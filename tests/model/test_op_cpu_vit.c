@@ -247,10 +247,15 @@ static void residual(void **state)
             want[i] = x.v[i] + s * branch.v[i];
             w_branch[i] = s * dout.v[i];
         }
-        d.op->residual_fwd(&d, out.p, x.p, branch.p, scaled ? ls.p : NULL, N, C);
+        d.op->residual_fwd(&d, out.p, x.p, branch.p, scaled ? ls.p : NULL, NULL, N, C);
         expect(&d, "out", &out, want);
-        d.op->residual_fwd(&d, x.p, x.p, branch.p, scaled ? ls.p : NULL, N, C);
+        d.op->residual_fwd(&d, x.p, x.p, branch.p, scaled ? ls.p : NULL, NULL, N, C);
         expect(&d, "in place", &x, want);
+        values sum = ct_noise(&d, N * C, 1), rest = ct_noise(&d, N * C, 2e-3);
+        for (size_t i = 0; i < N * C; i++) want[i] = sum.v[i] + rest.v[i] + (scaled ? ls.v[i % C] : 1) * branch.v[i];
+        d.op->residual_fwd(&d, sum.p, sum.p, branch.p, scaled ? ls.p : NULL, rest.p, N, C);
+        expect(&d, "with a rest", &sum, want);
+        expect_sum(&d, "and its rest", &sum, &rest, want, 1e-10);
         d.op->residual_bwd(&d, dbranch.p, dout.p, scaled ? ls.p : NULL, N, C);
         expect(&d, "dbranch", &dbranch, w_branch);
         end_case(&d);
