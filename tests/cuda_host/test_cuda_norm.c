@@ -179,8 +179,8 @@ static void residuals(twin *t, const shape *s)
         dv *place_at = at(t, &place, CUDA, skip), *out_at = at(t, &out, CUDA, skip), *y_at = at(t, &y, CUDA, skip);
         if (biased) add_rows(at(t, &branch, CPU, skip), at(t, &bias, CPU, skip), N, C);
         cpu->op->residual_fwd(cpu, at(t, &place, CPU, skip), at(t, &x, CPU, skip), at(t, &branch, CPU, skip),
-                              scale[CPU], N, C);
-        op_cuda_residual_bias_fwd(d, place_at, place_at, at(t, &branch, CUDA, skip), add, scale[CUDA], N, C);
+                              scale[CPU], NULL, N, C);
+        op_cuda_residual_bias_fwd(d, place_at, place_at, at(t, &branch, CUDA, skip), add, scale[CUDA], NULL, N, C);
         twin_compare(t, "residual_bias_fwd in place", &place, most);
 
         /* In one pass: of the sum as it is stored, bit for bit what two ops make of it. */
