@@ -2,11 +2,12 @@
  * the jobs cut, as one block of the loader's. The loader's thread has read the frames from the store then, and each
  * goes up once, however many crops it gives.
  *
- *     crop_load k = {.crops = B, .frame_bytes = ...};              // loader_open(..., crop_load_floats(&k), ...)
- *     jobs = crop_load_begin(&k, at);                              // the loader's fill, at: its block
+ *     crop_load k = {.crops = B, .frame_bytes = ...};          // loader_open(..., crop_load_floats(&k), ...)
+ *     jobs = crop_load_begin(&k, at);                          // the loader's fill; at: its block
  *     jobs[i].pixels = crop_load_frame(&k, at, frame, pixels);
- *     crop_load_up(d, frames, own, crop_load_of(&k, at));          // the step: device memory, and jobs (crops) of its
- * own op->sample(d, pixels, &norm, own, B);
+ *     crop_block b = crop_load_of(&k, at);                     // the step
+ *     crop_load_up(d, frames, own, &b);                        // into device memory, and B jobs of its own
+ *     op->sample(d, pixels, &norm, own, B);
  */
 #ifndef RADAPT_CROP_LOAD_H
 #define RADAPT_CROP_LOAD_H

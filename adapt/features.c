@@ -1,5 +1,6 @@
-/* features.c: batches are sampled in the loader's thread while the device computes the batch before. Every batch has
- * the same size, so that one plan serves all: in the last one the places left over hold the batch's first frame again.
+/* features.c: batches are sampled in the loader's thread while the device computes the batch before, or by the device,
+ * of frames that the loader has read. Every batch has the same size, so that one plan serves all: in the last one the
+ * places left over hold the batch's first frame again.
  */
 #include "adapt/features.h"
 
@@ -31,9 +32,10 @@ static err_code fill(void *ctx, uint64_t step, float *out, err *e)
     for (size_t i = 0; i < s->batch; i++) {
         uint32_t frame = s->index[first + i < s->n ? first + i : first];
         const frame_info *f = &s->c->frames[frame];
-        const void *pixels = cohort_pixels(s->c, frame);
+        bool again = s->load && i && first + i >= s->n; /* a place left over: the first image once more */
+        const void *pixels = again ? jobs[0].pixels : cohort_pixels(s->c, frame);
         jobs[i] = (sample_job){.frame = f,
-                               .pixels = s->load ? crop_load_frame(s->load, out, f, pixels) : pixels,
+                               .pixels = s->load && !again ? crop_load_frame(s->load, out, f, pixels) : pixels,
                                .crop = sampler_whole(f, true, s->fraction),
                                .size = s->size,
                                .out = s->load ? NULL : out + i * s->image_floats};
@@ -129,8 +131,9 @@ err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host,
     buffers b = {0};
     size_t batch = batch_of(v, n);
     err_code rc = buffers_open(&b, m, batch, v->size, e);
-    float *nothing = rc ? NULL : calloc(carried(&b), sizeof *nothing); /* a batch of nothing */
-    if (!rc && !nothing) rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "features: no memory for %zu images", batch);
+    float *nothing = !rc && b.load.crops ? calloc(carried(&b), sizeof *nothing) : NULL; /* a batch of nothing */
+    if (!rc && b.load.crops && !nothing)
+        rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "features: no memory for %zu images", batch);
     if (!rc && b.load.crops) crop_load_room(&b.load, nothing, b.load.frame_bytes); /* as full as it gets */
     if (!rc) run_batch(m, VIT_STUDENT, &b, &(sampler_norm){0}, nothing);
     if (!rc) *host = 2 * carried(&b) * sizeof(float); /* loader.c's two */

@@ -392,7 +392,8 @@ static void take_pictures(loop *t, const float *carried)
     d->op->sample(d, t->pixels, &s->norm, s->jobs, s->batch);
 }
 
-/* A GPU is asked for the next step before this one's loss is read: it never waits for the host within an epoch. */
+/* A GPU is asked for the next step before this one's loss is read: it does not wait for the host within an epoch,
+ * unless a batch's frames are more than is pinned. */
 static err_code train_step(loop *t, err *e)
 {
     finetune_job *j = t->j;
@@ -514,7 +515,7 @@ err_code finetune_train(finetune_job *j, err *e)
 
 err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
 {
-    size_t looked;
+    size_t looked = 0;
     loop *t = calloc(1, sizeof *t);
     if (!t) FAIL(e, NOMEM, "finetune: no memory");
     t->j = j;
@@ -524,10 +525,12 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
     t->source.j = j;
     labelled_batch_place(&t->source);
     t->source.jobs = malloc(t->batch * sizeof *t->source.jobs);
-    float *nothing = calloc(labelled_batch_floats(&t->source), sizeof *nothing);
+    const crop_load *load = &t->source.load;
+    float *nothing = load->crops ? calloc(crop_load_floats(load), sizeof *nothing) : NULL;
     err_code rc = ERR_OK;
-    if (!nothing || !t->source.jobs) rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "finetune: no memory for a batch");
-    if (!rc && t->source.load.crops) crop_load_room(&t->source.load, nothing, t->source.load.frame_bytes);
+    if ((load->crops && !nothing) || !t->source.jobs)
+        rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "finetune: no memory for a batch");
+    if (!rc && load->crops) crop_load_room(load, nothing, load->frame_bytes); /* as full as it gets */
     if (!rc) rc = alloc_host(t, e);
     if (!rc) rc = alloc_device(t, e);
     if (!rc) rc = optim_init(&t->optim, j->d, &j->params, j->o->clip, e);
@@ -535,6 +538,8 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
         for (size_t i = 0; i < j->params.n; i++) out->best += t->extra[i].count * sizeof(float);
         out->batch = t->batch * t->source.image_floats * sizeof(float) + t->source.load.frame_bytes;
         take_pictures(t, nothing);
+        j->d->op->send(j->d, 0, t->loss, 2 * sizeof(float));
+        take_pictures(t, nothing); /* while the step before goes on: what is pinned */
         gradients(t, 1);
         double *forward = &j->d->flop[FLOP_FORWARD], counted = *forward, kept[FLOP_KINDS];
         memcpy(kept, j->d->flop, sizeof kept);

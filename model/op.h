@@ -168,9 +168,9 @@ typedef struct op_table {
     void (*residual_fwd)(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C);
     /* dbranch = ls * dout. (dx is dout itself.) */
     void (*residual_bwd)(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C);
-    /* dls f32 (R) of out = x + ls * (W in + b), from what W's and b's gradients have come to: as dW = (ls * dout)^T in,
-     * sum dout * branch = (W . dW + b * db) / ls, row by row, and the branch is not made again. w (R,I) ct, dw f32;
-     * bias and db f32 (R), or NULL. 0 where ls is 0. */
+    /* dls f32 (R), assigned, of out = x + ls * (W in + b), from what W's and b's gradients have come to: as dW = (ls *
+     * dout)^T in, sum dout * branch = (W . dW + b * db) / ls, row by row, and the branch is not made again. w (R,I) ct,
+     * dw f32; bias and db f32 (R), or NULL. 0 where ls is 0. */
     void (*scale_grad)(device *d, dv *dls, const dv *ls, const dv *w, const dv *dw, const dv *bias, const dv *db,
                        size_t R, size_t I);
     void (*gelu_fwd)(device *d, dv *y, const dv *pre, size_t n);                  /* y may be pre */

@@ -4,7 +4,7 @@
 #ifndef RADAPT_OP_CPU_FMA_LINEAR_H
 #define RADAPT_OP_CPU_FMA_LINEAR_H
 
-/* A panel's cells: rows of it from `from` on; back: as they lie, else turned, eight at a time, so that both sides stay
+/* A panel of columns o.. of the result: back: as they lie, else turned, eight at a time, so that both sides stay
  * in the first cache. */
 #define PACK(cell)                                                                                                     \
     static void pack_##cell(cell *to, const cell *weight, size_t o, size_t columns, size_t out, size_t in, bool back)  \

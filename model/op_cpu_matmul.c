@@ -515,7 +515,7 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
         v->dw(d, dw, db, dy, x, R, N, I);
         return;
     }
-    if (O == R && op_cpu_dw_amx_fits(d, R, I)) {
+    if (op_cpu_dw_amx_fits(d, R, I)) {
         op_cpu_dw_amx_run(d, dw, dy, x, R, N, I);
         return;
     }

@@ -186,6 +186,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         FAIL(e, SHAPE, "%zu images of %zux%zu do not divide into patches of %zu", B, width, height, p);
     size_t P = height / p * (width / p), T = 1 + (size_t)v->c.registers + v->prompts + P;
     bool same = a->impl && a->B == B && a->height == height && a->width == width && a->keep == keep && a->T == T;
+    if (same && keep != VIT_INFER) same = vit_position_trains(a->impl) == (v->pos.param != VIT_FROZEN);
     if (!same) {
         vit_pass set = {.exact = a->exact, .again = a->again, .wanted_most = a->wanted_most, .lender = a->lender};
         vit_pass_fini(a);
@@ -253,7 +254,7 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         /* Prompts that a block puts in their tokens' place have no rest. */
         bool sums = v->d->ct == COMPUTE_BF16 && !v->prompts;
         k->rest = sums ? arena_take(m, k->N * C, ct) : NULL;
-        k->top_rest = sums && k->most_wanted ? arena_take(m, k->most_wanted * C, ct) : NULL;
+        k->top_rest = sums && k->finish_wanted ? arena_take(m, k->most_wanted * C, ct) : NULL;
     }
     if (arena_failed(m)) FAIL(e, NOMEM, "a pass of %zu images does not fit the memory planned for it", B);
     return ERR_OK;

@@ -3,7 +3,7 @@
  *
  * In tiles: the attention half of the block above, then the MLP half of this one, on one tile after the other; then the
  * projection's dW from all rows. Where other weights train there is one tile, of the whole batch. */
-#include <stdlib.h>
+#include <assert.h>
 
 #include "model/vit_impl.h"
 
@@ -227,9 +227,10 @@ static void last_bwd(void *ctx, size_t tile, size_t slot)
 static void scale_grad(vit *m, const vit_vector *ls, const vit_linear *before)
 {
     const linear_w *w = before->live[VIT_STUDENT];
-    if (ls->param != VIT_FROZEN)
-        m->d->op->scale_grad(m->d, vit_grad_of(m, ls->param), ls->live[VIT_STUDENT], w->w,
-                             vit_grad_of(m, before->weight), w->bias, vit_grad_of(m, before->bias), w->out, w->in);
+    if (ls->param == VIT_FROZEN) return;
+    assert(before->weight != VIT_FROZEN && (!w->bias || before->bias != VIT_FROZEN));
+    m->d->op->scale_grad(m->d, vit_grad_of(m, ls->param), ls->live[VIT_STUDENT], w->w, vit_grad_of(m, before->weight),
+                         w->bias, vit_grad_of(m, before->bias), w->out, w->in);
 }
 
 static void embed_grad(vit *m, vit_pass *a, const dv *pixels, const dv *mask)

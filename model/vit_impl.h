@@ -245,6 +245,10 @@ void vit_positions_bwd(const vit *m, const vit_pass *a, dv *grad, const dv *dpos
  */
 err_code vit_position_tables(vit_pass_impl *k, size_t G, pos_interpolation how, bool backward, err *e);
 void vit_position_plan(vit_pass_impl *k, arena *m);
+static inline bool vit_position_trains(const vit_pass_impl *k)
+{
+    return k->mix[1].first;
+}
 void vit_position_fini(vit_pass_impl *k);
 
 /* vit_load.c: the shape from the file (or s->random), m->tensors with where each is found, m->c. Nothing on the device.

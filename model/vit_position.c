@@ -4,6 +4,7 @@
  * POS_DINOV2: bicubic, a = -0.75, scale (grid+0.1)/G, no antialias, borders repeated (torch.nn.functional.interpolate
  * with scale_factor). POS_SIZE: the same with scale grid/G. POS_SIZE_ANTIALIAS: bicubic by size, a = -0.5, kernel
  * widened when shrinking, weights normalised (antialias=True). */
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,5 +164,6 @@ void vit_positions(vit *m, vit_who who, vit_pass *a)
 void vit_positions_bwd(const vit *m, const vit_pass *a, dv *grad, const dv *dpos)
 {
     const vit_pass_impl *k = a->impl;
+    assert(vit_position_trains(k));
     mix_rows(m->d, &k->mix[1], grad, true, dpos, (size_t)m->c.dim);
 }

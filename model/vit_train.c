@@ -79,7 +79,8 @@ static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t 
     p->full_rows = t->rows;
     p->decay = decays(t);
     if (!d->counts) TRY(vit_load_values(m, t, values, e));
-    if (!d->counts && strstr(t->name, "gamma")) wake(values, t->rows * t->cols);
+    bool scale = !d->counts && strstr(t->name, "gamma");
+    if (scale) wake(values, t->rows * t->cols);
     if (rows) {
         p->rows_host = malloc(n_rows * sizeof *rows);
         if (!p->rows_host) FAIL(e, NOMEM, "no memory for %s", t->name);
@@ -91,6 +92,7 @@ static err_code train_tensor(vit *m, vit_tensor *t, const int32_t *rows, size_t 
     int index = (int)(ps->n - 1);
     if (t->vector) {
         vit_vector *v = t->vector;
+        if (scale) d->op->upload(d, v->live[0], values, v->count * sizeof *values);
         if (teacher) TRY(vit_clone(d, &v->live[1], v->live[0], v->count * sizeof *values, e));
         v->param = index;
         p->live = v->live[0];

@@ -150,7 +150,7 @@ void op_cuda_sample(device *d, dv *out, const struct sampler_norm *norm, const s
 /* For op_cuda_linear.c: x (N,F) ct += bias f32 (F); and y (N,F) = GELU(x + bias), x + bias kept in x where keep. */
 void op_cuda_add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F);
 void op_cuda_gelu_bias_fwd(device *d, dv *y, dv *x, const dv *bias, bool keep, size_t N, size_t F);
-/* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL. */
+/* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL; rest as of linear_residual_fwd, or NULL. */
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
                                dv *rest, size_t N, size_t C);
 /* The same, and y = LN(out) as norm_fwd: a block's second half from one pass. */
