@@ -508,7 +508,6 @@ void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, cons
         for (size_t i = 0; i < N; i++)
             for (size_t k = 0; k < R; k++) memcpy(to + (i * R + k) * cell, from + (i * O + (size_t)r[k]) * cell, cell);
         dy = (const dv *)to;
-        O = R;
         g.a[2] = R;
     }
     if (v) {
