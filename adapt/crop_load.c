@@ -1,6 +1,7 @@
 /* crop_load.c: see crop_load.h. A block: bytes of frames so far (size_t), jobs, frames; each aligned. */
 #include "adapt/crop_load.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/arena.h"
@@ -58,4 +59,23 @@ void crop_load_up(device *d, dv *frames, sample_job *own, const crop_block *b)
         own[i] = b->jobs[i];
         own[i].resident = at < b->bytes ? dv_at(frames, at) : NULL;
     }
+}
+
+void crop_load_images(device *d, const crop_load *k, const float *at, size_t floats, dv *frames, sample_job *own,
+                      const sampler_norm *norm, dv *out)
+{
+    if (!k->crops) {
+        d->op->upload(d, out, at, floats * sizeof *at);
+        return;
+    }
+    crop_block b = crop_load_of(k, at);
+    crop_load_up(d, frames, own, &b);
+    d->op->sample(d, out, norm, own, b.n);
+}
+
+float *crop_load_full(const crop_load *k)
+{
+    float *at = calloc(crop_load_floats(k), sizeof *at);
+    if (at) crop_load_room(k, at, k->frame_bytes);
+    return at;
 }

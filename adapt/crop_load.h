@@ -5,9 +5,7 @@
  *     crop_load k = {.crops = B, .frame_bytes = ...};          // loader_open(..., crop_load_floats(&k), ...)
  *     jobs = crop_load_begin(&k, at);                          // the loader's fill; at: its block
  *     jobs[i].pixels = crop_load_frame(&k, at, frame, pixels);
- *     crop_block b = crop_load_of(&k, at);                     // the step
- *     crop_load_up(d, frames, own, &b);                        // into device memory, and B jobs of its own
- *     op->sample(d, pixels, &norm, own, B);
+ *     crop_load_images(d, &k, at, 0, frames, own, &norm, pixels); // the step: its device memory, B jobs of its own
  */
 #ifndef RADAPT_CROP_LOAD_H
 #define RADAPT_CROP_LOAD_H
@@ -34,10 +32,16 @@ size_t crop_load_floats(const crop_load *k);
 sample_job *crop_load_begin(const crop_load *k, float *at);
 /* The frame's pixels where they lie in the block, or as given where there is no room. */
 const void *crop_load_frame(const crop_load *k, float *at, const frame_info *f, const void *pixels);
-/* Room for bytes of frames that the caller writes, multiples of ARENA_ALIGN; NULL: none. */
+/* Room for bytes of frames that the caller writes: all of it, or multiples of ARENA_ALIGN; NULL: none. */
 void *crop_load_room(const crop_load *k, float *at, size_t bytes);
 crop_block crop_load_of(const crop_load *k, const float *at);
 /* Sends the block's frames up into `frames` (frame_bytes); own: the jobs, pointed there. The block may change after. */
 void crop_load_up(device *d, dv *frames, sample_job *own, const crop_block *b);
+/* out (crops,3,size,size) f32 on the device: made there of a block's frames, by jobs of one size; or, of a load without
+ * crops, the loader's `floats` as they are. */
+void crop_load_images(device *d, const crop_load *k, const float *at, size_t floats, dv *frames, sample_job *own,
+                      const sampler_norm *norm, dv *out);
+/* A block as full as it gets, of nothing: for who counts what a batch takes. The caller frees; NULL: no memory. */
+float *crop_load_full(const crop_load *k);
 
 #endif

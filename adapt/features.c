@@ -114,13 +114,7 @@ static void run_batch(vit *m, vit_who who, buffers *b, const sampler_norm *norm,
 {
     device *d = vit_device(m);
     size_t C = (size_t)vit_get_config(m)->dim, B = b->pass.B;
-    if (b->load.crops) {
-        crop_block block = crop_load_of(&b->load, batch);
-        crop_load_up(d, b->frames, b->jobs, &block);
-        d->op->sample(d, b->pixels, norm, b->jobs, B);
-    } else {
-        d->op->upload(d, b->pixels, batch, carried(b) * sizeof *batch);
-    }
+    crop_load_images(d, &b->load, batch, carried(b), b->frames, b->jobs, norm, b->pixels);
     vit_patches(m, who, &b->pass, b->pixels);
     vit_fwd(m, who, &b->pass, b->pass.patches, NULL);
     d->op->to_f32(d, b->token_f32, b->pass.out, B * C);
@@ -131,10 +125,9 @@ err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host,
     buffers b = {0};
     size_t batch = batch_of(v, n);
     err_code rc = buffers_open(&b, m, batch, v->size, e);
-    float *nothing = !rc && b.load.crops ? calloc(carried(&b), sizeof *nothing) : NULL; /* a batch of nothing */
+    float *nothing = !rc && b.load.crops ? crop_load_full(&b.load) : NULL;
     if (!rc && b.load.crops && !nothing)
         rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "features: no memory for %zu images", batch);
-    if (!rc && b.load.crops) crop_load_room(&b.load, nothing, b.load.frame_bytes); /* as full as it gets */
     if (!rc) run_batch(m, VIT_STUDENT, &b, &(sampler_norm){0}, nothing);
     if (!rc) *host = 2 * carried(&b) * sizeof(float); /* loader.c's two */
     free(nothing);

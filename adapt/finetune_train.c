@@ -381,15 +381,8 @@ static err_code read_losses(loop *t, uint64_t left, err *e)
 /* The batch's pictures, or the frames that the device makes them of. */
 static void take_pictures(loop *t, const float *carried)
 {
-    device *d = t->j->d;
     labelled_batch *s = &t->source;
-    if (!s->load.crops) {
-        d->op->upload(d, t->pixels, carried, s->batch * s->image_floats * sizeof *carried);
-        return;
-    }
-    crop_block block = crop_load_of(&s->load, carried);
-    crop_load_up(d, t->frames, s->jobs, &block);
-    d->op->sample(d, t->pixels, &s->norm, s->jobs, s->batch);
+    crop_load_images(t->j->d, &s->load, carried, s->batch * s->image_floats, t->frames, s->jobs, &s->norm, t->pixels);
 }
 
 /* A GPU is asked for the next step before this one's loss is read: it does not wait for the host within an epoch,
@@ -526,11 +519,10 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
     labelled_batch_place(&t->source);
     t->source.jobs = malloc(t->batch * sizeof *t->source.jobs);
     const crop_load *load = &t->source.load;
-    float *nothing = load->crops ? calloc(crop_load_floats(load), sizeof *nothing) : NULL;
+    float *nothing = load->crops ? crop_load_full(load) : NULL;
     err_code rc = ERR_OK;
     if ((load->crops && !nothing) || !t->source.jobs)
         rc = err_set(e, ERR_NOMEM, __FILE__, __LINE__, "finetune: no memory for a batch");
-    if (!rc && load->crops) crop_load_room(load, nothing, load->frame_bytes); /* as full as it gets */
     if (!rc) rc = alloc_host(t, e);
     if (!rc) rc = alloc_device(t, e);
     if (!rc) rc = optim_init(&t->optim, j->d, &j->params, j->o->clip, e);

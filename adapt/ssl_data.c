@@ -22,11 +22,6 @@ static void crop_sizes(ssl_data *s, const ssl_options *o, int patch)
 
 enum { AT_ONCE = 8 }; /* squares made at once */
 
-static size_t aligned(size_t bytes)
-{
-    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-}
-
 static err_code open_squares(ssl_data *s, int side, err *e)
 {
     size_t N = (size_t)side;
@@ -68,7 +63,7 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     TRY(open_squares(s, o->crop_from, e));
     s->later = device_samples(vit_device(m));
     s->load = (crop_load){s->batch * (2 + s->locals),
-                          s->batch * (s->squares ? aligned(3 * s->crop_from * s->crop_from) : CROP_LOAD_FRAME)};
+                          s->batch * (s->squares ? 3 * s->crop_from * s->crop_from : CROP_LOAD_FRAME)};
     int threads = pool_processors();
     if (threads > 4) { /* beside the compute threads: a share of the processors prepares the next step */
         s->threads = pool_new(threads / 4);

@@ -97,7 +97,7 @@ static void plan_tiles(vit_pass_impl *k, const vit *m, const vit_pass *a)
 /* The op that gives GELU' in 10 bits knows nothing of low-rank updates. */
 static bool wants_pre(const vit_block *w)
 {
-    return vit_wants_hidden(w) || w->fc1.n_lora;
+    return vit_needs_input(&w->fc2) || w->fc1.n_lora;
 }
 
 size_t vit_sharing(const vit_pass *a)

@@ -115,7 +115,7 @@ static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
     size_t N = h->t.rows;
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
     const dv *pre = b->pre ? vit_rows(&h->t, b->pre, vit_mlp_width(&h->m->c)) : NULL;
-    if (vit_wants_hidden(w)) hidden_again(h, pre);
+    if (vit_needs_input(&w->fc2)) hidden_again(h, pre);
     const dv *g = branch_grad(h, l, VIT_MLP, &w->ls2);
     dv *dpre = h->gates ? h->gates : h->hidden;
     if (b->slope) { /* its weight is frozen */

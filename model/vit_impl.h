@@ -114,12 +114,6 @@ static inline size_t vit_mlp_width(const vit_config *c)
     return (size_t)c->hidden * (c->swiglu ? 2 : 1);
 }
 
-/* Does a weight gradient ask for the MLP's hidden units? Then backward makes them again from `pre`. */
-static inline bool vit_wants_hidden(const vit_block *w)
-{
-    return vit_needs_input(&w->fc2);
-}
-
 /* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
  * scratch of a tile. The first vit_sharing blocks share all but x: after a forward pass it is the last one's. */
 struct vit_block_acts {
