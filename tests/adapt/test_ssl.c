@@ -13,19 +13,8 @@
 
 static ssl_options tiny(peft_method method)
 {
-    ssl_options o;
-    err e = {0};
-    ASSERT_OK(ssl_recipe("default", method, &o, &e));
+    ssl_options o = world_ssl(method);
     o.epochs = 3;
-    o.head_warmup_epochs = 1;
-    o.batch = 4;
-    o.global_size = 32;
-    o.local_size = 16;
-    o.locals = 2;
-    o.hidden = 32;
-    o.bottleneck = 16;
-    o.prototypes = 64;
-    o.view = (view_options){.size = 32, .share = 1};
     o.checkpoint_minutes = 0; /* after every step */
     o.peft = (peft_spec){.method = method,
                          .rows = method == METHOD_APLA ? 16 : 0,

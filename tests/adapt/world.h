@@ -3,6 +3,7 @@
 #ifndef RADAPT_TESTS_WORLD_H
 #define RADAPT_TESTS_WORLD_H
 #include "adapt/cohort.h"
+#include "adapt/ssl.h"
 #include "base/progress.h"
 #include "model/vit.h"
 #include "tests/adapt/synthetic.h"
@@ -46,19 +47,42 @@ static inline int world_unmake(void **state)
     return 0;
 }
 
-static inline vit *world_vit_of(world *w, const char *shape)
+static inline vit *world_vit_on(device *d, const char *shape)
 {
     err e = {0};
     vit *m;
     vit_source source = {.seed = 5};
     ASSERT_OK(vit_named_config(shape, &source.random, &e));
-    ASSERT_OK(vit_open(&m, &w->d, &source, &e));
+    ASSERT_OK(vit_open(&m, d, &source, &e));
     return m;
+}
+
+static inline vit *world_vit_of(world *w, const char *shape)
+{
+    return world_vit_on(&w->d, shape);
 }
 
 static inline vit *world_vit(world *w)
 {
     return world_vit_of(w, WORLD_BACKBONE);
+}
+
+/* The default recipe at the world's size. */
+static inline ssl_options world_ssl(peft_method method)
+{
+    ssl_options o;
+    err e = {0};
+    ASSERT_OK(ssl_recipe("default", method, &o, &e));
+    o.head_warmup_epochs = 1;
+    o.batch = 4;
+    o.global_size = 32;
+    o.local_size = 16;
+    o.locals = 2;
+    o.hidden = 32;
+    o.bottleneck = 16;
+    o.prototypes = 64;
+    o.view = (view_options){.size = 32, .share = 1};
+    return o;
 }
 
 /* WORK/runs/<name>/<file>; the folder alone if file is "". */

@@ -38,16 +38,6 @@ static int close_two(void **state)
     return 0;
 }
 
-static vit *model_on(device *d)
-{
-    err e = {0};
-    vit *m;
-    vit_source source = {.seed = 5};
-    ASSERT_OK(vit_named_config(SHAPE, &source.random, &e));
-    ASSERT_OK(vit_open(&m, d, &source, &e));
-    return m;
-}
-
 /* The numbers of `key` in the lines of a run's log, in order; returns how many, `most` at most. */
 static size_t numbers(const world *w, const char *run, const char *key, double *out, size_t most)
 {
@@ -86,24 +76,16 @@ static void adapts(two *t, const char *name, bool squares, int accumulate)
     for (int i = 0; i < SIDES; i++) {
         err e = {0};
         char dir[FILE_PATH_MAX];
-        ssl_options o;
-        ASSERT_OK(ssl_recipe("default", METHOD_APLA, &o, &e));
+        ssl_options o = world_ssl(METHOD_APLA);
         o.epochs = 2;
-        o.head_warmup_epochs = 1;
-        o.batch = 4;
         o.accumulate = accumulate;
-        o.global_size = 32;
-        o.local_size = 16;
         o.locals = 1;
-        o.hidden = 32;
-        o.bottleneck = 16;
-        o.prototypes = 64;
         o.crop_from = squares ? 40 : 0;
-        o.view = (view_options){.size = 32, .share = 1, .batch = 8};
+        o.view.batch = 8;
         o.peft = (peft_spec){.method = METHOD_APLA};
         snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
         world_path(t->w, run[i], "", dir);
-        vit *m = model_on(t->d[i]);
+        vit *m = world_vit_on(t->d[i], SHAPE);
         ASSERT_OK(ssl_adapt(m, &t->w->c, &o, dir, &r[i], &e));
         assert_true(r[i].steps >= 4 && !r[i].rolled_back);
         vit_close(m);
@@ -154,7 +136,7 @@ static void finetunes(two *t, const char *name, float mixup)
         info.labels = calloc((size_t)c->n_labels, sizeof *info.labels);
         for (int k = 0; k < c->n_labels; k++) memcpy(info.labels[k].name, c->labels[k], sizeof c->labels[k]);
         ASSERT_OK(findings_codes(NULL, info.labels, c->n_labels, &e));
-        vit *m = model_on(t->d[i]);
+        vit *m = world_vit_on(t->d[i], SHAPE);
         ASSERT_OK(vit_train(m, &info.peft, &adapter, &e));
         snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
         world_path(t->w, run[i], "", path);
