@@ -312,7 +312,7 @@ err_code device_open_cpu(device *d, int threads, compute_type ct, err *e)
     d->ct = ct == COMPUTE_AUTO ? (bf16 ? COMPUTE_BF16 : COMPUTE_F32) : ct;
     d->ct_bytes = d->ct == COMPUTE_BF16 ? 2 : 4;
     d->threads = threads > 0 ? threads : pool_processors();
-    op_cpu_linear_amx_open();
+    op_cpu_gelu_open();
     omp_set_num_threads(d->threads);
     omp_set_dynamic(0);
     omp_set_max_active_levels(1); /* loops of ops inside a tile are its thread's alone */

@@ -100,7 +100,6 @@ typedef struct {
     const dv *x, *ls;
 } op_cpu_linear_call;
 /* op_cpu_linear_amx.c: on AMX tiles. */
-void op_cpu_linear_amx_open(void); /* before the first run; may be repeated */
 bool op_cpu_linear_amx_fits(const device *d, size_t in, size_t out);
 /* weight (out,in) as it is stored; back: for y = dy W. */
 void op_cpu_linear_amx_pack(dv *packed, const dv *weight, size_t out, size_t in, bool back);
@@ -218,6 +217,7 @@ void op_cpu_scale_grad(device *d, dv *dls, const dv *ls, const dv *w, const dv *
                        size_t R, size_t I);
 void op_cpu_gelu_fwd(device *d, dv *y, const dv *pre, size_t n);
 void op_cpu_gelu_bwd(device *d, dv *dpre, const dv *dy, const dv *pre, size_t n);
+void op_cpu_gelu_open(void); /* makes its table: before the first run; may be repeated */
 /* y (N,F) becomes GELU(y), slope its derivative in 10 bits; and dpre = dy times that. */
 void op_cpu_gelu_slope_fwd(device *d, dv *y, dv *slope, size_t N, size_t F);
 void op_cpu_gelu_slope_bwd(device *d, dv *dpre, const dv *dy, const dv *slope, size_t N, size_t F);

@@ -89,7 +89,8 @@ static void scores_of(float *s, const head *h, const float *rows, const float *t
         float *to = s + t / INNER * h->queries * ROW + t % INNER;
         for (size_t b = 0; b < blocks; b++) {
             size_t r = block_at(n, blocks, b), m = block_at(n, blocks, b + 1) - r;
-            tile_across(to + r * ROW, ROW, rows + r * ROW, turned + t * h->D, h->D, false, NULL, m);
+            tile_across(
+                &(tile){.c = to + r * ROW, .c_row = ROW, .a = rows + r * ROW, .b = turned + t * h->D, .k = h->D}, m);
         }
     }
 }
@@ -103,8 +104,13 @@ static void weigh(float *out, const head *h, const float *s, const float *panels
             size_t keys = keys_of(h, k);
             for (size_t b = 0; b < blocks; b++) {
                 size_t r = block_at(n, blocks, b), m = block_at(n, blocks, b + 1) - r;
-                tile_across(out + r * h->wide + c, h->wide, s + (k * h->queries + r) * ROW,
-                            panels + c * h->T + k * INNER * WIDTH, keys, k > 0, NULL, m);
+                tile p = {.c = out + r * h->wide + c,
+                          .c_row = h->wide,
+                          .a = s + (k * h->queries + r) * ROW,
+                          .b = panels + c * h->T + k * INNER * WIDTH,
+                          .k = keys,
+                          .add = k > 0};
+                tile_across(&p, m);
             }
         }
 }
@@ -117,8 +123,14 @@ static void gather_keys(float *sums, const head *h, const float *s, const float 
         for (size_t c = 0; c < h->wide; c += WIDTH)
             for (size_t b = 0; b < blocks; b++) {
                 size_t r = block_at(keys, blocks, b), m = block_at(keys, blocks, b + 1) - r;
-                tile_down(sums + (k * INNER + r) * h->wide + c, h->wide, s + k * h->queries * ROW + r, ROW,
-                          panels + c * n, n, add, m);
+                tile p = {.c = sums + (k * INNER + r) * h->wide + c,
+                          .c_row = h->wide,
+                          .a = s + k * h->queries * ROW + r,
+                          .step = ROW,
+                          .b = panels + c * n,
+                          .k = n,
+                          .add = add};
+                tile_down(&p, m);
             }
     }
 }

@@ -5,23 +5,23 @@
 #define RADAPT_OP_CPU_FMA_LINEAR_H
 
 /* A panel of columns o.. of the result: back: as they lie, else turned, eight at a time, so that both sides stay
- * in the first cache. */
-#define PACK(cell)                                                                                                     \
+ * in the first cache. at: where in a row of it column j lies. */
+#define PACK(cell, at)                                                                                                 \
     static void pack_##cell(cell *to, const cell *weight, size_t o, size_t columns, size_t out, size_t in, bool back)  \
     {                                                                                                                  \
         size_t inner = back ? out : in;                                                                                \
         if (columns < WIDTH) memset(to, 0, inner *WIDTH * sizeof *to);                                                 \
         if (back) {                                                                                                    \
             for (size_t k = 0; k < inner; k++)                                                                         \
-                for (size_t j = 0; j < columns; j++) to[k * WIDTH + j] = weight[k * in + o + j];                       \
+                for (size_t j = 0; j < columns; j++) to[k * WIDTH + at] = weight[k * in + o + j];                      \
             return;                                                                                                    \
         }                                                                                                              \
         for (size_t k = 0; k < inner; k += 8)                                                                          \
             for (size_t j = 0; j < columns; j++)                                                                       \
-                for (size_t i = k; i < inner && i < k + 8; i++) to[i * WIDTH + j] = weight[(o + j) * in + i];          \
+                for (size_t i = k; i < inner && i < k + 8; i++) to[i * WIDTH + at] = weight[(o + j) * in + i];         \
     }
-PACK(uint16_t)
-PACK(uint32_t)
+PACK(uint16_t, j % LANES * 2 + j / LANES)
+PACK(uint32_t, j)
 
 static void pack(bool half, void *packed, const dv *weight, size_t out, size_t in, bool back)
 {
@@ -36,10 +36,38 @@ static void pack(bool half, void *packed, const dv *weight, size_t out, size_t i
     }
 }
 
+/* GELU of a vector, and its derivative: in fp32, or for 16 values that are to be rounded to bf16 from a table. */
+INLINE vec gelu_exact(vec x, vec *slope)
+{
+    vec cdf = 0.5f + 0.5f * erf_of(x * 0.70710678f);
+    if (slope) *slope = cdf + x * (0.39894228f * exp_of(-0.5f * x * x));
+    return x * cdf;
+}
+
+#if LANES == 16
+#include "model/op_cpu_gelu_avx512.h"
+
+INLINE vec gelu(const gelu_table *k, vec x, vec *slope, bool half)
+{
+    if (!half) return gelu_exact(x, slope);
+    vec y = (vec)gelu_of(k, (__m512)x, (__m512 *)slope);
+    if (slope) *slope += 0.5f;
+    return y;
+}
+#else
+typedef struct {
+    char none;
+} gelu_table;
+
+#define gelu_table_load() ((gelu_table){0})
+#define gelu(k, x, slope, half) gelu_exact(x, slope)
+#endif
+
 /* What of a call is the same for all rows of a panel: columns o .. o+columns. */
 typedef struct {
     size_t o, columns;
     float bias[WIDTH], scale[WIDTH];
+    gelu_table gelu;
 } panel;
 
 INLINE panel panel_at(const op_cpu_linear_call *p, size_t o)
@@ -50,15 +78,8 @@ INLINE panel panel_at(const op_cpu_linear_call *p, size_t o)
         q.bias[j] = bias && j < q.columns ? bias[o + j] : 0;
         q.scale[j] = ls && j < q.columns ? ls[o + j] : 1;
     }
+    if (p->after == AFTER_GELU || p->after == AFTER_GELU_SLOPE) q.gelu = gelu_table_load();
     return q;
-}
-
-/* GELU of a vector, and its derivative. */
-INLINE vec gelu(vec x, vec *slope)
-{
-    vec cdf = 0.5f + 0.5f * erf_of(x * 0.70710678f);
-    if (slope) *slope = cdf + x * (0.39894228f * exp_of(-0.5f * x * x));
-    return x * cdf;
 }
 
 /* WIDTH codes of GELU' (op_cpu_gelu.c), two vectors: their low bytes, then for each lane of the lower half a byte with
@@ -115,8 +136,8 @@ INLINE void finish_row(const op_cpu_linear_call *p, const panel *q, const float 
     for (int i = 0; i < 2; i++) {
         v[i] = *(const vec *)(s + i * LANES) + *(const vec *)(q->bias + i * LANES);
         if (after == AFTER_GELU && p->pre) put(p->pre, at + i * LANES, v[i], half);
-        if (after == AFTER_GELU) v[i] = gelu(v[i], NULL);
-        if (after == AFTER_GELU_SLOPE) v[i] = gelu(v[i], &slope[i]);
+        if (after == AFTER_GELU) v[i] = gelu(&q->gelu, v[i], NULL, half);
+        if (after == AFTER_GELU_SLOPE) v[i] = gelu(&q->gelu, v[i], &slope[i], half);
         if (after == AFTER_TIMES_SLOPE) v[i] *= slope[i];
         if (after == AFTER_RESIDUAL)
             v[i] = v[i] * *(const vec *)(q->scale + i * LANES) + get(p->x, at + i * LANES, half);
@@ -222,25 +243,37 @@ static void take_rows(const worker *w, size_t first, size_t count, size_t c)
             memcpy(to, (const float *)w->p->in_rows + (first + r) * in + from, n * sizeof *to);
 }
 
+/* What finish() will read of rows n .. n+h, columns o..: on its way meanwhile. */
+INLINE void fetch(const op_cpu_linear_call *p, size_t o, size_t n, size_t h, size_t cell)
+{
+    for (size_t r = n; r < n + h; r++) {
+        size_t at = (r * p->out + o) * cell;
+        if (p->after == AFTER_RESIDUAL) __builtin_prefetch((const char *)p->x + at);
+        if (p->after == AFTER_RESIDUAL && p->rest) __builtin_prefetch((const char *)p->rest + at);
+        if (p->after == AFTER_TIMES_SLOPE) __builtin_prefetch((const char *)p->slope + r * op_slope_bytes(p->out) + o);
+    }
+}
+
 /* Chunk c of those rows past the panel of columns o.. */
 static void pass(const worker *w, size_t first, size_t count, size_t o, size_t c)
 {
     size_t in = w->p->in, blocks = blocks_of(count), cell = w->half ? 2 : 4;
     size_t from = block_at(in, w->chunks, c), n = block_at(in, w->chunks, c + 1) - from;
     panel q = panel_at(w->p, o);
-    const char *packed = (const char *)w->p->packed + (o * in + from * WIDTH) * cell;
-    const char *next = packed + (w->chunked ? in : n) * WIDTH * cell;
-    const float *right = (const float *)packed, *left = w->left + (w->chunked ? 0 : c) * w->rows * ROW;
+    char *packed = (char *)w->p->packed + (o * in + from * WIDTH) * cell;
+    const char *next = packed + (w->chunked ? in : n) * WIDTH * cell, *end = next + n * WIDTH * cell;
+    const float *left = w->left + (w->chunked ? 0 : c) * w->rows * ROW;
     float *sums = w->sums + (w->chunked ? o : 0);
-    if (w->half) {
-        get_row(w->right, packed, 0, n * WIDTH, 1, true);
-        right = w->right;
-    }
-    for (size_t b = 0; b < blocks; b++) {
+    tile t = {.c_row = w->sums_row, .b = w->half ? w->right : (float *)packed, .k = n, .add = c > 0};
+    for (size_t b = 0; b < blocks; b++, next += n * NEXT) {
         size_t r = block_at(count, blocks, b), h = block_at(count, blocks, b + 1) - r;
-        tile_across(sums + r * w->sums_row, w->sums_row, left + r * ROW, right, n, c > 0, next, h);
-        next += n * 4;
-        if (c + 1 == w->chunks) finish(w->p, &q, sums + r * w->sums_row, w->sums_row, first + r, h, w->half);
+        t.c = sums + r * w->sums_row;
+        t.a = left + r * ROW;
+        t.packed = w->half && b == 0 ? (const uint16_t *)packed : NULL;
+        t.next = next < end ? next : NULL;
+        if (c + 1 == w->chunks) fetch(w->p, o, first + r, h, cell);
+        tile_across(&t, h);
+        if (c + 1 == w->chunks) finish(w->p, &q, t.c, w->sums_row, first + r, h, w->half);
     }
 }
 
@@ -321,7 +354,14 @@ static void dw(device *d, dv *out, dv *db, const dv *dy, const dv *x, size_t R, 
                     size_t r = block_at(count, blocks, b), h = block_at(count, blocks, b + 1) - r;
                     float *to = (float *)out + (first + r) * I + o;
                     bool whole = columns == WIDTH;
-                    tile_down(whole ? to : sums, whole ? I : WIDTH, left + b * n * LANES, LANES, right, n, whole, h);
+                    tile t = {.c = whole ? to : sums,
+                              .c_row = whole ? I : WIDTH,
+                              .a = left + b * n * LANES,
+                              .step = LANES,
+                              .b = right,
+                              .k = n,
+                              .add = whole};
+                    tile_down(&t, h);
                     for (size_t k = 0; k < h && !whole; k++)
                         for (size_t j = 0; j < columns; j++) to[k * I + j] += sums[k * WIDTH + j];
                 }

@@ -118,12 +118,9 @@ INLINE vec exp_of(vec x)
 /* The left operand's element (row r, inner i) lies at r * ROW + i: ACROSS; or at r + i * step: DOWN. */
 typedef enum { ACROSS, DOWN } side;
 
-enum { UNROLL = 4 }; /* of the inner index: with fewer, counting takes the slots that loads need */
-
 /* One step of the inner index. */
-INLINE void tile_step(vec s[ROWS][2], const float *a, const float *b, side from, const int h)
+INLINE void tile_step(vec s[ROWS][2], const float *a, vec b0, vec b1, side from, const int h)
 {
-    vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < h; r++) {
         float x = a[from == ACROSS ? r * ROW : r];
@@ -132,38 +129,77 @@ INLINE void tile_step(vec s[ROWS][2], const float *a, const float *b, side from,
     }
 }
 
-/* c (h,WIDTH), c_row apart, = or (add) += a (h,k) times b (k,WIDTH). next: what the second cache will need soon, k / 16
- * lines of it fetched meanwhile, so that the loads of this product do not wait for them. */
-INLINE void tile_of(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,
-                    const char *next, side from, const int h)
+/* What a block is made of: c (h,WIDTH), c_row apart, = or (add) += a (h,k) times b (k,WIDTH). packed: NULL, or what b
+ * is to be, as a packed bf16 weight: a row of it has the values of the two vectors in turn; it is left in b for the
+ * blocks that follow. next: NULL, or what the second cache will need soon: NEXT bytes of it for each of k are fetched
+ * meanwhile, so that the loads of this product do not wait for them. step: DOWN's. */
+typedef struct {
+    float *c;
+    size_t c_row;
+    const float *a;
+    size_t step;
+    const float *b;
+    size_t k;
+    bool add;
+    const uint16_t *packed;
+    const char *next;
+} tile;
+
+enum { UNROLL = 4, NEXT = 64 / UNROLL }; /* of the inner index: with fewer, counting takes the slots that loads need */
+
+/* Row i of the right operand. */
+INLINE void tile_right(vec b[2], float *right, const uint16_t *packed, bool widening)
 {
-    vec s[ROWS][2];
-    size_t apart = from == ACROSS ? 1 : step, i = 0;
-    for (int r = 0; r < h; r++)
-        for (int j = 0; j < 2; j++) s[r][j] = add ? *(vec *)(c + (size_t)r * c_row + j * LANES) : (vec){0};
-    for (; i + UNROLL <= k; i += UNROLL, a += UNROLL * apart, b += UNROLL * WIDTH) {
-        if (from == ACROSS) __builtin_prefetch(next + 4 * i, 0, 2);
-#pragma GCC unroll 4
-        for (int u = 0; u < UNROLL; u++) tile_step(s, a + (size_t)u * apart, b + u * WIDTH, from, h);
+    if (!widening) {
+        b[0] = *(const vec *)right;
+        b[1] = *(const vec *)(right + LANES);
+        return;
     }
-    for (; i < k; i++, a += apart, b += WIDTH) tile_step(s, a, b, from, h);
+    words both = *(const words *)packed;
+    *(vec *)right = b[0] = (vec)(both << 16);
+    *(vec *)(right + LANES) = b[1] = (vec)(both & 0xffff0000u);
+}
+
+INLINE void tile_of(const tile *t, side from, bool widening, const int h)
+{
+    vec s[ROWS][2], b[2];
+    const float *a = t->a;
+    float *right = (float *)t->b; /* written where it is made from packed */
+    const uint16_t *packed = t->packed;
+    const char *next = t->next ? t->next : (const char *)right;
+    size_t apart = from == ACROSS ? 1 : t->step, i = 0, k = t->k;
     for (int r = 0; r < h; r++)
-        for (int j = 0; j < 2; j++) *(vec *)(c + (size_t)r * c_row + j * LANES) = s[r][j];
+        for (int j = 0; j < 2; j++) s[r][j] = t->add ? *(vec *)(t->c + (size_t)r * t->c_row + j * LANES) : (vec){0};
+    for (; i + UNROLL <= k; i += UNROLL, a += UNROLL * apart, right += UNROLL * WIDTH, packed += UNROLL * WIDTH) {
+        if (from == ACROSS) __builtin_prefetch(next + NEXT * i, 0, 2);
+#pragma GCC unroll 4
+        for (int u = 0; u < UNROLL; u++) {
+            tile_right(b, right + u * WIDTH, packed + u * WIDTH, widening);
+            tile_step(s, a + (size_t)u * apart, b[0], b[1], from, h);
+        }
+    }
+    for (; i < k; i++, a += apart, right += WIDTH, packed += WIDTH) {
+        tile_right(b, right, packed, widening);
+        tile_step(s, a, b[0], b[1], from, h);
+    }
+    for (int r = 0; r < h; r++)
+        for (int j = 0; j < 2; j++) *(vec *)(t->c + (size_t)r * t->c_row + j * LANES) = s[r][j];
 }
 
 /* A function for every height: in one, compilers run out of registers. */
-typedef void tile_fn(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,
-                     const char *next);
+typedef void tile_fn(const tile *t);
 #define TILE(n)                                                                                                        \
-    static void across_##n(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,    \
-                           const char *next)                                                                           \
+    static void across_##n(const tile *t)                                                                              \
     {                                                                                                                  \
-        tile_of(c, c_row, a, step, b, k, add, next, ACROSS, n);                                                        \
+        tile_of(t, ACROSS, false, n);                                                                                  \
     }                                                                                                                  \
-    static void down_##n(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add,      \
-                         const char *next)                                                                             \
+    static void widening_##n(const tile *t)                                                                            \
     {                                                                                                                  \
-        tile_of(c, c_row, a, step, b, k, add, next, DOWN, n);                                                          \
+        tile_of(t, ACROSS, true, n);                                                                                   \
+    }                                                                                                                  \
+    static void down_##n(const tile *t)                                                                                \
+    {                                                                                                                  \
+        tile_of(t, DOWN, false, n);                                                                                    \
     }
 TILE(1)
 TILE(2)
@@ -187,18 +223,17 @@ TILE(14)
 #define HEIGHTS(from) from##_1, from##_2, from##_3, from##_4, from##_5, from##_6
 #endif
 
-/* h rows; next: NULL for nothing. */
-static void tile_across(float *c, size_t c_row, const float *a, const float *b, size_t k, bool add, const char *next,
-                        size_t h)
+/* h rows. */
+static void tile_across(const tile *t, size_t h)
 {
-    static tile_fn *const of[ROWS] = {HEIGHTS(across)};
-    of[h - 1](c, c_row, a, 1, b, k, add, next ? next : (const char *)b);
+    static tile_fn *const of[2][ROWS] = {{HEIGHTS(across)}, {HEIGHTS(widening)}};
+    of[t->packed != NULL][h - 1](t);
 }
 
-static void tile_down(float *c, size_t c_row, const float *a, size_t step, const float *b, size_t k, bool add, size_t h)
+static void tile_down(const tile *t, size_t h)
 {
     static tile_fn *const of[ROWS] = {HEIGHTS(down)};
-    of[h - 1](c, c_row, a, step, b, k, add, NULL);
+    of[h - 1](t);
 }
 
 /* n rows in blocks of at most ROWS, of nearly one height: where block i of `blocks` begins. */

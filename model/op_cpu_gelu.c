@@ -7,6 +7,33 @@
  * first lowest. */
 #include "model/op_cpu_gelu.h"
 
+#include <math.h>
+
+float op_cpu_gelu_phi[4][GELU_SEGMENTS];
+
+/* The cubic through the four Chebyshev nodes of a segment. */
+static void fit(int segment)
+{
+    double t[4], f[4], c[4] = {0};
+    for (int i = 0; i < 4; i++) {
+        t[i] = 0.5 * cos((2 * i + 1) * M_PI / 8);
+        f[i] = 0.5 * erf((segment + t[i]) / GELU_PER_UNIT * M_SQRT1_2);
+    }
+    for (int level = 1; level < 4; level++) /* Newton's divided differences */
+        for (int i = 3; i >= level; i--) f[i] = (f[i] - f[i - 1]) / (t[i] - t[i - level]);
+    for (int i = 3; i >= 0; i--) { /* c = c * (f - t_i) + f_i */
+        for (int k = 3; k > 0; k--) c[k] = c[k - 1] - c[k] * t[i];
+        c[0] = f[i] - c[0] * t[i];
+    }
+    for (int k = 0; k < 4; k++) op_cpu_gelu_phi[k][segment] = (float)c[k];
+}
+
+void op_cpu_gelu_open(void)
+{
+    for (int s = 0; s + 1 < GELU_SEGMENTS; s++) fit(s);
+    op_cpu_gelu_phi[0][GELU_SEGMENTS - 1] = 0.5f;
+}
+
 WIDE static void slope_row(float *x, float *code, size_t n)
 {
     op_cpu_gelu_slope(x, code, n);

@@ -1,8 +1,15 @@
-/* op_cpu_gelu.h: GELU' in 10 bits, as rows: what op_cpu_gelu.c and op_cpu_fma_linear.h share. op_cpu_gelu.c says what
- * the codes are. Inlined where loops have several versions for wide vectors. */
+/* op_cpu_gelu.h: GELU' in 10 bits, as rows: what op_cpu_gelu.c and op_cpu_fma_linear.h share, and the table that
+ * op_cpu_gelu_avx512.h reads. op_cpu_gelu.c says what the codes are. Inlined where loops have several versions for wide
+ * vectors. */
 #ifndef RADAPT_OP_CPU_GELU_H
 #define RADAPT_OP_CPU_GELU_H
 #include "model/op_cpu.h"
+
+/* Phi(x) - 1/2 for x >= 0 (it is odd): around segment s, c0 + c1 f + c2 f^2 + c3 f^3, f = x * GELU_PER_UNIT - s from
+ * -1/2 to 1/2; off by 6e-7 at most. From the last segment on, 5.8, it is 1/2, exactly. */
+enum { GELU_SEGMENTS = 32 };
+#define GELU_PER_UNIT (16 / 3.0f) /* segments of 0.1875 */
+extern float op_cpu_gelu_phi[4][GELU_SEGMENTS];
 
 #define GELU_INLINE static inline __attribute__((always_inline))
 

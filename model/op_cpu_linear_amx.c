@@ -8,10 +8,9 @@
  * depends on the inner size alone: results do not change with the rows that are computed together. */
 #include "model/op_cpu.h"
 #include "model/op_cpu_amx.h"
+#include "model/op_cpu_gelu_avx512.h"
 
 #if defined(__x86_64__)
-#include <math.h>
-
 enum {
     CHUNK = 12,             /* tiles of the inner index */
     WHOLE = 16,             /* so many are one chunk */
@@ -20,40 +19,12 @@ enum {
     ROWS_MIN = 128,         /* so that a weight does not pass by too often */
     ROWS_MAX = 1024,
     INNER_MAX = 8192, /* beyond, the rows would not stay in cache */
-    SEGMENTS = 32,    /* of the table of GELU: up to 5.8 */
     CODES = 40        /* bytes of 32 codes of GELU': 32 low bytes, 8 with two bits of each */
 };
-#define PER_UNIT (16 / 3.0f) /* segments of 0.1875 */
 
 #define FOUR(h) AMX_TILES(h), AMX_TILES((h) + 1), AMX_TILES((h) + 2), AMX_TILES((h) + 3)
 static const amx_tiles heights[STEP + 1] = {AMX_TILES(1), FOUR(1),  FOUR(5),  FOUR(9), FOUR(13),
                                             FOUR(17),     FOUR(21), FOUR(25), FOUR(29)};
-
-/* Phi(x) - 1/2 for x >= 0 (it is odd): around segment s, c0 + c1 f + c2 f^2 + c3 f^3, f = x * PER_UNIT - s from -1/2 to
- * 1/2, through the four Chebyshev nodes; off by 6e-7 at most. From the last segment on it is 1/2, exactly. */
-static float phi_table[4][SEGMENTS];
-
-static void fit(int segment)
-{
-    double t[4], f[4], c[4] = {0};
-    for (int i = 0; i < 4; i++) {
-        t[i] = 0.5 * cos((2 * i + 1) * M_PI / 8);
-        f[i] = 0.5 * erf((segment + t[i]) / PER_UNIT * M_SQRT1_2);
-    }
-    for (int level = 1; level < 4; level++) /* Newton's divided differences */
-        for (int i = 3; i >= level; i--) f[i] = (f[i] - f[i - 1]) / (t[i] - t[i - level]);
-    for (int i = 3; i >= 0; i--) { /* c = c * (f - t_i) + f_i */
-        for (int k = 3; k > 0; k--) c[k] = c[k - 1] - c[k] * t[i];
-        c[0] = f[i] - c[0] * t[i];
-    }
-    for (int k = 0; k < 4; k++) phi_table[k][segment] = (float)c[k];
-}
-
-void op_cpu_linear_amx_open(void)
-{
-    for (int s = 0; s + 1 < SEGMENTS; s++) fit(s);
-    phi_table[0][SEGMENTS - 1] = 0.5f;
-}
 
 bool op_cpu_linear_amx_fits(const device *d, size_t in, size_t out)
 {
@@ -86,7 +57,8 @@ typedef struct {
 
 /* What is the same for all rows of a block. */
 typedef struct {
-    __m512 add[2], scale[2], phi[4][2];
+    __m512 add[2], scale[2];
+    gelu_table gelu;
 } columns;
 
 AMX_INLINE columns columns_of(const op_cpu_linear_call *p, size_t o, op_cpu_after after)
@@ -96,31 +68,9 @@ AMX_INLINE columns columns_of(const op_cpu_linear_call *p, size_t o, op_cpu_afte
     for (int i = 0; i < 2; i++) {
         k.add[i] = bias ? _mm512_loadu_ps(bias + o + SIDE * i) : _mm512_setzero_ps();
         k.scale[i] = after == AFTER_RESIDUAL && ls ? _mm512_loadu_ps(ls + o + SIDE * i) : _mm512_set1_ps(1);
-        for (int c = 0; c < 4 && (after == AFTER_GELU || after == AFTER_GELU_SLOPE); c++)
-            k.phi[c][i] = _mm512_loadu_ps(phi_table[c] + SIDE * i);
     }
+    if (after == AFTER_GELU || after == AFTER_GELU_SLOPE) k.gelu = gelu_table_load();
     return k;
-}
-
-/* GELU(x); *slope = GELU'(x) - 1/2 = Phi - 1/2 + x Phi', if wanted, Phi' from the same cubic. NaN stays NaN. */
-AMX_INLINE __m512 gelu(const columns *k, __m512 x, __m512 *slope)
-{
-    const __m512i minus = _mm512_set1_epi32(INT32_MIN);
-    const __m512 nearest = _mm512_set1_ps(12582912.0f); /* an integer's bits end up last */
-    __m512i bits = _mm512_castps_si512(x), sign = _mm512_and_si512(bits, minus);
-    __m512 t = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_andnot_si512(minus, bits)), _mm512_set1_ps(PER_UNIT));
-    t = _mm512_min_ps(t, _mm512_set1_ps(SEGMENTS - 1));
-    __m512i i = _mm512_castps_si512(_mm512_add_ps(t, nearest)); /* its last five bits choose */
-    __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), c[4];
-    for (int j = 0; j < 4; j++) c[j] = _mm512_permutex2var_ps(k->phi[j][0], i, k->phi[j][1]);
-    __m512 p = _mm512_fmadd_ps(c[3], f, c[2]), q = _mm512_fmadd_ps(c[3], f, p); /* Horner's scheme, and its slope's */
-    p = _mm512_fmadd_ps(p, f, c[1]);
-    q = _mm512_fmadd_ps(q, f, p);
-    p = _mm512_fmadd_ps(p, f, c[0]);
-    if (slope) /* x dPhi/dx is t dPhi/dt */
-        *slope = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(_mm512_fmadd_ps(t, q, p)), sign));
-    p = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(p), sign));
-    return _mm512_fmadd_ps(x, p, _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
 }
 
 AMX_INLINE __m512i code_of(__m512 slope)
@@ -163,8 +113,8 @@ AMX_INLINE void finish_row(const op_cpu_linear_call *p, const columns *k, const 
     for (int i = 0; i < 2; i++) {
         v[i] = _mm512_add_ps(_mm512_loadu_ps(b->c + r * b->row + SIDE * i), k->add[i]);
         if (after == AFTER_GELU && p->pre) amx_store((bf16 *)p->pre + at + SIDE * i, v[i]);
-        if (after == AFTER_GELU) v[i] = gelu(k, v[i], NULL);
-        if (after == AFTER_GELU_SLOPE) v[i] = gelu(k, v[i], &slope[i]);
+        if (after == AFTER_GELU) v[i] = gelu_of(&k->gelu, v[i], NULL);
+        if (after == AFTER_GELU_SLOPE) v[i] = gelu_of(&k->gelu, v[i], &slope[i]);
         if (after == AFTER_TIMES_SLOPE) v[i] = _mm512_mul_ps(v[i], slope[i]);
         if (after == AFTER_RESIDUAL)
             v[i] = _mm512_fmadd_ps(v[i], k->scale[i], amx_load((const bf16 *)p->x + at + SIDE * i));
@@ -398,7 +348,6 @@ void op_cpu_linear_amx_run(device *d, const op_cpu_linear_call *p)
 
 #else
 
-void op_cpu_linear_amx_open(void) {}
 bool op_cpu_linear_amx_fits(const device *d, size_t in, size_t out)
 {
     (void)d, (void)in, (void)out;
