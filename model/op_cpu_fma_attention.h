@@ -126,7 +126,6 @@ static void gather_keys(float *sums, const head *h, const float *s, const float 
                 tile p = {.c = sums + (k * INNER + r) * h->wide + c,
                           .c_row = h->wide,
                           .a = s + k * h->queries * ROW + r,
-                          .step = ROW,
                           .b = panels + c * n,
                           .k = n,
                           .add = add};

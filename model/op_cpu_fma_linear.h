@@ -357,11 +357,10 @@ static void dw(device *d, dv *out, dv *db, const dv *dy, const dv *x, size_t R, 
                     tile t = {.c = whole ? to : sums,
                               .c_row = whole ? I : WIDTH,
                               .a = left + b * n * LANES,
-                              .step = LANES,
                               .b = right,
                               .k = n,
                               .add = whole};
-                    tile_down(&t, h);
+                    tile_packed(&t, h);
                     for (size_t k = 0; k < h && !whole; k++)
                         for (size_t j = 0; j < columns; j++) to[k * I + j] += sums[k * WIDTH + j];
                 }

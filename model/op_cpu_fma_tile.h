@@ -115,8 +115,9 @@ INLINE vec exp_of(vec x)
     return p * (vec)(((words)shifted - 0x4b400000u + 127) << 23);
 }
 
-/* The left operand's element (row r, inner i) lies at r * ROW + i: ACROSS; or at r + i * step: DOWN. */
-typedef enum { ACROSS, DOWN } side;
+/* The left operand's element (row r, inner i) lies at r * ROW + i: ACROSS; at r + i * ROW: DOWN; or, packed in blocks
+ * of a tile's height, at r + i * LANES: PACKED. Known when it is compiled, so that addresses need no arithmetic. */
+typedef enum { ACROSS, DOWN, PACKED } side;
 
 /* One step of the inner index. */
 INLINE void tile_step(vec s[ROWS][2], const float *a, vec b0, vec b1, side from, const int h)
@@ -132,12 +133,11 @@ INLINE void tile_step(vec s[ROWS][2], const float *a, vec b0, vec b1, side from,
 /* What a block is made of: c (h,WIDTH), c_row apart, = or (add) += a (h,k) times b (k,WIDTH). packed: NULL, or what b
  * is to be, as a packed bf16 weight: a row of it has the values of the two vectors in turn; it is left in b for the
  * blocks that follow. next: NULL, or what the second cache will need soon: NEXT bytes of it for each of k are fetched
- * meanwhile, so that the loads of this product do not wait for them. step: DOWN's. */
+ * meanwhile, so that the loads of this product do not wait for them. */
 typedef struct {
     float *c;
     size_t c_row;
     const float *a;
-    size_t step;
     const float *b;
     size_t k;
     bool add;
@@ -167,8 +167,11 @@ INLINE void tile_of(const tile *t, side from, bool widening, const int h)
     float *right = (float *)t->b; /* written where it is made from packed */
     const uint16_t *packed = t->packed;
     const char *next = t->next ? t->next : (const char *)right;
-    size_t apart = from == ACROSS ? 1 : t->step, i = 0, k = t->k;
+    const size_t apart = from == ACROSS ? 1 : from == DOWN ? ROW : LANES;
+    size_t i = 0, k = t->k;
+#pragma GCC unroll 16
     for (int r = 0; r < h; r++)
+#pragma GCC unroll 2
         for (int j = 0; j < 2; j++) s[r][j] = t->add ? *(vec *)(t->c + (size_t)r * t->c_row + j * LANES) : (vec){0};
     for (; i + UNROLL <= k; i += UNROLL, a += UNROLL * apart, right += UNROLL * WIDTH, packed += UNROLL * WIDTH) {
         if (from == ACROSS) __builtin_prefetch(next + NEXT * i, 0, 2);
@@ -182,7 +185,9 @@ INLINE void tile_of(const tile *t, side from, bool widening, const int h)
         tile_right(b, right, packed, widening);
         tile_step(s, a, b[0], b[1], from, h);
     }
+#pragma GCC unroll 16
     for (int r = 0; r < h; r++)
+#pragma GCC unroll 2
         for (int j = 0; j < 2; j++) *(vec *)(t->c + (size_t)r * t->c_row + j * LANES) = s[r][j];
 }
 
@@ -200,6 +205,10 @@ typedef void tile_fn(const tile *t);
     static void down_##n(const tile *t)                                                                                \
     {                                                                                                                  \
         tile_of(t, DOWN, false, n);                                                                                    \
+    }                                                                                                                  \
+    static void packed_##n(const tile *t)                                                                              \
+    {                                                                                                                  \
+        tile_of(t, PACKED, false, n);                                                                                  \
     }
 TILE(1)
 TILE(2)
@@ -233,6 +242,12 @@ static void tile_across(const tile *t, size_t h)
 static void tile_down(const tile *t, size_t h)
 {
     static tile_fn *const of[ROWS] = {HEIGHTS(down)};
+    of[h - 1](t);
+}
+
+static void tile_packed(const tile *t, size_t h)
+{
+    static tile_fn *const of[ROWS] = {HEIGHTS(packed)};
     of[h - 1](t);
 }
 
