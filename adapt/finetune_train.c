@@ -407,8 +407,7 @@ static err_code train_step(loop *t, err *e)
                     .weight_decay = o->weight_decay,
                     .lr = lr_at(t, o->lr, t->step),
                     .head_lr = lr_at(t, o->head_lr, t->step),
-                    .t = (int64_t)t->step + 1,
-                    .head_t = (int64_t)t->step + 1};
+                    .t = {(int64_t)t->step + 1, (int64_t)t->step + 1}};
     op->record(d, true);
     gradients(t, *v.scale);
     optim_ask(&t->optim, &a);

@@ -104,10 +104,9 @@ static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ss
                            .weight_decay = schedule_cosine(o->weight_decay, o->weight_decay_last, t, total),
                            .lr = (float)r->lr_factor * lr,
                            .head_lr = (float)r->lr_factor * head_lr,
-                           .t = (int64_t)back + 1,
-                           .head_t = (int64_t)t + 1,
                            .skip_prototypes = t < steps_of(r, o->freeze_prototypes_epochs),
                            .skip_backbone = frozen};
+    for (int g = 0; g < ADAM_GROUPS; g++) u->adam.t[g] = r->adam_t[g] + 1;
     u->momentum = momentum_at(r, t, total);
     in->teacher_temp = schedule_linear(o->teacher_temp, o->teacher_temp_last, t, steps_of(r, o->teacher_temp_epochs));
     in->head_only = frozen;
@@ -205,6 +204,9 @@ static err_code ask_step(ssl_run *r, loader *l, uint64_t total, err *e)
     schedule(r, total, &late->u, &in);
     for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
     TRY(ssl_step_ask(&r->step, &late->u, e));
+    r->adam_t[ADAM_BACKBONE] += !late->u.adam.skip_backbone;
+    r->adam_t[ADAM_HEAD]++;
+    r->adam_t[ADAM_PROTOTYPES] += !late->u.adam.skip_prototypes;
     r->at++;
     return ERR_OK;
 }

@@ -33,9 +33,10 @@ typedef struct {
     FILE *metrics;
     char hash[HASH_HEX]; /* of what a checkpoint must agree with */
     /* state that a checkpoint holds, beside out's */
-    uint64_t at;        /* next step */
-    uint64_t evaluated; /* step of the last evaluation; or NEVER */
-    uint64_t best_step; /* of the best teacher, whose state is in best-<step>.safetensors; or NEVER */
+    uint64_t at;                 /* next step */
+    uint64_t evaluated;          /* step of the last evaluation; or NEVER */
+    uint64_t best_step;          /* of the best teacher, whose state is in best-<step>.safetensors; or NEVER */
+    int64_t adam_t[ADAM_GROUPS]; /* updates that the moments have had: goes back with them to the best */
     double lr_factor;
     uint64_t roll_backs, bad_steps;
     ssl_late late[SSL_STEP_LATE + 1]; /* updates asked and not yet read: the first ssl_step_unread, the oldest first */

@@ -16,7 +16,7 @@ void ssl_state_hash(ssl_run *r)
     hash *h = hash_new();
     ssl_options o = *r->o;
     const vit_config *k = vit_get_config(r->m);
-    hash_str(h, "radapt-ssl/3");
+    hash_str(h, "radapt-ssl/4");
     hash_add(h, k->mean, sizeof k->mean);
     hash_add(h, k->std, sizeof k->std);
     hash_str(h, vit_hash(r->m));
@@ -105,9 +105,11 @@ static err_code save_state(ssl_run *r, const char *path, err *e)
     const ssl_result *t = r->out;
     long metrics_bytes = ftell(r->metrics);
     snprintf(state, sizeof state,
-             "%" PRIu64 " %" PRIu64 " %" PRIu64 " %a %" PRIu64 " %" PRIu64 " %d %a %a %a %a %a %a %a %ld", r->at,
-             r->evaluated, r->best_step, r->lr_factor, r->roll_backs, r->bad_steps, t->rolled_back, t->seconds,
-             t->loss_first, t->loss_last, t->knn_start, t->knn_best, t->rank_start, t->rank_best, metrics_bytes);
+             "%" PRId64 " %" PRId64 " %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %a %" PRIu64 " %" PRIu64
+             " %d %a %a %a %a %a %a %a %ld",
+             r->adam_t[ADAM_BACKBONE], r->adam_t[ADAM_HEAD], r->adam_t[ADAM_PROTOTYPES], r->at, r->evaluated,
+             r->best_step, r->lr_factor, r->roll_backs, r->bad_steps, t->rolled_back, t->seconds, t->loss_first,
+             t->loss_last, t->knn_start, t->knn_best, t->rank_start, t->rank_best, metrics_bytes);
     const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/2"}, {"config", r->hash}, {"state", state}};
     checkpoint_extra extra[CENTERS];
     centers(r, extra);
@@ -142,9 +144,16 @@ err_code ssl_state_keep_best(ssl_run *r, err *e)
     return ERR_OK;
 }
 
-static err_code load_tensors(ssl_run *r, const safetensors *s, err *e)
+static const char damaged[] = "adapt: the checkpoint is damaged; remove the run's folder";
+
+/* What training changes, and how many updates the moments have had. */
+static err_code load_trained(ssl_run *r, const safetensors *s, err *e)
 {
     checkpoint_extra extra[CENTERS];
+    const char *state = safetensors_meta(s, "state");
+    int64_t *t = r->adam_t;
+    if (!state || sscanf(state, "%" SCNd64 " %" SCNd64 " %" SCNd64, t, t + 1, t + 2) != ADAM_GROUPS)
+        FAIL(e, FORMAT, "%s", damaged);
     centers(r, extra);
     TRY(checkpoint_load(s, r->step.d, &r->ps, true, extra, CENTERS, e));
     ssl_step_refresh(&r->step);
@@ -166,12 +175,13 @@ err_code ssl_state_load(ssl_run *r, err *e)
     if (!config || !state || strcmp(config, r->hash) != 0)
         FAIL_DONE(rc, e, CONFLICT, "adapt: the checkpoint in this run's folder is of another configuration");
     if (sscanf(state,
-               "%" SCNu64 " %" SCNu64 " %" SCNu64 " %la %" SCNu64 " %" SCNu64 " %d %la %la %la %la %la %la %la %ld",
+               "%*d %*d %*d %" SCNu64 " %" SCNu64 " %" SCNu64 " %la %" SCNu64 " %" SCNu64
+               " %d %la %la %la %la %la %la %la %ld",
                &r->at, &r->evaluated, &r->best_step, &r->lr_factor, &r->roll_backs, &r->bad_steps, &rolled_back,
                &t->seconds, &t->loss_first, &t->loss_last, &t->knn_start, &t->knn_best, &t->rank_start, &t->rank_best,
                &metrics_bytes) != 15)
-        FAIL_DONE(rc, e, FORMAT, "adapt: the checkpoint is damaged; remove the run's folder");
-    TRY_DONE(rc, load_tensors(r, &s, e));
+        FAIL_DONE(rc, e, FORMAT, "%s", damaged);
+    TRY_DONE(rc, load_trained(r, &s, e));
     t->rolled_back = rolled_back;
     t->resumed = true;
     if (ftruncate(fileno(r->metrics), metrics_bytes) || fseek(r->metrics, metrics_bytes, SEEK_SET))
@@ -188,7 +198,7 @@ err_code ssl_state_restore_best(ssl_run *r, err *e)
     safetensors s;
     TRY(best_path(r, r->best_step, path, e));
     TRY(safetensors_open(&s, path, e));
-    err_code rc = load_tensors(r, &s, e);
+    err_code rc = load_trained(r, &s, e);
     safetensors_close(&s);
     return rc;
 }

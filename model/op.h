@@ -73,9 +73,17 @@ typedef struct param {
     bool prototypes;                   /* last layer of the SSL head: gradients cancelled at first */
 } param;
 
+/* Groups of params that begin to train, and so their moments, at steps of their own. */
+enum { ADAM_BACKBONE, ADAM_HEAD, ADAM_PROTOTYPES, ADAM_GROUPS };
+
+static inline int adam_group(const param *p)
+{
+    return p->prototypes ? ADAM_PROTOTYPES : p->head ? ADAM_HEAD : ADAM_BACKBONE;
+}
+
 typedef struct {
     float beta1, beta2, eps, weight_decay, lr, head_lr;
-    int64_t t, head_t;                   /* steps taken by the backbone's params and by the head's, from 1 */
+    int64_t t[ADAM_GROUPS];              /* updates that a group's moments have had, with this one: from 1 */
     float clip;                          /* gradients are scaled down to this norm; 0: they are not */
     bool skip_prototypes, skip_backbone; /* first epochs; head warm-up */
 } adamw_step;

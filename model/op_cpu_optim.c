@@ -87,7 +87,7 @@ void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *
     for (size_t i = 0; i < n; i++) {
         if (skipped(&p[i], s)) continue;
         float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
-        double t = (double)(p[i].head ? s->head_t : s->t);
+        double t = (double)s->t[adam_group(&p[i])];
         adam a = {s->beta1,
                   s->beta2,
                   s->eps,

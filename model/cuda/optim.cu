@@ -249,7 +249,7 @@ template <typename T> static void adamw(device *d, param *p, size_t n, const ada
     for (size_t i = 0; i < n; i++) {
         if (skipped(&p[i], s)) continue;
         float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
-        double t = (double)(p[i].head ? s->head_t : s->t);
+        double t = (double)s->t[adam_group(&p[i])];
         piece x = piece_of(&p[i], p[i].master, p[i].grad, p[i].live);
         x.m = (float *)p[i].m;
         x.v = (float *)p[i].v;

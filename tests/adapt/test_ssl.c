@@ -278,6 +278,34 @@ static void test_collapse(void **state)
     }
 }
 
+/* Rolled back to a teacher before whose step the backbone had not trained: Adam corrects its moments, which are zero
+ * again, as at the start; its count is behind the run's step from then on, also in what a stopped run keeps. */
+static void test_moments_go_back(void **state)
+{
+    world *w = *state;
+    ssl_result r;
+    err e = {0};
+    safetensors s;
+    char path[FILE_PATH_MAX];
+    long long t[ADAM_GROUPS], at = 0;
+    ssl_options o = tiny(METHOD_APLA);
+    o.lr = 1e2f;
+    o.momentum = o.momentum_last = 0;
+    o.warmup_epochs = 0;
+    o.collapse_rank = 0.9;
+    o.freeze_prototypes_epochs = 0.5;
+    assert_int_equal(adapt_until(w, &o, "ssl-moments", 4, 0, &r), ERR_INTERRUPTED);
+    world_path(w, "ssl-moments", "checkpoint.safetensors", path);
+    ASSERT_OK(safetensors_open(&s, path, &e));
+    const char *text = safetensors_meta(&s, "state");
+    assert_int_equal(sscanf(text, "%lld %lld %lld %lld", t, t + 1, t + 2, &at), 4);
+    print_message("step %lld: updates of the backbone %lld, the head %lld, prototypes %lld\n", at, t[ADAM_BACKBONE],
+                  t[ADAM_HEAD], t[ADAM_PROTOTYPES]);
+    assert_true(r.rolled_back);
+    assert_true(t[ADAM_BACKBONE] < t[ADAM_HEAD] && t[ADAM_HEAD] < at && t[ADAM_PROTOTYPES] < t[ADAM_HEAD]);
+    safetensors_close(&s);
+}
+
 /* A checkpoint of other options is another run's. */
 static void test_conflict(void **state)
 {
@@ -435,9 +463,14 @@ static void test_evaluation_is_spread(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),     cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_methods),  cmocka_unit_test(test_collapse),
-                                       cmocka_unit_test(test_conflict), cmocka_unit_test(test_options),
-                                       cmocka_unit_test(test_essa),     cmocka_unit_test(test_evaluation_is_spread)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),
+                                       cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_methods),
+                                       cmocka_unit_test(test_collapse),
+                                       cmocka_unit_test(test_moments_go_back),
+                                       cmocka_unit_test(test_conflict),
+                                       cmocka_unit_test(test_options),
+                                       cmocka_unit_test(test_essa),
+                                       cmocka_unit_test(test_evaluation_is_spread)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

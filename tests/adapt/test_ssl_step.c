@@ -267,8 +267,7 @@ static void update(run *r, int64_t t, bool skip_backbone, ssl_step_out *out)
                                      .weight_decay = r->h.weight_decay,
                                      .lr = r->h.lr,
                                      .head_lr = r->h.head_lr,
-                                     .t = t,
-                                     .head_t = t,
+                                     .t = {t, t, t},
                                      .skip_backbone = skip_backbone},
                             .momentum = r->h.momentum};
     ASSERT_OK(ssl_step_update(&r->s, &u, out, &e));

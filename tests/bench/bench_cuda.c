@@ -346,14 +346,8 @@ static void make_optimiser(void)
 }
 static void run_adamw(device *d, int i)
 {
-    adamw_step s = {.beta1 = 0.9f,
-                    .beta2 = 0.999f,
-                    .eps = 1e-8f,
-                    .weight_decay = 0.01f,
-                    .lr = 1e-3f,
-                    .t = 1,
-                    .head_t = 1,
-                    .clip = 1};
+    adamw_step s = {
+        .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.01f, .lr = 1e-3f, .t = {1, 1, 1}, .clip = 1};
     d->op->grad_square(d, t[7].p[i], &one[i], 1, &s);
     d->op->adamw(d, &one[i], 1, &s, t[7].p[i]);
 }

@@ -114,8 +114,7 @@ int main(int argc, char **argv)
                                               .weight_decay = 1e-5f,
                                               .lr = 1e-4f,
                                               .head_lr = 1e-4f,
-                                              .t = i + 2,
-                                              .head_t = i + 2},
+                                              .t = {i + 2, i + 2, i + 2}},
                                      .momentum = 0.994f};
         double from = progress_clock();
         check(ssl_step_gradients(&s, &in, NULL, &e));

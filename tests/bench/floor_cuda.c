@@ -344,7 +344,7 @@ int main(int argc, char **argv)
     if (!globals || !locals) return 1;
     ssl_step_out out;
     ssl_step_in in = {.globals = globals, .locals = locals, .mask = mask, .teacher_temp = 0.04f};
-    ssl_step_update_in update = {.adam = {.beta1 = 0.9f, .beta2 = 0.999f, .t = 1, .head_t = 1}, .momentum = 0.994f};
+    ssl_step_update_in update = {.adam = {.beta1 = 0.9f, .beta2 = 0.999f, .t = {1, 1, 1}}, .momentum = 0.994f};
     n_ops = 0;
     check(ssl_step_gradients(&s, &in, &out, &e));
     check(ssl_step_update(&s, &update, &out, &e));

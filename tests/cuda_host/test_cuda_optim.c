@@ -174,7 +174,8 @@ static void training(void **state)
         for (size_t k = 0; k < sizeof steps / sizeof *steps; k++) {
             world *w = open_world(types[c]);
             adamw_step s = {.beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.05f, .lr = 1e-2f};
-            s.head_lr = 3e-3f, s.t = 3, s.head_t = 5, s.clip = steps[k].clip;
+            s.head_lr = 3e-3f, s.t[ADAM_BACKBONE] = 3, s.t[ADAM_HEAD] = 5, s.t[ADAM_PROTOTYPES] = 2,
+            s.clip = steps[k].clip;
             s.skip_prototypes = steps[k].skip_prototypes, s.skip_backbone = steps[k].skip_backbone;
             printf("  %s\n", steps[k].name);
             add_kinds(w, false);
@@ -193,7 +194,7 @@ static void not_finite(void **state)
     static const float bad[] = {INFINITY, NAN};
     for (size_t k = 0; k < 2; k++) {
         world *w = open_world(COMPUTE_BF16);
-        adamw_step s = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .lr = 1, .head_lr = 1, .t = 1, .head_t = 1};
+        adamw_step s = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .lr = 1, .head_lr = 1, .t = {1, 1, 1}};
         add_kinds(w, false);
         tensor square = tensor_of(&w->t, TENSOR_F32, &bad[k], 1);
         float *before = tensor_values(&w->t, &w->made[0].master, CUDA);
@@ -227,7 +228,7 @@ static void tiny(void **state)
 {
     (void)state;
     world *w = open_world(COMPUTE_BF16);
-    adamw_step s = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.1f, .lr = 0.1f, .t = 1, .head_t = 1};
+    adamw_step s = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.1f, .lr = 0.1f, .t = {1, 1, 1}};
     s.clip = 0.1f;
     tensor grads = tensor_f32(&w->t, 128 * 8, 1, 1), masters = tensor_f32(&w->t, 128 * 8, 2, 1);
     tensor ms = tensor_f32(&w->t, 128 * 8, 3, 0), vs = tensor_f32(&w->t, 128 * 8, 4, 0);

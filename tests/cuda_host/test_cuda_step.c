@@ -158,8 +158,7 @@ static ssl_step_update_in update_of(int number)
                                          .weight_decay = 0.04f,
                                          .lr = 1e-3f,
                                          .head_lr = 2e-3f,
-                                         .t = number + 1,
-                                         .head_t = number + 1},
+                                         .t = {number + 1, number + 1, number + 1}},
                                 .momentum = 0.9f};
 }
 
@@ -417,9 +416,9 @@ static float tune(side *x, tuning *t, int number)
     size_t B = BATCH, C = t->head.in, O = CLASSES;
     float pixels[BATCH * 3 * GLOBAL * GLOBAL], target[BATCH * CLASSES] = {0}, loss;
     param *W = &x->ps.p[x->ps.n - 2], *b = W + 1;
-    adamw_step a = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-4f, .lr = 1e-3f, .head_lr = 1e-2f, .t = number + 1};
+    adamw_step a = {
+        .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-4f, .lr = 1e-3f, .head_lr = 1e-2f, .t = {number + 1, number + 1}};
     err e;
-    a.head_t = a.t;
     fill(pixels, sizeof pixels / sizeof *pixels, (uint64_t)number + 100);
     for (size_t i = 0; i < B; i++) target[i * O + (i + (size_t)number) % O] = 1;
     op->upload(d, t->pixels, pixels, sizeof pixels);

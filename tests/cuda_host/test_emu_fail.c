@@ -72,7 +72,7 @@ static err_code run(outcome *o, err *e)
         p.d.op->upload(&p.d, p.t[6], values, sizeof values);
         p.d.op->upload(&p.d, p.t[10], values, C * sizeof *values);
         for (int i = 0; i < STEPS; i++) {
-            s.t = s.head_t = i + 1;
+            for (int g = 0; g < ADAM_GROUPS; g++) s.t[g] = i + 1;
             p.d.op->record(&p.d, true);
             step(&p, &s);
             p.d.op->record(&p.d, false);
