@@ -82,6 +82,12 @@ static int is_plain(const char *s)
     return 1;
 }
 
+/* What is not known is not said. */
+static int is_known(const log_value *v)
+{
+    return v->kind != LOG_VALUE_REAL || !isnan(v->r);
+}
+
 static void put_value(line *l, const log_value *v, log_format format)
 {
     char number[32];
@@ -91,10 +97,10 @@ static void put_value(line *l, const log_value *v, log_format format)
         put(l, number);
         break;
     case LOG_VALUE_REAL:
-        if (isfinite(v->r))
+        if (isfinite(v->r) || format == LOG_TEXT)
             snprintf(number, sizeof number, "%.6g", v->r);
         else
-            snprintf(number, sizeof number, "%s", format == LOG_JSON ? "null" : "nan");
+            snprintf(number, sizeof number, "null");
         put(l, number);
         break;
     case LOG_VALUE_STR:
@@ -137,6 +143,7 @@ void log_event(log_level level, const char *event, ...)
     va_start(ap, event);
     for (const char *name; (name = va_arg(ap, const char *)) && l.n < sizeof l.text - 128;) {
         log_value v = va_arg(ap, log_value);
+        if (!json && !is_known(&v)) continue;
         if (json) {
             put(&l, ",");
             put_quoted(&l, name);

@@ -5,6 +5,7 @@
  *
  * Text:  12:00:01 info  scan.done files=12 seconds=0.4
  * JSON:  {"time":"2026-11-24T12:00:01Z","level":"info","event":"scan.done","files":12,"seconds":0.4}
+ * A number that is not one is null in JSON, and left out of text.
  * Never pass a patient's data or a path found in an export. Thread-safe; a forked worker inherits the settings. */
 #ifndef RADAPT_LOG_H
 #define RADAPT_LOG_H

@@ -163,10 +163,11 @@ static void say_header(const printer *p, const image_header *h)
     say(p, "modality", "%s%s%s", h->modality, *h->body_part ? ", " : "", h->body_part);
     say(p, "image_type", "%s", h->image_type);
     say(p, "device", "%s%s%s", h->manufacturer, *h->manufacturer_model ? ", " : "", h->manufacturer_model);
-    if (h->has_position) say(p, "position_mm", "%g, %g, %g", h->position_mm[0], h->position_mm[1], h->position_mm[2]);
+    const double *at = h->position_mm, *way = h->orientation; /* + 0: no negative zeros */
+    if (h->has_position) say(p, "position_mm", "%g, %g, %g", at[0] + 0, at[1] + 0, at[2] + 0);
     if (h->has_orientation)
-        say(p, "orientation", "%g, %g, %g; %g, %g, %g", h->orientation[0], h->orientation[1], h->orientation[2],
-            h->orientation[3], h->orientation[4], h->orientation[5]);
+        say(p, "orientation", "%g, %g, %g; %g, %g, %g", way[0] + 0, way[1] + 0, way[2] + 0, way[3] + 0, way[4] + 0,
+            way[5] + 0);
     if (h->has_spacing) say(p, "spacing_mm", "%g between rows, %g between columns", h->spacing_mm[0], h->spacing_mm[1]);
     if (h->slice_spacing_mm > 0) say(p, "slice_spacing_mm", "%g", h->slice_spacing_mm);
     if (!h->has_pixels) {
@@ -175,8 +176,9 @@ static void say_header(const printer *p, const image_header *h)
     }
     say(p, "pixels", "%d rows x %d columns, %d frame%s, %d sample%s", h->rows, h->columns, h->frames,
         h->frames == 1 ? "" : "s", h->samples, h->samples == 1 ? "" : "s");
-    say(p, "stored_as", "%d bits of %d, %s, %s", h->bits_stored, h->bits_allocated,
-        h->is_signed ? "signed" : "unsigned", photometric_name(h->photometric));
+    if (h->bits_allocated)
+        say(p, "stored_as", "%d bits of %d, %s, %s", h->bits_stored, h->bits_allocated,
+            h->is_signed ? "signed" : "unsigned", photometric_name(h->photometric));
     if (h->modality_lut.present) say(p, "modality_lut", "%d entries", h->modality_lut.entries);
     if (h->has_rescale) say(p, "rescale", "value = %g * stored + %g", h->rescale_slope, h->rescale_intercept);
     if (h->has_padding) say(p, "padding", "stored %d to %d", h->padding_low, h->padding_high);

@@ -1,4 +1,4 @@
-/* cmd_phantom.c: `radapt phantom DIR`: a made-up PACS export to try everything on, with the faults that real exports
+/* cmd_phantom.c: `radapt phantom FOLDER`: a made-up PACS export to try everything on, with the faults that real exports
  * have. Everything is a function of the seed; names, numbers and folders carry the token ZZPHI, so that a search for it
  * finds any leak. DIR.labels.csv lies beside the folder: the export holds only what an archive would hand over. */
 #include <errno.h>

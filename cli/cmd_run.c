@@ -39,7 +39,7 @@ static err_code after_scan(stage *s, summary *r, err *e)
     r->prepare.frames += one.frames;
     r->prepare.aside += one.aside;
     TRY(catalogue_count(s->cat, &r->counts, e));
-    if (!r->counts.stored) FAIL(e, EMPTY, "no image could be decoded; WORK/quarantine.csv says why");
+    if (!r->counts.stored) FAIL(e, EMPTY, "no image could be decoded; quarantine.csv in the work directory says why");
     begin("adapt");
     TRY(cmd_adapt_stage(s, &r->adapt, e));
     if (!r->labelled) return ERR_OK;

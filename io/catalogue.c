@@ -610,7 +610,9 @@ err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e)
         "f.channels,f.type,f.shard,f.offset,f.slope,f.intercept,f.invert,f.has_padding,f.padding_low,"
         "f.padding_high,f.voi,f.voi_function,f.voi_center,f.voi_width,f.low,f.high,f.spacing_row,"
         "f.spacing_column,f.sort_mm,f.quirks,f.checksum FROM frame f JOIN instance i ON i.key=f.instance"
-        " WHERE i.state='stored' ORDER BY i.patient,i.study,i.series,f.sort_mm,i.key,f.frame",
+        " WHERE i.state='stored' ORDER BY min(f.checksum) OVER (PARTITION BY i.patient),i.patient,"
+        "min(f.checksum) OVER (PARTITION BY i.study),i.study,min(f.checksum) OVER (PARTITION BY i.series),i.series,"
+        "f.sort_mm,f.checksum,i.key,f.frame",
         NULL));
     while ((code = sqlite3_step(s)) == SQLITE_ROW) {
         if (*n == capacity) {

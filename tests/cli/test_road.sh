@@ -280,7 +280,28 @@ for work in killed swept; do
     [ -z "$(find $work -name '*.tmp-*' -o -name '*.new')" ] || fail "left over: $(find $work -name '*.tmp-*' -o -name '*.new')"
 done
 
+echo "== another work directory: other pseudonyms, the same results"
+learnt() { sed 's/, *"images_per_s.*//' "$1"/runs/adapt-*/metrics.jsonl "$1"/runs/finetune-*/metrics.jsonl; }
+expect 3 "run elsewhere" "${run[@]}" -o elsewhere
+learnt work >wanted_learnt
+[ "$(wc -l <wanted_learnt)" -gt 5 ] || fail "little was learnt: $(cat wanted_learnt)"
+learnt elsewhere | diff wanted_learnt - >difference || fail "in another work directory something else is learnt: $(head -c 2000 difference)"
+
 echo "== asked to stop"
+cp -a work interrupted && rm -rf interrupted/runs
+"$radapt" adapt -w interrupted --labels export.labels.csv --backbone "dim=64,depth=2,heads=2,patch=16,grid=4" --size 64 --epochs 5000 \
+    --log json >out 2>log &
+pid=$!
+for _ in $(seq 600); do
+    ! grep -q '"event":"adapt.evaluate"' log || break
+    sleep 0.02
+done
+kill -TERM $pid
+code=0
+wait $pid || code=$?
+[ $code = 130 ] || fail "adapt and SIGTERM: exit code $code, not 130"
+ls interrupted/runs/*/checkpoint.safetensors >/dev/null || fail "adapt and SIGTERM: no checkpoint"
+
 cp -a base stopped
 "${run[@]}" -o stopped --log json >out 2>log &
 pid=$!
