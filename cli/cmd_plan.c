@@ -1,5 +1,6 @@
 /* cmd_plan.c: `radapt plan`: what a stage would take of memory and arithmetic, without starting it: nothing but a
- * file's header is read, and no model is made (adapt/plan.h). */
+ * file's header is read, and no model is made (adapt/plan.h); two random blocks of its shape tell this machine's rate.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -102,32 +103,90 @@ static err_code make_plan(planned *k, err *e)
     return rc;
 }
 
-/* Rate of a frozen MLP layer of this model on this machine, now: best of what a third of a second holds. */
+/* Two blocks of this model with what trains in them, and a pass over a few images of its size: on the counting device
+ * its operations, on the processor how long it takes. */
+typedef struct {
+    device *d;
+    vit *m;
+    vit_pass a;
+    dv *memory, *pixels;
+    param_set ps;
+} trial;
+
+static err_code trial_open(trial *t, device *d, const planned *k, err *e)
+{
+    bool predicts = !strcmp(k->stage, "predict");
+    size_t B = 2 * (size_t)d->threads, patch = (size_t)k->shape.patch;
+    size_t side = (k->p.global_size ? k->p.global_size : (size_t)options_int(k->o, "size")) / patch * patch;
+    vit_source source = {.random = k->shape, .seed = 1};
+    vit_keep keep = predicts ? VIT_INFER : VIT_GRAD;
+    peft_spec peft;
+    arena dry = {0}, real;
+    source.random.depth = 2;
+    *t = (trial){.d = d};
+    if (side > (size_t)source.random.grid * patch) source.random.grid = (int)(side / patch);
+    TRY(method_spec(k->o, "plan", &peft, e));
+    TRY(vit_open(&t->m, d, &source, e));
+    TRY(vit_train(t->m, &peft, &t->ps, e));
+    TRY(vit_pass_plan(&t->a, &dry, t->m, B, side, side, keep, e));
+    TRY(d->op->alloc(d, dry.used, &t->memory, e));
+    arena_init(&real, t->memory, dry.used);
+    TRY(vit_pass_plan(&t->a, &real, t->m, B, side, side, keep, e));
+    TRY(device_reserve(d, vit_pass_work_bytes(t->m, B, side, side, keep), e));
+    TRY(d->op->alloc(d, B * 3 * side * side * sizeof(float), &t->pixels, e));
+    d->op->zero(d, t->memory, dry.used);
+    d->op->zero(d, t->pixels, B * 3 * side * side * sizeof(float));
+    return ERR_OK;
+}
+
+static void trial_run(trial *t)
+{
+    vit_patches(t->m, VIT_STUDENT, &t->a, t->pixels);
+    vit_fwd(t->m, VIT_STUDENT, &t->a, t->a.patches, NULL);
+    if (t->a.keep != VIT_INFER) vit_bwd(t->m, &t->a, t->pixels, NULL);
+}
+
+static void trial_close(trial *t)
+{
+    device *d = t->d;
+    if (t->pixels) d->op->free(d, t->pixels);
+    if (t->memory) d->op->free(d, t->memory);
+    vit_pass_fini(&t->a);
+    param_set_free(d, &t->ps);
+    if (t->m) vit_close(t->m);
+    device_close(d);
+}
+
+/* The rate that blocks of this model reach in this stage on this machine, now: what is between matrix products is in
+ * it. Best of what half a second holds. */
 static err_code measure_rate(planned *k, err *e)
 {
-    enum { ROWS = 1024 };
     device d;
-    dv *x = NULL, *y = NULL;
-    linear_w w = {.in = (size_t)k->shape.dim, .out = (size_t)k->shape.hidden, .frozen = true, .version = 1};
+    trial t;
+    int threads = (int)options_int(k->o, "threads");
+    double flop = 0, best = INFINITY;
+    TRY(op_count_open(&d, threads, compute_of(k->o), OP_COUNT_CPU, e));
+    err_code rc = trial_open(&t, &d, k, e);
+    if (!rc) {
+        memset(d.flop, 0, sizeof d.flop);
+        trial_run(&t);
+        for (int i = 0; i < FLOP_KINDS; i++) flop += d.flop[i];
+    }
+    trial_close(&t);
+    TRY(rc);
     TRY(stage_address_space(e));
-    TRY(device_open_cpu(&d, (int)options_int(k->o, "threads"), compute_of(k->o), e));
-    err_code rc = d.op->alloc(&d, ROWS * w.in * d.ct_bytes, &x, e);
-    if (!rc) rc = d.op->alloc(&d, ROWS * w.out * d.ct_bytes, &y, e);
-    if (!rc) rc = d.op->alloc(&d, w.in * w.out * d.ct_bytes, &w.w, e);
-    double start = progress_clock(), best = INFINITY, now = start;
-    for (int i = 0; !rc && (i < 3 || now - start < 0.33); i++) {
+    TRY(device_open_cpu(&d, threads, compute_of(k->o), e));
+    rc = trial_open(&t, &d, k, e);
+    double start = progress_clock(), now = start;
+    for (int i = 0; !rc && (i < 3 || now - start < 0.5); i++) {
         double from = now;
-        d.op->linear_fwd(&d, y, x, &w, ROWS);
+        trial_run(&t);
         now = progress_clock();
-        if (i) best = fmin(best, now - from); /* the first makes the primitive */
+        if (i) best = fmin(best, now - from); /* the first packs weights */
     }
     if (!rc) rc = device_sync(&d, e);
-    k->gflops = rc ? 0 : 2e-9 * ROWS * (double)w.in * (double)w.out / best;
-    d.op->linear_release(&d, &w);
-    dv *all[] = {x, y, w.w};
-    for (int i = 0; i < 3; i++)
-        if (all[i]) d.op->free(&d, all[i]);
-    device_close(&d);
+    trial_close(&t);
+    k->gflops = rc ? 0 : 1e-9 * flop / best;
     return rc;
 }
 
@@ -150,7 +209,7 @@ static void print_json(const planned *k)
                          k->threads, "images", (json_int_t)p->images, "trainable", (json_int_t)p->trainable, "bytes",
                          bytes, "device_bytes", (json_int_t)p->device, "host_bytes", (json_int_t)p->host, "total_bytes",
                          (json_int_t)p->total, "flop", flop, "gflops", stage_real(k->gflops > 0 ? k->gflops : NAN),
-                         "gflops_given", json_boolean(k->given), "seconds_at_least",
+                         "gflops_given", json_boolean(k->given), "seconds_expected",
                          stage_real(k->gflops > 0 ? flop_sum(p) / k->gflops * 1e-9 : NAN)));
 }
 
@@ -170,9 +229,12 @@ static void print_table(const planned *k)
     for (int i = 0; i < PLAN_FLOPS; i++)
         if (p->flop[i] > 0) printf("  %-14s %10.1f\n", plan_flop_name[i], p->flop[i] * 1e-9);
     printf("  %-14s %10.1f\n\n", "in all", flop_sum(p) * 1e-9);
-    if (k->gflops > 0)
-        printf("At %.0f GFLOP/s (%s) its matrix products take %.3g s; the step takes longer: an estimate from below.\n",
-               k->gflops, k->given ? "given" : "measured now, on this machine", flop_sum(p) / k->gflops * 1e-9);
+    if (k->gflops > 0) {
+        double seconds = flop_sum(p) / k->gflops * 1e-9;
+        printf("At %.0f GFLOP/s (%s) a step takes about %.3g s: %.3g images/s.\n", k->gflops,
+               k->given ? "given" : "of two of its blocks, measured now, on this machine", seconds,
+               (double)p->images / seconds);
+    }
     if (cuda)
         printf("Pinned and host are this machine's memory, all else the GPU's. Not counted: CUDA's context and kernels "
                "(%d "

@@ -365,7 +365,7 @@ const option_def options_table[] = {
     INT("plan", "hidden", "0", 0, 65536, IN_PLAN, PLAN, "adapt: width of the head's hidden layers"),
     INT("plan", "bottleneck", "0", 0, 8192, IN_PLAN, PLAN, "adapt: width before the prototypes"),
     INT("plan", "classes", "2", 2, 10000, IN_PLAN, PLAN, "finetune: labels"),
-    REAL("plan", "gflops", "0", 0, 1e9, IN_PLAN, PLAN, "rate of matrix products; 0: measured now"),
+    REAL("plan", "gflops", "0", 0, 1e9, IN_PLAN, PLAN, "rate that a step reaches; 0: measured now, on two blocks of the model (cpu)"),
 
     {.section = "export",
      .name = "adapter",
