@@ -18,6 +18,12 @@ WIDE static void scale(float *x, float by, size_t n)
     for (size_t i = 0; i < n; i++) x[i] *= by;
 }
 
+/* y += by * x */
+WIDE static void add_scaled(float *y, const float *x, float by, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] += by * x[i];
+}
+
 void op_cpu_l2_fwd(device *d, dv *y, dv *norm, const dv *x, size_t N, size_t C)
 {
 #pragma omp parallel for schedule(static)
@@ -126,6 +132,30 @@ static void row_statistics(const device *d, const dv *logits, size_t at, size_t 
     *sum = s;
 }
 
+/* sum of q * (z * inverse - most) */
+WIDE static float expected(const float *q, const float *z, float inverse, float most, size_t n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += q[i] * (z[i] * inverse - most);
+    return sum;
+}
+
+/* Cross-entropy's gradient: z = exp(z) becomes (z * norm - target) * inverse. */
+WIDE static void soft_gradient(float *z, const float *target, float norm, float inverse, size_t n)
+{
+    for (size_t i = 0; i < n; i++) z[i] = (z[i] * norm - target[i]) * inverse;
+}
+
+/* most = max(most, z * inverse + shift) */
+WIDE static void raise_to(float *most, const float *z, float inverse, float shift, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float x = z[i] * inverse + shift;
+        most[i] = x > most[i] ? x : most[i];
+    }
+}
+
 /* sums (K) += the columns of rows (N,K). */
 static void add_columns(const device *d, float *sums, const dv *rows, size_t N, size_t K)
 {
@@ -135,7 +165,7 @@ static void add_columns(const device *d, float *sums, const dv *rows, size_t N, 
         float *x = op_cpu_row(d, 0), *s = sums + k;
         for (size_t i = 0; i < N; i++) {
             op_cpu_load(d, x, rows, i * K + k, n);
-            for (size_t j = 0; j < n; j++) s[j] += x[j];
+            add_scaled(s, x, 1, n);
         }
     }
 }
@@ -162,10 +192,7 @@ void op_cpu_teacher_softmax(device *d, dv *q, dv *sum, dv *mean, dv *entropy, co
             memcpy(y, x, n * sizeof *y);
             exponentials(x, inverse, most, n);
             scale(x, norm, n);
-            float part = 0; /* sum q * (z - most) */
-#pragma omp simd reduction(+ : part)
-            for (size_t j = 0; j < n; j++) part += x[j] * (y[j] * inverse - most);
-            h -= part;
+            h -= expected(x, y, inverse, most, n);
             op_cpu_store(d, q, i * K + k, x, n);
         }
         h += log(total);
@@ -203,7 +230,7 @@ void op_cpu_sinkhorn_prototypes(device *d, dv *center, const dv *logits, const d
         for (size_t i = 0; i < N; i++) {
             float shift = row_scale ? row_scale[i] : 0;
             op_cpu_load(d, x, logits, i * K + k, n);
-            for (size_t j = 0; j < n; j++) most[j] = fmaxf(most[j], x[j] * inverse + shift);
+            raise_to(most, x, inverse, shift, n);
         }
         for (size_t j = 0; j < n; j++) sum[j] = first ? 0 : expf(c[j] * inverse - most[j]);
         for (size_t i = 0; i < N; i++) {
@@ -256,14 +283,11 @@ void op_cpu_soft_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const dv
             for (size_t j = 0; j < P; j++) {
                 if (pairs[i * P + j] < 0) continue;
                 op_cpu_load(d, t, q, (size_t)pairs[i * P + j] * K + k, n);
-                for (size_t c = 0; c < n; c++) target[c] += weights[i * P + j] * t[c];
+                add_scaled(target, t, weights[i * P + j], n);
             }
-            float part = 0;
-#pragma omp simd reduction(+ : part)
-            for (size_t c = 0; c < n; c++) part += target[c] * (x[c] * inverse - most);
-            cross -= part;
+            cross -= expected(target, x, inverse, most, n);
             exponentials(x, inverse, most, n);
-            for (size_t c = 0; c < n; c++) x[c] = (x[c] * norm - target[c]) * inverse;
+            soft_gradient(x, target, norm, inverse, n);
             op_cpu_store(d, dlogits, i * K + k, x, n);
         }
         /* sum_c target_c = sum_w only as far as ct rounds q; the exact sum goes with log Z. */
