@@ -124,7 +124,10 @@ err_code cohort_open_by(cohort *c, catalogue *cat, const char *work, const char 
     *c = (cohort){0};
     err_code rc = catalogue_frames(cat, &c->frames, &c->n_frames, e);
     if (rc) goto done;
-    if (!c->n_frames) FAIL_DONE(rc, e, EMPTY, "no prepared images in the work directory: `radapt scan` and `radapt prepare` come first, or found nothing usable");
+    if (!c->n_frames)
+        FAIL_DONE(rc, e, EMPTY,
+                  "no prepared images in the work directory: `radapt scan` and `radapt prepare` come first, or found "
+                  "nothing usable");
     if (c->n_frames > UINT32_MAX) FAIL_DONE(rc, e, LIMIT, "%zu frames are more than a cohort can hold", c->n_frames);
     c->part = calloc(c->n_frames, sizeof *c->part);
     c->pixels = calloc(c->n_frames, sizeof *c->pixels);

@@ -7,7 +7,7 @@
  *     vit_close(m); device_close(&d);
  *
  * Not counted: the program and its libraries, oneDNN's compiled kernels and scratch, the catalogue: PLAN_CONSTANT
- * bytes, in which a process's peak agrees with the plan to 5 % (tests/cli/test_memory.sh). Nor the pages of mapped
+ * bytes, in which a process's peak agrees with the plan to 5 % (tests/cli/test_memory.py). Nor the pages of mapped
  * files, which the system takes back when it wants them. Nor, on a GPU, what CUDA takes of it for its context and
  * kernels: PLAN_CUDA_CONSTANT. */
 #ifndef RADAPT_PLAN_H

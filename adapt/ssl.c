@@ -13,7 +13,7 @@
 #include "model/device_cuda.h"
 #include "preprocess/loader.h"
 
-enum { LOG_STEPS = 10, ROLL_BACKS = 2, NAN_ROW = 3 };
+enum { LOG_STEPS = 10, ROLL_BACKS = 2, NAN_ROW = 3, EVALUATIONS = 40 };
 
 static bool is_better(const ssl_run *r, const ssl_score *s)
 {
@@ -225,6 +225,14 @@ static err_code advance(ssl_run *r, loader *l, uint64_t total, progress *bar, do
     return ssl_state_save(r, e);
 }
 
+/* From one evaluation to the next. */
+static uint64_t evaluation_steps(const ssl_run *r, uint64_t total)
+{
+    double epochs = r->o->evaluate_epochs;
+    uint64_t steps = steps_of(r, epochs > 0 ? epochs : 0.5), least = epochs > 0 ? 1 : total / EVALUATIONS;
+    return steps > least ? steps : least ? least : 1;
+}
+
 /* seconds: of steps and evaluations, over all sittings. Between the lines of this loop the state is whole: whoever asks
  * it to stop, in a step or in an evaluation, finds a checkpoint of just that. */
 static err_code loop(ssl_run *r, uint64_t total, err *e)
@@ -232,10 +240,9 @@ static err_code loop(ssl_run *r, uint64_t total, err *e)
     loader *l = NULL;
     progress bar;
     bool over = false;
-    uint64_t every = steps_of(r, r->o->evaluate_epochs);
+    uint64_t every = evaluation_steps(r, total);
     err_code rc = ERR_OK;
     double clock = progress_clock(), saved = clock;
-    if (!every) every = 1;
     progress_start(&bar, "adapt", "images", images_of(r, total));
     progress_skip(&bar, images_of(r, r->at));
     while (!rc && !over) {

@@ -29,9 +29,10 @@ typedef struct ssl_options {
     double freeze_prototypes_epochs;
     augment_options augment;
     view_options view;
-    double evaluate_epochs; /* kNN and effective rank every so often; 0.5 */
-    int knn;                /* neighbours; 20 */
-    float knn_temp;         /* weight of one: exp(cosine / temp); 0.07 */
+    double
+        evaluate_epochs; /* kNN, linear classifier and effective rank every so often; 0: 0.5, 40 times a run at most */
+    int knn;             /* neighbours; 20 */
+    float knn_temp;      /* weight of one: exp(cosine / temp); 0.07 */
     double checkpoint_minutes;
     double collapse_rank; /* roll back when the effective rank falls below this share of the start's; 0.25 */
     uint64_t seed;

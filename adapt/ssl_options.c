@@ -39,7 +39,7 @@ void ssl_defaults(ssl_options *o)
         .data_init = true,
         .freeze_prototypes_epochs = 0,
         .view = {.size = 224, .share = 0.875f},
-        .evaluate_epochs = 1,
+        .evaluate_epochs = 0,
         .knn = 20,
         .knn_temp = 0.07f,
         .checkpoint_minutes = 5,

@@ -40,7 +40,8 @@ err_code cmd_scan_stage(stage *s, scan_result *out, err *e)
     TRY(catalogue_count(s->cat, &c, e));
     if (!out->seen) FAIL(e, EMPTY, "the export holds no files");
     if (!c.found && !c.stored)
-        FAIL(e, EMPTY, "none of the %llu files can be used; quarantine.csv in the work directory says why", (unsigned long long)c.files);
+        FAIL(e, EMPTY, "none of the %llu files can be used; quarantine.csv in the work directory says why",
+             (unsigned long long)c.files);
     return ERR_OK;
 }
 
