@@ -460,6 +460,7 @@ static err_code upload_batch(ssl_step *s, const ssl_step_in *in, err *e)
     TRY(ssl_step_want(s, in->mask, e));
     if (in->mask) op->upload(s->d, s->mask, in->mask, 2 * B * s->P);
     if (in->crops) return sample(s, in->crops, e);
+    if (!in->globals) return ERR_OK;
     op->upload(s->d, s->globals, in->globals, 2 * B * 3 * k->global_size * k->global_size * sizeof(float));
     if (k->locals)
         op->upload(s->d, s->locals, in->locals, k->locals * B * 3 * k->local_size * k->local_size * sizeof(float));

@@ -51,7 +51,7 @@ typedef struct {
 
 typedef struct {
     const ssl_step_crops *crops; /* NULL: they are */
-    const float *globals;        /* (2B,3,S,S) host */
+    const float *globals;        /* (2B,3,S,S) host; NULL: the crops of the step before, which the device still has */
     const float *locals;         /* (L*B,3,s,s) host */
     const uint8_t *mask;         /* (2B,P) host, 1: masked; NULL: none */
     float teacher_temp;

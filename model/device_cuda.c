@@ -30,6 +30,7 @@ static void *load_near(const char *folder, bool *found)
     return dlopen(path, RTLD_NOW | RTLD_LOCAL);
 }
 
+/* What the linker says of a plugin that is there; its paths are this installation's. */
 static err_code load(void **out, err *e)
 {
     bool found = false;
@@ -37,7 +38,8 @@ static err_code load(void **out, err *e)
     if (!found) *out = load_near("../lib/radapt/", &found);
     if (!found) *out = dlopen(DEVICE_CUDA_PLUGIN, RTLD_NOW | RTLD_LOCAL);
     if (*out) return ERR_OK;
-    if (found) FAIL(e, UNSUPPORTED, "%s does not load: CUDA's cuBLASLt is missing", DEVICE_CUDA_PLUGIN);
+    const char *why = dlerror();
+    if (found) FAIL(e, UNSUPPORTED, "%s does not load: %s", DEVICE_CUDA_PLUGIN, why ? why : "for no reason given");
     FAIL(e, UNSUPPORTED, "this installation has no CUDA back end (%s)", DEVICE_CUDA_PLUGIN);
 }
 

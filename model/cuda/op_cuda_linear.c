@@ -151,8 +151,9 @@ static entry *slot(op_cuda_blas *s, const product *p)
     return &s->entries[at];
 }
 
-/* p: zeroed before it was filled, for its padding counts. */
-static void run(device *d, product *p, const void *a, const void *b, const void *bias, void *out)
+/* p: zeroed before it was filled, for its padding counts. false: there is no algorithm for it with its bias; with
+ * anything else amiss the device has failed. */
+static bool run(device *d, product *p, const void *a, const void *b, const void *bias, void *out)
 {
     op_cuda_blas *s = op_cuda_of(d)->blas;
     const float one = 1, add = p->accumulate;
@@ -167,8 +168,9 @@ static void run(device *d, product *p, const void *a, const void *b, const void 
         if (!rc) rc = choose(s, t, p, bias);
         if (rc) {
             drop_entry(t);
+            if (rc == CUBLAS_STATUS_NOT_SUPPORTED && p->with_bias) return false;
             op_cuda_fail(d, ERR_INTERNAL, "cuBLASLt has no algorithm for a matrix product");
-            return;
+            return true;
         }
         t->p = *p;
         s->n++;
@@ -178,6 +180,7 @@ static void run(device *d, product *p, const void *a, const void *b, const void 
         rc = cublasLtMatmul(s->handle, t->what, &one, a, t->a, b, t->b, &add, out, t->d, out, t->d, &t->algo,
                             s->workspace, OP_CUDA_BLAS_BYTES, op_cuda_of(d)->stream);
     if (rc) op_cuda_fail(d, ERR_INTERNAL, "cuBLASLt failed in a matrix product");
+    return true;
 }
 
 static const dv *weight(const linear_w *w)
@@ -185,8 +188,8 @@ static const dv *weight(const linear_w *w)
     return w->same ? w->same->w : w->w;
 }
 
-/* y (N,O) = x (N,I) W^T, + bias (O) of the compute type unless NULL. */
-static void forward(device *d, dv *y, const dv *x, const linear_w *w, const dv *bias, size_t N)
+/* y (N,O) = x (N,I) W^T, + bias (O) of the compute type unless NULL: false where cuBLASLt does not add that one. */
+static bool forward(device *d, dv *y, const dv *x, const linear_w *w, const dv *bias, size_t N)
 {
     product p;
     memset(&p, 0, sizeof p);
@@ -196,7 +199,7 @@ static void forward(device *d, dv *y, const dv *x, const linear_w *w, const dv *
     p.ta = true;
     p.with_bias = bias;
     p.kind = FORWARD;
-    run(d, &p, weight(w), x, bias, y);
+    return run(d, &p, weight(w), x, bias, y);
 }
 
 void op_cuda_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
@@ -209,7 +212,9 @@ void op_cuda_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
         op_cuda_to_ct(d, rounded, bias, w->out);
         bias = rounded;
     }
-    forward(d, y, x, w, bias, N);
+    if (forward(d, y, x, w, bias, N)) return;
+    forward(d, y, x, w, NULL, N);
+    op_cuda_add_bias(d, y, w->bias, N, w->out);
 }
 
 void op_cuda_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)

@@ -21,13 +21,13 @@ while read -r ours theirs method batch; do
         echo "cuda: left out for want of time: $ours $method $batch" >&2
         continue
     fi
-    row=$("$folder/bench_ssa" "$ours" "$method" "$batch" 65536 8 20 cuda) || { echo "cuda: failed: $ours $method $batch" >&2; continue; }
+    row=$(timeout $((most + 20 - SECONDS)) "$folder/bench_ssa" "$ours" "$method" "$batch" 65536 8 20 cuda) || { echo "cuda: failed: $ours $method $batch" >&2; continue; }
     echo "{\"side\": \"ours\", \"step\": $row}" >>"$work/rows"
     for how in ${python:+eager compile}; do
         [ $SECONDS -le "$most" ] || { echo "cuda: left out for want of time: PyTorch $how $ours $method $batch" >&2; continue; }
         option=$([ "$how" = compile ] && echo --compile || true)
         # shellcheck disable=SC2086 # no option is no word
-        row=$("$python" "$here/peer_ssa_cuda.py" --model "$theirs" --method "$method" --batch "$batch" $option 2>"$work/why") || {
+        row=$(timeout $((most + 20 - SECONDS)) "$python" "$here/peer_ssa_cuda.py" --model "$theirs" --method "$method" --batch "$batch" $option 2>"$work/why") || {
             echo "cuda: PyTorch $how failed: $(tail -n 1 "$work/why")" >&2
             continue
         }
@@ -54,5 +54,6 @@ awk -F '[{},:" ]+' '{
     if (NR == 1) printf "%-8s %-6s %6s %-8s %12s %12s\n", "model", "method", "batch", "", "images/s", "GPU MiB"
     printf "%-8s %-6s %6s %-8s %12.1f %12d\n", model, method, batch, side, rate, mib
 }' "$work/rows" >&2
+tail -c 8 "$work/ops.json" | grep -q ']' || echo '[]' >"$work/ops.json" # it stopped in the middle: its rows are on stderr
 echo "{\"ops\": $(cat "$work/ops.json"), \"steps\": [$(paste -sd, "$work/rows")]}"
 exit $status

@@ -7,7 +7,7 @@ typedef struct {
     size_t N, I, O;
 } shape;
 
-static const shape shapes[] = {{1, 3, 5}, {7, 33, 10}, {37, 64, 192}, {130, 40, 65}, {257, 24, 96}};
+static const shape shapes[] = {{1, 3, 5}, {7, 33, 10}, {37, 64, 192}, {130, 40, 65}, {257, 24, 96}, {9, 16, 1}};
 static const compute_type types[] = {COMPUTE_F32, COMPUTE_BF16};
 enum { SHAPES = sizeof shapes / sizeof *shapes, TYPES = 2 };
 
