@@ -59,6 +59,7 @@ typedef struct param {
     size_t rows, cols;       /* trainable part: rows x cols; a vector is (n,1) */
     size_t full_rows;        /* rows of the whole tensor (== rows unless row_index) */
     int32_t *rows_host;      /* (rows) which rows of the whole tensor, ascending; NULL: all. Owned by the param_set */
+    dv *memory;              /* all that follows but the live copies */
     dv *row_index;           /* the same on the device, int32 */
     dv *master, *grad;       /* f32 (rows, cols) */
     dv *m, *v;               /* f32 (rows, cols): Adam */

@@ -20,26 +20,34 @@ param *param_add(param_set *ps, const char *name, size_t rows, size_t cols)
     return p;
 }
 
+/* One block for all of a tensor: a GPU gives memory in pages of 2 MiB. */
+static void place(param *p, arena *m, bool teacher)
+{
+    size_t n = p->rows * p->cols;
+    p->master = arena_take(m, n, sizeof(float));
+    if (!p->weights_only) {
+        p->grad = arena_take(m, n, sizeof(float));
+        p->m = arena_take(m, n, sizeof(float));
+        p->v = arena_take(m, n, sizeof(float));
+    }
+    if (teacher) p->teacher = arena_take(m, n, sizeof(float));
+    if (p->rows_host) p->row_index = arena_take(m, p->rows, sizeof *p->rows_host);
+}
+
 err_code param_alloc(device *d, param *p, const float *values, bool teacher, err *e)
 {
     size_t bytes;
+    arena dry = {0}, real;
     if (!size_mul(p->rows, p->cols, &bytes) || !size_mul(bytes, sizeof(float), &bytes))
         FAIL(e, LIMIT, "%s is too large", p->name);
-    TRY(d->op->alloc(d, bytes, &p->master, e));
-    if (!p->weights_only) {
-        TRY(d->op->alloc(d, bytes, &p->grad, e));
-        TRY(d->op->alloc(d, bytes, &p->m, e));
-        TRY(d->op->alloc(d, bytes, &p->v, e));
-    }
+    place(p, &dry, teacher);
+    if (arena_failed(&dry)) FAIL(e, LIMIT, "%s is too large", p->name);
+    TRY(d->op->alloc(d, dry.used, &p->memory, e));
+    arena_init(&real, p->memory, dry.used);
+    place(p, &real, teacher);
     d->op->upload(d, p->master, values, bytes);
-    if (teacher) {
-        TRY(d->op->alloc(d, bytes, &p->teacher, e));
-        d->op->upload(d, p->teacher, values, bytes);
-    }
-    if (p->rows_host) {
-        TRY(d->op->alloc(d, p->rows * sizeof *p->rows_host, &p->row_index, e));
-        d->op->upload(d, p->row_index, p->rows_host, p->rows * sizeof *p->rows_host);
-    }
+    if (teacher) d->op->upload(d, p->teacher, values, bytes);
+    if (p->rows_host) d->op->upload(d, p->row_index, p->rows_host, p->rows * sizeof *p->rows_host);
     return ERR_OK;
 }
 
@@ -54,9 +62,7 @@ void param_set_free(device *d, param_set *ps)
 {
     for (size_t i = 0; i < ps->n; i++) {
         param *p = &ps->p[i];
-        dv *all[] = {p->row_index, p->master, p->grad, p->m, p->v, p->teacher};
-        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
-            if (all[k]) d->op->free(d, all[k]);
+        if (p->memory) d->op->free(d, p->memory);
         free(p->rows_host);
     }
     free(ps->p);

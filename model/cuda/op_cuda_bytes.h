@@ -9,12 +9,15 @@
 enum { OP_CUDA_SCRATCH_BYTES = 32 << 20, OP_CUDA_BLAS_BYTES = 32 << 20 };
 /* What CUDA's context, the loaded kernels and cuBLASLt's take of a GPU beside all that: stated, not measured. */
 enum { OP_CUDA_CONTEXT_BYTES = 600 << 20 };
-enum { OP_CUDA_ALIGN = 512 /* of what cudaMalloc gives */ };
+/* What cudaMalloc takes: pages of 2 MiB, which small pieces share (as frameworks' allocators take it to be; not
+ * measured). */
+enum { OP_CUDA_ALIGN = 512, OP_CUDA_PAGE = 2 << 20 };
 
 static inline size_t op_cuda_alloc_bytes(size_t bytes)
 {
+    size_t to = bytes > OP_CUDA_PAGE / 2 ? OP_CUDA_PAGE : OP_CUDA_ALIGN;
     if (!bytes) bytes = 1;
-    return (bytes + OP_CUDA_ALIGN - 1) & ~(size_t)(OP_CUDA_ALIGN - 1);
+    return (bytes + to - 1) & ~(to - 1);
 }
 
 /* Attention's workspace: backward keeps a sum for each row of scores, f32 (B,H,T). */
