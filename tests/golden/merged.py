@@ -38,7 +38,7 @@ def merged(base, adapter):
     with safe_open(adapter, "pt") as f:
         meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
     for name, v in tensors.items():
-        if name.endswith(".rows") or ".lora_B" in name:
+        if name.endswith(".rows") or ".lora_B" in name or name == "mask_token":  # that one is no part of timm's model
             continue
         if ".lora_A" not in name:
             rows = tensors.get(name + ".rows")
