@@ -234,10 +234,68 @@ static size_t widest_of(const dino_head_config *k)
     return k->bottleneck > most ? k->bottleneck : most;
 }
 
+enum { CLUSTER_ROUNDS = 10, CLUSTER_ROWS = 64 /* compared at once */ };
+
+/* Fewer rows than two a prototype have no clusters. */
+static bool clusters(const dino_head_config *k, size_t n)
+{
+    return 2 * k->prototypes <= n;
+}
+
 size_t dino_head_init_bytes(const dino_head_config *k, size_t n)
 {
-    size_t widest = widest_of(k);
-    return (2 * n * widest + widest * widest + widest + k->prototypes * k->bottleneck) * sizeof(float);
+    size_t widest = widest_of(k), K = k->prototypes;
+    size_t more = clusters(k, n) ? K * k->bottleneck + CLUSTER_ROWS * K + K : 0;
+    return (2 * n * widest + widest * widest + widest + K * k->bottleneck + more) * sizeof(float);
+}
+
+static void unit_rows(float *x, size_t n, size_t Z)
+{
+    for (size_t i = 0; i < n; i++, x += Z) {
+        double square = 0;
+        for (size_t k = 0; k < Z; k++) square += (double)x[k] * x[k];
+        float inverse = (float)(1 / sqrt(square + 1e-12));
+        for (size_t k = 0; k < Z; k++) x[k] *= inverse;
+    }
+}
+
+static size_t largest(const float *x, size_t n)
+{
+    size_t at = 0;
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > x[at]) at = i;
+    return at;
+}
+
+/* Spherical k-means: prototypes v (K,Z), from where they are, to the mean directions of the rows x (n,Z) that are
+ * nearest to them. All have unit length. A prototype that no row is nearest to stays. */
+static err_code cluster(float *v, const float *x, size_t n, size_t K, size_t Z, err *e)
+{
+    float *sum = malloc(K * Z * sizeof *sum), *scores = malloc(CLUSTER_ROWS * K * sizeof *scores);
+    int32_t *count = malloc(K * sizeof *count);
+    err_code rc = ERR_OK;
+    if (!sum || !scores || !count) FAIL_DONE(rc, e, NOMEM, "no memory to initialise the head");
+    for (int round = 0; round < CLUSTER_ROUNDS; round++) {
+        memset(sum, 0, K * Z * sizeof *sum);
+        memset(count, 0, K * sizeof *count);
+        for (size_t i = 0; i < n; i += CLUSTER_ROWS) {
+            size_t rows = n - i < CLUSTER_ROWS ? n - i : CLUSTER_ROWS;
+            host_linear(scores, x + i * Z, v, NULL, rows, K, Z);
+            for (size_t r = 0; r < rows; r++) {
+                size_t k = largest(scores + r * K, K);
+                count[k]++;
+                for (size_t c = 0; c < Z; c++) sum[k * Z + c] += x[(i + r) * Z + c];
+            }
+        }
+        unit_rows(sum, K, Z);
+        for (size_t k = 0; k < K; k++)
+            if (count[k]) memcpy(v + k * Z, sum + k * Z, Z * sizeof *v);
+    }
+done:
+    free(sum);
+    free(scores);
+    free(count);
+    return rc;
 }
 
 err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uint64_t seed, err *e)
@@ -271,13 +329,14 @@ err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uin
         put(h, 2 * (size_t)l + 1, b);
         for (size_t i = 0; i < n * O; i++) in[i] = l + 1 < DINO_HEAD_LAYERS ? gelu(out[i]) : out[i];
     }
-    for (size_t k = 0; k < K;
-         k++) { /* prototypes: embeddings of random tokens, plus noise of length `noise` on average */
+    unit_rows(in, n, Z);
+    for (size_t k = 0; k < K; k++) {
         const float *z = in + (size_t)rng_below(&r, (uint32_t)n) * Z;
-        double square = 0;
-        for (size_t i = 0; i < Z; i++) square += z[i] * z[i];
-        float inverse = (float)(1 / sqrt(square + 1e-12));
-        for (size_t i = 0; i < Z; i++) v[k * Z + i] = z[i] * inverse + noise / sqrtf((float)Z) * rng_normal(&r);
+        for (size_t i = 0; i < Z; i++) v[k * Z + i] = z[i] + noise / sqrtf((float)Z) * rng_normal(&r);
+    }
+    if (clusters(&h->config, n)) {
+        unit_rows(v, K, Z);
+        TRY_DONE(rc, cluster(v, in, n, K, Z, e));
     }
     put(h, DINO_HEAD_PARAMS - 1, v);
     h->d->op->refresh(h->d, h->ps->p + h->first, DINO_HEAD_PARAMS);

@@ -69,7 +69,8 @@ void dino_head_refresh(dino_head *h);
 
 /* Initialisation on data: x (n, in) f32 on the host, class and patch tokens of the frozen backbone. Kaiming-normal
  * weights, each unit then rescaled to zero mean and unit variance over the rows; prototypes = embeddings of random rows
- * plus noise of that length. Student and teacher alike. */
+ * plus noise of that length, then, where there are two rows for each, the centres of clusters (spherical k-means from
+ * there). Student and teacher alike. */
 err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uint64_t seed, err *e);
 size_t dino_head_init_bytes(const dino_head_config *k, size_t n); /* that it takes on the host, x aside */
 
