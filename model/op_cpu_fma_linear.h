@@ -50,8 +50,9 @@ INLINE vec gelu_exact(vec x, vec *slope)
 INLINE vec gelu(const gelu_table *k, vec x, vec *slope, bool half)
 {
     if (!half) return gelu_exact(x, slope);
-    vec y = (vec)gelu_of(k, (__m512)x, (__m512 *)slope);
-    if (slope) *slope += 0.5f;
+    __m512 less; /* a vec lies anywhere, this does not */
+    vec y = (vec)gelu_of(k, (__m512)x, slope ? &less : NULL);
+    if (slope) *slope = (vec)less + 0.5f;
     return y;
 }
 #else
