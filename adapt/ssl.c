@@ -176,9 +176,12 @@ static err_code read_step(ssl_run *r, uint64_t total, progress *bar, err *e)
         *e = why;
         return rc;
     }
-    if (rc)
+    if (rc) { /* its moments were left as they were */
+        r->adam_t[ADAM_BACKBONE] -= !of.u.adam.skip_backbone;
+        r->adam_t[ADAM_HEAD]--;
+        r->adam_t[ADAM_PROTOTYPES] -= !of.u.adam.skip_prototypes;
         TRY(bad_step(r, of.at, &why, e));
-    else
+    } else
         r->bad_steps = 0;
     uint64_t done = of.at + 1;
     if (of.at == 0) r->out->loss_first = s.loss;
@@ -229,7 +232,8 @@ static err_code advance(ssl_run *r, loader *l, uint64_t total, progress *bar, do
 static uint64_t evaluation_steps(const ssl_run *r, uint64_t total)
 {
     double epochs = r->o->evaluate_epochs;
-    uint64_t steps = steps_of(r, epochs > 0 ? epochs : 0.5), least = epochs > 0 ? 1 : total / EVALUATIONS;
+    uint64_t steps = steps_of(r, epochs > 0 ? epochs : 0.5),
+             least = epochs > 0 ? 1 : (total + EVALUATIONS - 1) / EVALUATIONS;
     return steps > least ? steps : least ? least : 1;
 }
 

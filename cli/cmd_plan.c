@@ -116,7 +116,8 @@ typedef struct {
 static err_code trial_open(trial *t, device *d, const planned *k, err *e)
 {
     bool predicts = !strcmp(k->stage, "predict");
-    size_t B = 2 * (size_t)d->threads, patch = (size_t)k->shape.patch;
+    size_t B = k->p.images < 2 * (size_t)d->threads ? k->p.images : 2 * (size_t)d->threads,
+           patch = (size_t)k->shape.patch;
     size_t side = (k->p.global_size ? k->p.global_size : (size_t)options_int(k->o, "size")) / patch * patch;
     vit_source source = {.random = k->shape, .seed = 1};
     vit_keep keep = predicts ? VIT_INFER : VIT_GRAD;
@@ -258,7 +259,9 @@ err_code cmd_plan(const options *o, int *status, err *e)
     *status = STATUS_DONE;
     if (o->n_arguments) FAIL(e, USAGE, "plan wants no arguments: radapt plan --backbone FILE|NAME");
     TRY(make_plan(&k, e));
-    if (!k.given && strcmp(k.device, "cuda") && !options_flag(o, "dry-run")) TRY(measure_rate(&k, e));
+    bool measured = !k.given && strcmp(k.device, "cuda") && !options_flag(o, "dry-run");
+    err_code rc = measured ? measure_rate(&k, e) : ERR_OK;
+    if (rc && rc != ERR_NOMEM) return rc; /* without room for the trial the plan is worth as much */
     if (options_flag(o, "json"))
         print_json(&k);
     else

@@ -612,7 +612,7 @@ err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e)
         "f.spacing_column,f.sort_mm,f.quirks,f.checksum FROM frame f JOIN instance i ON i.key=f.instance"
         " WHERE i.state='stored' ORDER BY min(f.checksum) OVER (PARTITION BY i.patient),i.patient,"
         "min(f.checksum) OVER (PARTITION BY i.study),i.study,min(f.checksum) OVER (PARTITION BY i.series),i.series,"
-        "f.sort_mm,f.checksum,i.key,f.frame",
+        "f.sort_mm,min(f.checksum) OVER (PARTITION BY i.key),i.key,f.frame",
         NULL));
     while ((code = sqlite3_step(s)) == SQLITE_ROW) {
         if (*n == capacity) {

@@ -40,7 +40,7 @@ float *op_cpu_fma_scratch(const device *d);
 enum {
     OP_CPU_FMA_INNER = 384, /* of the inner index at once */
     OP_CPU_FMA_ROW = 400,   /* floats from a row of a packed left operand to the next: not a power of two */
-    OP_CPU_FMA_LEFT = 400 * OP_CPU_FMA_ROW,   /* floats of a left operand: 826 kB, in the second cache */
+    OP_CPU_FMA_LEFT = 400 * OP_CPU_FMA_ROW,   /* floats of a left operand: 640 kB, in the second cache */
     OP_CPU_FMA_PANEL = OP_CPU_FMA_INNER * 32, /* a panel's chunk, widened */
     OP_CPU_FMA_SUMS = 288 * 1024,             /* of rows whose inner index comes in chunks */
     OP_CPU_FMA_FLOATS = OP_CPU_FMA_LEFT + OP_CPU_FMA_PANEL + OP_CPU_FMA_SUMS

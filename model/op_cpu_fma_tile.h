@@ -165,7 +165,7 @@ INLINE void tile_of(const tile *t, side from, bool widening, const int h)
     vec s[ROWS][2], b[2];
     const float *a = t->a;
     float *right = (float *)t->b; /* written where it is made from packed */
-    const uint16_t *packed = t->packed;
+    const uint16_t *packed = widening ? t->packed : (const uint16_t *)t->b;
     const char *next = t->next ? t->next : (const char *)right;
     const size_t apart = from == ACROSS ? 1 : from == DOWN ? ROW : LANES;
     size_t i = 0, k = t->k;

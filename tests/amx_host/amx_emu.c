@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -23,6 +24,8 @@ enum { ISA_BF16 = 0xe7, ISA_AMX = 0x3e7 }; /* dnnl_cpu_isa_t */
 enum { TILES = 8, ROWS = 16, ROW_BYTES = 64 };
 enum { FEATURE_AVX = 2, FEATURE_ZMM_HIGH = 6, FEATURE_ZMM_16 = 7 }; /* state components (SDM volume 1, 13.1) */
 enum { STATUS = 512, MAGIC1 = 0x46505853 };                         /* XSAVE header; in a signal's frame at 464 */
+
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 }; /* arch_prctl(2), of tiles */
 
 int dnnl_get_effective_cpu_isa(void);
 
@@ -328,6 +331,7 @@ __attribute__((constructor)) static void begin(void)
     }
     if (__get_cpuid_count(0xd, FEATURE_ZMM_HIGH, &a, &b, &c, &d)) zmm_high = b;
     if (__get_cpuid_count(0xd, FEATURE_ZMM_16, &a, &b, &c, &d)) zmm_16 = b;
+    syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA); /* as oneDNN asks; refused where there are no tiles */
     *(void **)&real_signal = dlsym(RTLD_NEXT, "signal");
     struct sigaction s = {.sa_sigaction = on_illegal, .sa_flags = SA_SIGINFO | SA_NODEFER};
     sigaction(SIGILL, &s, NULL);
