@@ -163,6 +163,14 @@ static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *i
     return rc;
 }
 
+/* An update more, or one less, of the groups that train in it. */
+static void count_update(ssl_run *r, const adamw_step *s, int by)
+{
+    r->adam_t[ADAM_BACKBONE] += s->skip_backbone ? 0 : by;
+    r->adam_t[ADAM_HEAD] += by;
+    r->adam_t[ADAM_PROTOTYPES] += s->skip_prototypes ? 0 : by;
+}
+
 /* Reads the oldest update that is not read: its line in metrics.jsonl, and what is to be done where it was no number.
  */
 static err_code read_step(ssl_run *r, uint64_t total, progress *bar, err *e)
@@ -177,9 +185,7 @@ static err_code read_step(ssl_run *r, uint64_t total, progress *bar, err *e)
         return rc;
     }
     if (rc) { /* its moments were left as they were */
-        r->adam_t[ADAM_BACKBONE] -= !of.u.adam.skip_backbone;
-        r->adam_t[ADAM_HEAD]--;
-        r->adam_t[ADAM_PROTOTYPES] -= !of.u.adam.skip_prototypes;
+        count_update(r, &of.u.adam, -1);
         TRY(bad_step(r, of.at, &why, e));
     } else
         r->bad_steps = 0;
@@ -207,9 +213,7 @@ static err_code ask_step(ssl_run *r, loader *l, uint64_t total, err *e)
     schedule(r, total, &late->u, &in);
     for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
     TRY(ssl_step_ask(&r->step, &late->u, e));
-    r->adam_t[ADAM_BACKBONE] += !late->u.adam.skip_backbone;
-    r->adam_t[ADAM_HEAD]++;
-    r->adam_t[ADAM_PROTOTYPES] += !late->u.adam.skip_prototypes;
+    count_update(r, &late->u.adam, 1);
     r->at++;
     return ERR_OK;
 }

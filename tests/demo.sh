@@ -10,19 +10,20 @@ if [ -e "$out" ] && [ ! -f "$out/export.labels.csv" ]; then # not an earlier dem
     exit 64
 fi
 rm -rf "$out"
+work=$out/work
 mkdir -p "$out"
 echo "== 1. an export: 24 made-up patients, and the sample files of python3-pydicom"
 "$radapt" phantom "$out/export" --patients 24 --seed 1
 cp -rL "$samples" "$out/export/pydicom-samples"
 
-echo "== 2. the job: radapt run $out/export -o $out/work --labels $out/export.labels.csv"
+echo "== 2. the job: radapt run $out/export -o $work --labels $out/export.labels.csv"
 status=0
-"$radapt" run "$out/export" -o "$out/work" --labels "$out/export.labels.csv" \
+"$radapt" run "$out/export" -o "$work" --labels "$out/export.labels.csv" \
     --backbone dim=96,depth=3,heads=3,patch=16,grid=14 --adapt-epochs 1 --adapt-locals 2 || status=$?
 [ $status = 0 ] || [ $status = 3 ] || { echo "demo: radapt run ended with $status"; exit 1; }
 
 echo "== 3. the reports, as dciodvfy, dsrdump and pydicom see them"
-reports=("$out"/work/reports/*.dcm)
+reports=("$work"/reports/*.dcm)
 [ -e "${reports[0]}" ] || { echo "demo: no report was written"; exit 1; }
 for r in "${reports[@]}"; do
     if dciodvfy "$r" 2>&1 | grep -a '^Error'; then echo "demo: dciodvfy: $r"; exit 1; fi
@@ -34,5 +35,5 @@ for path in sys.argv[1:]:
     assert pydicom.dcmread(path).ContentSequence
 PY
 echo "${#reports[@]} reports, no error from any of them. To read one:  dsrdump ${reports[0]}"
-echo "Reports: $out/work/reports   Set aside, with reasons: $out/work/quarantine.csv   Model: $out/work/runs"
+echo "Reports: $work/reports   Set aside, with reasons: $work/quarantine.csv   Model: $work/runs"
 [ $status = 0 ] || echo "The job ended with 3, as it should here: some of the export's files are set aside, as some of every export are."

@@ -22,7 +22,7 @@ def run(*command, limit_kib=None):
 
 
 def stage(*options, **limits):
-    shutil.rmtree(f"{work}/work/runs", ignore_errors=True)
+    shutil.rmtree(os.path.join(work, "work", "runs"), ignore_errors=True)
     return run(radapt, "adapt", "-w", "work", "--threads", "2", "--json", "-q", *options, **limits)
 
 

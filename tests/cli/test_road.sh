@@ -288,30 +288,28 @@ learnt work >wanted_learnt
 learnt elsewhere | diff wanted_learnt - >difference || fail "in another work directory something else is learnt: $(head -c 2000 difference)"
 
 echo "== asked to stop"
+# stop_at TEXT COMMAND...: SIGTERM when its log says that; how it ended is in code
+stop_at() {
+    local text=$1 pid
+    shift
+    "$@" >out 2>log &
+    pid=$!
+    for _ in $(seq 600); do
+        ! grep -q -- "$text" log || break
+        sleep 0.02
+    done
+    kill -TERM $pid
+    code=0
+    wait $pid || code=$?
+}
 cp -a work interrupted && rm -rf interrupted/runs
-"$radapt" adapt -w interrupted --labels export.labels.csv --backbone "dim=64,depth=2,heads=2,patch=16,grid=4" --size 64 --epochs 5000 \
-    --log json >out 2>log &
-pid=$!
-for _ in $(seq 600); do
-    ! grep -q '"event":"adapt.evaluate"' log || break
-    sleep 0.02
-done
-kill -TERM $pid
-code=0
-wait $pid || code=$?
+stop_at '"event":"adapt.evaluate"' "$radapt" adapt -w interrupted --labels export.labels.csv --backbone "dim=64,depth=2,heads=2,patch=16,grid=4" \
+    --size 64 --epochs 5000 --log json
 [ $code = 130 ] || fail "adapt and SIGTERM: exit code $code, not 130"
 ls interrupted/runs/*/checkpoint.safetensors >/dev/null || fail "adapt and SIGTERM: no checkpoint"
 
 cp -a base stopped
-"${run[@]}" -o stopped --log json >out 2>log &
-pid=$!
-for _ in $(seq 600); do
-    ! grep -q '"name":"adapt"' log || break
-    sleep 0.02
-done
-kill -TERM $pid
-wait $pid
-code=$?
+stop_at '"name":"adapt"' "${run[@]}" -o stopped --log json
 [ $code = 130 ] || [ $code = 3 ] || fail "SIGTERM: exit code $code"
 expect 3 "run after SIGTERM" "${run[@]}" -o stopped
 outcome stopped >got

@@ -250,4 +250,15 @@ static inline const char *dict_path(void)
     return path;
 }
 
+/* The largest difference over the largest of b. */
+static inline double worst_ratio(const float *a, const float *b, size_t n)
+{
+    double worst = 0, most = 1e-30;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)a[i] - b[i]));
+        most = fmax(most, fabs(b[i]));
+    }
+    return worst / most;
+}
+
 #endif

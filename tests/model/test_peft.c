@@ -112,16 +112,6 @@ static float *golden(const safetensors *s, const char *prefix, const char *name,
     return x;
 }
 
-static double away(const float *a, const float *b, size_t n)
-{
-    double worst = 0, most = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        worst = fmax(worst, fabs((double)a[i] - b[i]));
-        most = fmax(most, fabs(b[i]));
-    }
-    return worst / most;
-}
-
 static void check_gradients(device *d, const param_set *ps, const safetensors *g, const type *t)
 {
     double worst = 0;
@@ -132,7 +122,7 @@ static void check_gradients(device *d, const param_set *ps, const safetensors *g
         float *want = golden(g, "grad.", p->name, n), *got = malloc(n * sizeof *got);
         assert_non_null(got);
         d->op->download(d, got, p->grad, n * sizeof *got);
-        double off = away(got, want, n);
+        double off = worst_ratio(got, want, n);
         if (off > worst) {
             worst = off;
             name = p->name;
@@ -210,8 +200,8 @@ static void run(size_t method, const type *t)
         size += fabs((double)want[i] * weights[i]);
     }
     print_message("%s %s: output %.1e, loss %.1e\n", methods[method].name, t->ct == COMPUTE_F32 ? "fp32" : "bf16",
-                  away(out, want, n), fabs(sum - *loss) / size);
-    assert_true(away(out, want, n) <= t->out);
+                  worst_ratio(out, want, n), fabs(sum - *loss) / size);
+    assert_true(worst_ratio(out, want, n) <= t->out);
     assert_true(fabs(sum - *loss) / size <= t->loss);
     d.op->upload(&d, k.f32, weights, n * sizeof *weights);
     d.op->to_ct(&d, k.a.dout, k.f32, n);

@@ -121,16 +121,6 @@ HELPER float *forward(vit *m, vit_who who, bench *k, const dv *patches, bool mas
     return out;
 }
 
-HELPER double worst_ratio(const float *a, const float *b, size_t n)
-{
-    double worst = 0, most = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        worst = fmax(worst, fabs((double)a[i] - b[i]));
-        most = fmax(most, fabs(b[i]));
-    }
-    return worst / most;
-}
-
 /* Low-rank updates begin at zero, where A has no gradient: away from there. */
 HELPER void leave_zero(device *d, param_set *ps)
 {
