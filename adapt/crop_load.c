@@ -1,63 +1,96 @@
-/* crop_load.c: see crop_load.h. A block: bytes of frames so far (size_t), jobs, frames; each aligned. */
+/* crop_load.c: see crop_load.h. A block: how full it is, jobs, frames carried, their pixels; each aligned. */
 #include "adapt/crop_load.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/arena.h"
+
+typedef struct {
+    size_t bytes, carried;
+} head;
 
 static size_t aligned(size_t bytes)
 {
     return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 }
 
-static size_t frames_at(const crop_load *k)
+static sample_job *jobs_of(const float *at)
 {
-    return ARENA_ALIGN + aligned(k->crops * sizeof(sample_job));
+    static_assert(sizeof(head) <= ARENA_ALIGN, "a block's head");
+    return (sample_job *)((char *)(uintptr_t)at + ARENA_ALIGN);
+}
+
+/* No more frames than crops. */
+static crop_frame *carried_of(const crop_load *k, const float *at)
+{
+    return (crop_frame *)((char *)jobs_of(at) + aligned(k->crops * sizeof(sample_job)));
+}
+
+static char *pixels_of(const crop_load *k, const float *at)
+{
+    return (char *)carried_of(k, at) + aligned(k->crops * sizeof(crop_frame));
 }
 
 size_t crop_load_floats(const crop_load *k)
 {
-    return (frames_at(k) + aligned(k->frame_bytes)) / sizeof(float);
+    size_t lists = aligned(k->crops * sizeof(sample_job)) + aligned(k->crops * sizeof(crop_frame));
+    return (ARENA_ALIGN + lists + aligned(k->frame_bytes)) / sizeof(float);
 }
 
 sample_job *crop_load_begin(const crop_load *k, float *at)
 {
-    sample_job *jobs = (sample_job *)((char *)at + ARENA_ALIGN);
-    *(size_t *)at = 0;
-    memset(jobs, 0, k->crops * sizeof *jobs);
-    return jobs;
+    *(head *)at = (head){0};
+    memset(jobs_of(at), 0, k->crops * sizeof(sample_job));
+    return jobs_of(at);
 }
 
-void *crop_load_room(const crop_load *k, float *at, size_t bytes)
+void *crop_load_room(const crop_load *k, float *at, size_t index, size_t bytes, sample_job *job)
 {
-    size_t *used = (size_t *)at;
-    if (bytes > k->frame_bytes || *used > k->frame_bytes - bytes) return NULL;
-    void *room = (char *)at + frames_at(k) + *used;
-    *used += bytes;
+    head *h = (head *)at;
+    dv *to = k->cache ? frame_cache_place(k->cache, index) : NULL;
+    job->resident = to;
+    if (to && frame_cache_has(k->cache, index)) return NULL;
+    if (h->carried == k->crops || aligned(bytes) > k->frame_bytes || h->bytes > k->frame_bytes - aligned(bytes)) {
+        job->resident = NULL;
+        return NULL;
+    }
+    carried_of(k, at)[h->carried++] = (crop_frame){h->bytes, bytes, to, index};
+    void *room = pixels_of(k, at) + h->bytes;
+    h->bytes += aligned(bytes);
+    job->pixels = room;
     return room;
 }
 
-const void *crop_load_frame(const crop_load *k, float *at, const frame_info *f, const void *pixels)
+void crop_load_frame(const crop_load *k, float *at, const frame_info *f, size_t index, const void *pixels,
+                     sample_job *job)
 {
-    size_t bytes = (size_t)f->rows * (size_t)f->columns * (f->type == PIXEL_U8 ? (size_t)f->channels : 2);
-    void *room = crop_load_room(k, at, aligned(bytes));
-    return room ? memcpy(room, pixels, bytes) : pixels;
+    size_t bytes = frame_cache_bytes(f);
+    job->pixels = pixels;
+    void *room = crop_load_room(k, at, index, bytes, job);
+    if (room) memcpy(room, pixels, bytes);
 }
 
 crop_block crop_load_of(const crop_load *k, const float *at)
 {
-    const char *base = (const char *)at;
-    return (crop_block){(const sample_job *)(base + ARENA_ALIGN), k->crops, base + frames_at(k), *(const size_t *)at};
+    const head *h = (const head *)at;
+    return (crop_block){jobs_of(at), k->crops, carried_of(k, at), h->carried, pixels_of(k, at), h->bytes, k->cache};
 }
 
 void crop_load_up(device *d, dv *frames, sample_job *own, const crop_block *b)
 {
-    if (b->bytes) d->op->upload(d, frames, b->frames, b->bytes);
+    for (size_t i = 0; i < b->n_carried; i++) {
+        const crop_frame *f = &b->carried[i];
+        if (f->to && frame_cache_has(b->cache, f->index)) continue; /* another block has brought it since */
+        d->op->prefetch(d, f->to ? f->to : dv_at(frames, f->at), (const char *)b->frames + f->at, f->bytes);
+        if (f->to) frame_cache_took(b->cache, f->index);
+    }
+    d->op->prefetched(d);
     for (size_t i = 0; i < b->n; i++) {
         size_t at = (uintptr_t)b->jobs[i].pixels - (uintptr_t)b->frames;
         own[i] = b->jobs[i];
-        own[i].resident = at < b->bytes ? dv_at(frames, at) : NULL;
+        if (!own[i].resident && at < b->bytes) own[i].resident = dv_at(frames, at);
     }
 }
 
@@ -71,11 +104,13 @@ void crop_load_images(device *d, const crop_load *k, const float *at, size_t flo
     crop_block b = crop_load_of(k, at);
     crop_load_up(d, frames, own, &b);
     d->op->sample(d, out, norm, own, b.n);
+    d->op->consumed(d);
 }
 
 float *crop_load_full(const crop_load *k)
 {
     float *at = calloc(crop_load_floats(k), sizeof *at);
-    if (at) crop_load_room(k, at, k->frame_bytes);
+    sample_job none = {0};
+    if (at) crop_load_room(k, at, 0, k->frame_bytes, &none);
     return at;
 }

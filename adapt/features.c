@@ -35,10 +35,11 @@ static err_code fill(void *ctx, uint64_t step, float *out, err *e)
         bool again = s->load && i && first + i >= s->n; /* a place left over: the first image once more */
         const void *pixels = again ? jobs[0].pixels : cohort_pixels(s->c, frame);
         jobs[i] = (sample_job){.frame = f,
-                               .pixels = s->load && !again ? crop_load_frame(s->load, out, f, pixels) : pixels,
+                               .pixels = pixels,
                                .crop = sampler_whole(f, true, s->fraction),
                                .size = s->size,
                                .out = s->load ? NULL : out + i * s->image_floats};
+        if (s->load && !again) crop_load_frame(s->load, out, f, frame, pixels, &jobs[i]);
     }
     if (!s->load && sampler_run(s->threads, &s->norm, jobs, s->batch))
         FAIL(e, NOMEM, "features: no memory for a batch");
@@ -79,7 +80,7 @@ static err_code buffers_open(buffers *b, vit *m, size_t batch, int size, err *e)
     TRY(d->op->alloc(d, batch * 3 * S * S * sizeof(float), &b->pixels, e));
     TRY(d->op->alloc(d, batch * C * sizeof(float), &b->token_f32, e));
     if (device_samples(d)) {
-        b->load = (crop_load){batch, batch * (CROP_LOAD_FRAME / 2)}; /* larger ones go up by themselves */
+        b->load = (crop_load){batch, batch * (CROP_LOAD_FRAME / 2), NULL}; /* larger ones go up by themselves */
         b->jobs = malloc(batch * sizeof *b->jobs);
         if (!b->jobs) FAIL(e, NOMEM, "features: no memory for %zu images", batch);
         TRY(d->op->alloc(d, b->load.frame_bytes, &b->frames, e));

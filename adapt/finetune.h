@@ -26,10 +26,11 @@ typedef struct finetune_options {
     float layer_decay; /* of the learning rate from one block to the one before; 1: none */
     int warmup_steps;
     float crop_scale[2], flip, jitter;
-    float drop_path;  /* stochastic depth: probability at the last block; 0: none */
-    size_t recompute; /* of so many blocks the input alone is kept for backward: vit_pass.again */
-    float mixup;      /* alpha of mixup's Beta(alpha, alpha); 0: none */
-    bool probe_first; /* the classifier starts as METHOD_LINEAR's; else from zero */
+    float drop_path;   /* stochastic depth: probability at the last block; 0: none */
+    size_t recompute;  /* of so many blocks the input alone is kept for backward: vit_pass.again */
+    size_t frame_room; /* bytes of a GPU's memory in which frames may stay (frame_cache.h) */
+    float mixup;       /* alpha of mixup's Beta(alpha, alpha); 0: none */
+    bool probe_first;  /* the classifier starts as METHOD_LINEAR's; else from zero */
     label_sampling sampling;
     label_weights weights;
     int patience; /* epochs without a better validation score before stopping; 0: never */

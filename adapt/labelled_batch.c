@@ -41,10 +41,11 @@ static err_code draw_batch(labelled_batch *t, uint64_t step, const labelled_batc
         const frame_info *f = &c->frames[frame];
         const void *pixels = cohort_pixels(c, frame);
         jobs[i] = (sample_job){.frame = f,
-                               .pixels = later ? crop_load_frame(&t->load, v->pixels, f, pixels) : pixels,
+                               .pixels = pixels,
                                .crop = augment_supervised(f, o->crop_scale, o->flip, o->jitter, &r),
                                .size = o->view.size,
                                .out = later ? NULL : v->pixels + i * t->image_floats};
+        if (later) crop_load_frame(&t->load, v->pixels, f, frame, pixels, &jobs[i]);
         task_targets(c->task, c->n_labels, k, t->j->class_weight, v->target + i * t->outputs,
                      v->weight + i * t->outputs);
     }
@@ -109,9 +110,26 @@ err_code labelled_batch_fill(void *ctx, uint64_t step, float *out, err *e)
     return ERR_OK;
 }
 
+/* Frames of training cases may stay on the device, where it makes the pictures. */
+static err_code open_cache(labelled_batch *t, err *e)
+{
+    const cohort *c = t->j->c;
+    size_t n = 0;
+    uint32_t *frames = malloc((c->n_frames + 1) * sizeof *frames);
+    if (!frames) FAIL(e, NOMEM, "finetune: no memory for %zu frames", c->n_frames);
+    for (size_t i = 0; i < c->n_cases; i++)
+        for (size_t k = 0; c->cases[i].part == SPLIT_TRAIN && k < c->cases[i].n_frames && n < c->n_frames; k++)
+            frames[n++] = c->cases[i].frames[k];
+    size_t room = t->j->o->mixup == 0 ? t->j->o->frame_room : 0;
+    err_code rc = frame_cache_open(&t->cache, t->j->d, c->frames, c->n_frames, frames, n, 0, room, e);
+    free(frames);
+    return rc;
+}
+
 void labelled_batch_place(labelled_batch *t)
 {
-    if (device_samples(t->j->d) && t->j->o->mixup == 0) t->load = (crop_load){t->batch, t->batch * CROP_LOAD_FRAME};
+    if (device_samples(t->j->d) && t->j->o->mixup == 0)
+        t->load = (crop_load){t->batch, t->batch * CROP_LOAD_FRAME, t->cache.memory ? &t->cache : NULL};
 }
 
 err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
@@ -122,6 +140,7 @@ err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
     if (!t->draw.cases || o->batch < 1) FAIL(e, INTERNAL, "finetune: an empty batch");
     t->batch = (size_t)o->batch < t->draw.cases ? (size_t)o->batch : t->draw.cases;
     t->image_floats = 3 * (size_t)o->view.size * (size_t)o->view.size;
+    TRY(open_cache(t, e));
     labelled_batch_place(t);
     t->jobs = malloc(t->batch * sizeof *t->jobs);
     t->partner = malloc(t->batch * sizeof *t->partner);
@@ -135,6 +154,7 @@ err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
 void labelled_batch_fini(labelled_batch *t)
 {
     pool_free(t->threads);
+    frame_cache_close(&t->cache);
     draw_fini(&t->draw);
     free(t->jobs);
     free(t->partner);

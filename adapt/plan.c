@@ -89,7 +89,8 @@ static err_code count_step(plan *p, ssl_step *s, const ssl_data *data, const uin
     p->flop[PLAN_AGAIN] = flop_of(d, FLOP_FORWARD);
     no_flop(d);
     size_t packed = d->bytes_packed;
-    const ssl_step_crops crops = {{data->jobs, data->load.crops, NULL, s->config.frame_bytes}, &data->norm};
+    const crop_frame all = {.bytes = s->config.frame_bytes};
+    const ssl_step_crops crops = {{data->jobs, data->load.crops, &all, 1, NULL, all.bytes, NULL}, &data->norm};
     const ssl_step_in in = {.mask = mask, .teacher_temp = 1, .crops = data->later ? &crops : NULL};
     for (int late = 0; late <= SSL_STEP_LATE; late++) { /* as many as there may be at once: what is pinned */
         for (size_t i = 0; i < data->accumulate; i++) {
@@ -297,4 +298,10 @@ err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
              "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch, --recompute block", stage,
              need >> 20, h.bytes >> 20, h.of);
     return ERR_OK;
+}
+
+size_t plan_left(const plan *p, const device *d)
+{
+    size_t room = device_is_cuda(d) ? device_cuda_room(d) : 0;
+    return room > p->device + PLAN_CUDA_SPARE ? room - p->device - PLAN_CUDA_SPARE : 0;
 }

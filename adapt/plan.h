@@ -16,7 +16,7 @@
 #include "adapt/ssl.h"
 #include "model/cuda/op_cuda_bytes.h"
 
-enum { PLAN_CONSTANT = 64 << 20, PLAN_CUDA_CONSTANT = OP_CUDA_CONTEXT_BYTES };
+enum { PLAN_CONSTANT = 64 << 20, PLAN_CUDA_CONSTANT = OP_CUDA_CONTEXT_BYTES, PLAN_CUDA_SPARE = 512 << 20 };
 
 typedef enum {
     PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
@@ -58,5 +58,8 @@ err_code plan_shape(vit **m, device *d, const vit *of, err *e);
 /* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h), or more than its GPU has
  * left. d: the stage's device: what it holds is part of the plan. */
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e);
+/* Bytes that the stage leaves of a GPU's memory, less PLAN_CUDA_SPARE for what cudaMalloc cannot use of it and for
+ * other programs: frames may stay there. 0 on a CPU. */
+size_t plan_left(const plan *p, const device *d);
 
 #endif

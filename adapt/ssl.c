@@ -310,9 +310,11 @@ static err_code open_all(ssl_run *r, err *e)
     layer_rates(r);
     for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
     TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
+    TRY(ssl_data_keep(&r->data, vit_device(r->m), o->frame_room, e));
     log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "accumulate",
               LOG_INT(r->data.accumulate), "prototypes", LOG_INT(k.head.prototypes), "trainable",
-              LOG_INT(r->out->trainable), "planned_mib", LOG_INT(r->step.bytes >> 20), NULL);
+              LOG_INT(r->out->trainable), "planned_mib", LOG_INT(r->step.bytes >> 20), "frames_kept",
+              LOG_INT(r->data.cache.kept), NULL);
     return ERR_OK;
 }
 

@@ -24,6 +24,8 @@ typedef struct ssl_options {
     float mask_probability, mask_ratio[2];
     int hidden, bottleneck, prototypes; /* prototypes 0: scaled to the cohort */
     size_t recompute;                   /* of so many blocks the input alone is kept for backward: vit_pass.again */
+    size_t frame_room;                  /* bytes of a GPU's memory in which frames may stay (frame_cache.h); no result
+                                         * depends on it */
     bool separate_heads, sinkhorn;      /* iBOT's own head; Sinkhorn-Knopp instead of softmax centring */
     bool data_init;                     /* heads initialised on the frozen features */
     double freeze_prototypes_epochs;

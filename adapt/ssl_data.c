@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arena.h"
 #include "model/device_cuda.h"
 
 static size_t to_patches(int size, int patch)
@@ -22,6 +23,17 @@ static void crop_sizes(ssl_data *s, const ssl_options *o, int patch)
 
 enum { AT_ONCE = 8 }; /* squares made at once */
 
+static size_t square_bytes(const ssl_data *s)
+{
+    return 3 * s->crop_from * s->crop_from;
+}
+
+/* With what a block's alignment takes. */
+static size_t square_place(const ssl_data *s)
+{
+    return (square_bytes(s) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+}
+
 static err_code open_squares(ssl_data *s, int side, err *e)
 {
     size_t N = (size_t)side;
@@ -31,7 +43,10 @@ static err_code open_squares(ssl_data *s, int side, err *e)
     s->a_square = (frame_info){.rows = side, .columns = side, .channels = 3, .type = PIXEL_U8};
     s->wide = malloc(AT_ONCE * 3 * N * N * sizeof *s->wide);
     s->squares = malloc(s->batch * 3 * N * N); /* later: of crops for the head's initialisation */
-    if (!s->squares || !s->wide) FAIL(e, NOMEM, "adapt: no memory for %zu squares of %d pixels", s->batch, side);
+    s->which = malloc(s->batch * sizeof *s->which);
+    s->to = malloc(s->batch * sizeof *s->to);
+    if (!s->squares || !s->wide || !s->which || !s->to)
+        FAIL(e, NOMEM, "adapt: no memory for %zu squares of %d pixels", s->batch, side);
     return ERR_OK;
 }
 
@@ -62,8 +77,8 @@ err_code ssl_data_open(ssl_data *s, const vit *m, const cohort *c, const ssl_opt
     memcpy(s->norm.std, k->std, sizeof s->norm.std);
     TRY(open_squares(s, o->crop_from, e));
     s->later = device_samples(vit_device(m));
-    s->load = (crop_load){s->batch * (2 + s->locals),
-                          s->batch * (s->squares ? 3 * s->crop_from * s->crop_from : CROP_LOAD_FRAME)};
+    s->load =
+        (crop_load){s->batch * (2 + s->locals), s->batch * (s->squares ? square_place(s) : CROP_LOAD_FRAME), NULL};
     int threads = pool_processors();
     if (threads > 4) { /* beside the compute threads: a share of the processors prepares the next step */
         s->threads = pool_new(threads / 4);
@@ -82,6 +97,9 @@ void ssl_data_close(ssl_data *s)
     free(s->jobs);
     free(s->squares);
     free(s->wide);
+    free(s->which);
+    free(s->to);
+    frame_cache_close(&s->cache);
     *s = (ssl_data){0};
 }
 
@@ -124,16 +142,16 @@ static void to_bytes(uint8_t *out, const float *in, size_t n)
         for (size_t k = 0; k < 3; k++) out[3 * i + k] = (uint8_t)(in[k * n + i] * 255 + 0.5f);
 }
 
-/* The micro-batch's frames, windowed and squeezed into squares, as an 8-bit pipeline has them. */
-static err_code make_squares(ssl_data *s, size_t first, uint8_t *squares, err *e)
+/* Frames which[i], windowed and squeezed into squares to[i], as an 8-bit pipeline has them. */
+static err_code make_squares(ssl_data *s, size_t count, err *e)
 {
     size_t n = s->crop_from * s->crop_from;
     const sampler_norm plain = {.window = s->norm.window, .std = {1, 1, 1}};
     sample_job jobs[AT_ONCE];
-    for (size_t b = 0; b < s->batch; b += AT_ONCE) {
-        size_t m = s->batch - b < AT_ONCE ? s->batch - b : AT_ONCE;
+    for (size_t b = 0; b < count; b += AT_ONCE) {
+        size_t m = count - b < AT_ONCE ? count - b : AT_ONCE;
         for (size_t i = 0; i < m; i++) {
-            size_t index = s->order[first + b + i];
+            size_t index = s->which[b + i];
             jobs[i] = (sample_job){.frame = &s->c->frames[index],
                                    .pixels = cohort_pixels(s->c, index),
                                    .crop = sampler_whole(&s->c->frames[index], false, 1),
@@ -141,7 +159,7 @@ static err_code make_squares(ssl_data *s, size_t first, uint8_t *squares, err *e
                                    .out = s->wide + 3 * n * i};
         }
         if (sampler_run(s->threads, &plain, jobs, m)) FAIL(e, NOMEM, "adapt: no memory to prepare a batch");
-        for (size_t i = 0; i < m; i++) to_bytes(squares + 3 * n * (b + i), s->wide + 3 * n * i, n);
+        for (size_t i = 0; i < m; i++) to_bytes(s->to[b + i], s->wide + 3 * n * i, n);
     }
     return ERR_OK;
 }
@@ -160,8 +178,8 @@ static size_t first_of(ssl_data *s, uint64_t micro)
     return (size_t)(micro % an_epoch) * s->batch;
 }
 
-/* Crop k of image b of the micro-batch: of frame `index`, or of a square of it. */
-static sample_job crop_of(const ssl_data *s, uint64_t micro, size_t b, size_t k, size_t index, const void *pixels)
+/* Crop k of image b of the micro-batch: of frame `index`, or of a square of it, whose pixels lie as in `source`. */
+static sample_job crop_of(const ssl_data *s, uint64_t micro, size_t b, size_t k, size_t index, const sample_job *source)
 {
     const frame_info *f = &s->c->frames[index], *from = s->squares ? &s->a_square : f;
     frame_info shape = *f; /* what is done to a frame goes by its modality and colours */
@@ -170,7 +188,8 @@ static sample_job crop_of(const ssl_data *s, uint64_t micro, size_t b, size_t k,
     rng r = rng_at(s->o->seed, RNG_AUGMENT, micro, (uint32_t)(b * (2 + s->locals) + k));
     crop_role role = k == 0 ? CROP_GLOBAL1 : k == 1 ? CROP_GLOBAL2 : CROP_LOCAL;
     return (sample_job){.frame = from,
-                        .pixels = pixels,
+                        .pixels = source->pixels,
+                        .resident = source->resident,
                         .crop = augment_ssl(&s->o->augment, &shape, role, &r),
                         .size = (int)(k < 2 ? s->global_size : s->local_size)};
 }
@@ -179,12 +198,16 @@ err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e)
 {
     size_t first = first_of(s, micro), global = 3 * s->global_size * s->global_size;
     size_t local = 3 * s->local_size * s->local_size, n = 0;
-    if (s->squares) TRY(make_squares(s, first, s->squares, e));
+    for (size_t b = 0; s->squares && b < s->batch; b++) {
+        s->which[b] = s->order[first + b];
+        s->to[b] = s->squares + square_bytes(s) * b;
+    }
+    if (s->squares) TRY(make_squares(s, s->batch, e));
     for (size_t b = 0; b < s->batch; b++) {
         size_t index = s->order[first + b];
-        const void *pixels = s->squares ? s->squares + 3 * s->crop_from * s->crop_from * b : cohort_pixels(s->c, index);
+        const sample_job source = {.pixels = s->squares ? s->to[b] : cohort_pixels(s->c, index)};
         for (size_t k = 0; k < 2 + s->locals; k++) {
-            s->jobs[n] = crop_of(s, micro, b, k, index, pixels);
+            s->jobs[n] = crop_of(s, micro, b, k, index, &source);
             s->jobs[n++].out = k < 2 ? out + (k * s->batch + b) * global
                                      : out + 2 * s->batch * global + ((k - 2) * s->batch + b) * local;
         }
@@ -196,17 +219,27 @@ err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e)
 /* What the device makes the crops of. */
 static err_code carry(ssl_data *s, uint64_t micro, float *out, err *e)
 {
-    size_t first = first_of(s, micro), square = 3 * s->crop_from * s->crop_from;
+    size_t first = first_of(s, micro), made = 0;
     sample_job *jobs = crop_load_begin(&s->load, out);
-    uint8_t *squares = s->squares ? crop_load_room(&s->load, out, s->load.frame_bytes) : NULL;
-    if (squares) TRY(make_squares(s, first, squares, e));
     for (size_t b = 0; b < s->batch; b++) {
         size_t index = s->order[first + b];
-        const frame_info *f = &s->c->frames[index];
-        const void *pixels =
-            squares ? squares + square * b : crop_load_frame(&s->load, out, f, cohort_pixels(s->c, index));
-        for (size_t k = 0; k < 2 + s->locals; k++) jobs[k * s->batch + b] = crop_of(s, micro, b, k, index, pixels);
+        sample_job source = {0};
+        if (s->squares) { /* there is room for all of them */
+            uint8_t *room = crop_load_room(&s->load, out, index, square_bytes(s), &source);
+            if (room) s->which[made] = (uint32_t)index, s->to[made++] = room;
+        } else {
+            crop_load_frame(&s->load, out, &s->c->frames[index], index, cohort_pixels(s->c, index), &source);
+        }
+        for (size_t k = 0; k < 2 + s->locals; k++) jobs[k * s->batch + b] = crop_of(s, micro, b, k, index, &source);
     }
+    return s->squares ? make_squares(s, made, e) : ERR_OK;
+}
+
+err_code ssl_data_keep(ssl_data *s, device *d, size_t room, err *e)
+{
+    size_t each = s->squares ? square_bytes(s) : 0;
+    TRY(frame_cache_open(&s->cache, d, s->c->frames, s->c->n_frames, s->frames, s->n, each, room, e));
+    if (s->cache.memory) s->load.cache = &s->cache;
     return ERR_OK;
 }
 

@@ -17,14 +17,17 @@ typedef struct {
     size_t accumulate;        /* micro-batches of `batch` frames an update */
     uint64_t steps_per_epoch; /* updates */
     sampler_norm norm;
-    bool later;      /* the device makes the crops */
-    crop_load load;  /* ... of these */
-    pool *threads;   /* NULL: the loader's own thread */
-    uint32_t *order; /* (n) permutation of epoch order_epoch */
+    bool later;        /* the device makes the crops */
+    crop_load load;    /* ... of these */
+    frame_cache cache; /* ssl_data_keep's */
+    pool *threads;     /* NULL: the loader's own thread */
+    uint32_t *order;   /* (n) permutation of epoch order_epoch */
     uint64_t order_epoch;
     sample_job *jobs;    /* (batch * (2 + locals)) */
     size_t crop_from;    /* N: ssl_options.crop_from */
     uint8_t *squares;    /* (batch, N, N, 3) the frames that crops are cut from, unless later; NULL: the stored ones */
+    uint32_t *which;     /* (batch): of these frames */
+    uint8_t **to;        /* (batch): squares go here */
     float *wide;         /* (a few, 3, N, N): before they are 8 bits */
     frame_info a_square; /* what each of them is */
 } ssl_data;
@@ -40,6 +43,8 @@ err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e);
 /* Floats that the loader carries; and a step's input in them: globals and locals, or crops. */
 size_t ssl_data_carried(const ssl_data *s);
 void ssl_data_view(const ssl_data *s, const float *carried, ssl_step_in *in, ssl_step_crops *crops);
+/* From here on frames stay on the device where it makes the crops: as many as fit into room. */
+err_code ssl_data_keep(ssl_data *s, device *d, size_t room, err *e);
 /* Bytes that it holds beside that. */
 size_t ssl_data_bytes(const ssl_data *s);
 /* loader_fill; micro: the number of a micro-batch, from 0 over all updates. */

@@ -449,6 +449,7 @@ static err_code sample(ssl_step *s, const ssl_step_crops *c, err *e)
     crop_load_up(s->d, s->frames, s->jobs, &c->block);
     op->sample(s->d, s->globals, c->norm, s->jobs, globals);
     if (locals) op->sample(s->d, s->locals, c->norm, s->jobs + globals, locals);
+    op->consumed(s->d);
     return ERR_OK;
 }
 
@@ -493,6 +494,8 @@ err_code ssl_step_ask(ssl_step *s, const ssl_step_update_in *u, err *e)
     const op_table *op = s->d->op;
     const dv *square = scalar(s, SQUARE);
     adamw_step adam = u->adam;
+    adam.average = true;
+    adam.momentum = u->momentum;
     int place = (int)(s->asked % OP_SENT_PLACES);
     static_assert(SCALARS * sizeof(float) <= OP_SENT_BYTES, "a step's scalars are sent in one");
     if (s->micro != micro_batches(&s->config)) FAIL(e, INTERNAL, "an update after %zu micro-batches", s->micro);
@@ -505,7 +508,6 @@ err_code ssl_step_ask(ssl_step *s, const ssl_step_update_in *u, err *e)
     for (ssl_group *g = s->group; s->config.centering == SSL_SOFTMAX && g < s->group + GROUPS; g++)
         op->center_update(s->d, g->center, g->sum, s->config.center_momentum, g->targets, s->config.head.prototypes,
                           square);
-    op->ema(s->d, s->ps->p, s->ps->n, u->momentum, square);
     refresh_heads(s);
     op->record(s->d, false);
     op->send(s->d, place, s->scalars, SCALARS * sizeof(float));

@@ -110,7 +110,9 @@ static err_code fits(void *ctx, size_t blocks, err *e)
     err_code rc = plan_adapt(&p, shape, k->so, k->frames, e);
     vit_close(shape);
     device_close(&d);
-    return rc ? rc : plan_fits(&p, &k->s->device, "adapt", e);
+    if (!rc) rc = plan_fits(&p, &k->s->device, "adapt", e);
+    if (!rc) k->so->frame_room = plan_left(&p, &k->s->device);
+    return rc;
 }
 
 err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)

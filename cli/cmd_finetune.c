@@ -246,7 +246,9 @@ static err_code fits(void *ctx, size_t blocks, err *e)
     err_code rc = plan_finetune(&p, shape, k->spec, k->fo, k->s->cohort.n_labels, e);
     vit_close(shape);
     device_close(&d);
-    return rc ? rc : plan_fits(&p, &k->s->device, "finetune", e);
+    if (!rc) rc = plan_fits(&p, &k->s->device, "finetune", e);
+    if (!rc) k->fo->frame_room = plan_left(&p, &k->s->device);
+    return rc;
 }
 
 static err_code finetune(stage *s, const char *adapter, bundle_info *info, finetune_outcome *out, err *e)

@@ -53,6 +53,14 @@ typedef struct linear_w {
     uint32_t packed_version[2]; /* 0: none; versions start at 1 */
 } linear_w;
 
+/* A LayerNorm that follows at once: y = LN(x) * gamma + beta; mean, rstd f32 (N), NULL when nothing is to be
+ * differentiated. */
+typedef struct {
+    dv *y, *mean, *rstd;
+    const dv *gamma, *beta; /* f32 (C) */
+    float eps;
+} op_norm;
+
 /* A trainable tensor: master weights, Adam state, EMA teacher, and where the model reads it. */
 typedef struct param {
     char name[96];           /* DINOv2 name */
@@ -87,6 +95,8 @@ typedef struct {
     int64_t t[ADAM_GROUPS];              /* updates that a group's moments have had, with this one: from 1 */
     float clip;                          /* gradients are scaled down to this norm; 0: they are not */
     bool skip_prototypes, skip_backbone; /* first epochs; head warm-up */
+    bool average;                        /* the teachers follow, those of skipped groups too */
+    float momentum;                      /* ... by this: teacher = momentum * teacher + (1-momentum) * master */
 } adamw_step;
 
 typedef struct op_table {
@@ -104,6 +114,11 @@ typedef struct op_table {
     err_code (*alloc)(device *d, size_t bytes, dv **out, err *e); /* 64-byte aligned, zeroed */
     void (*free)(device *d, dv *p);
     void (*upload)(device *d, dv *dst, const void *src, size_t bytes);
+    /* An upload beside the ops, not inside a recording: it waits for what was asked before the last `consumed` or
+     * `alloc` alone, and what is asked after `prefetched` finds it there. */
+    void (*prefetch)(device *d, dv *dst, const void *src, size_t bytes);
+    void (*prefetched)(device *d);
+    void (*consumed)(device *d);
     void (*download)(device *d, void *dst, const dv *src, size_t bytes);
     /* A download that nothing waits for: up to OP_SENT_BYTES of src, as they are when all that was asked before is
      * done, on their way to one of OP_SENT_PLACES; not inside a recording. And what the last send to a place brought:
@@ -135,9 +150,9 @@ typedef struct op_table {
     void (*linear_gelu_slope_fwd)(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
     /* out (N,O) = x + ls * (in W^T + b), ls f32 (O) or NULL (1); out may be x. branch (N,O): scratch. rest (N,O), or
      * NULL: what rounding to ct has left of x is added, and what it leaves of out put in its place, so that a stream of
-     * many such sums is off by one rounding and not by all. */
+     * many such sums is off by one rounding and not by all. then: the norm of out, or NULL. */
     void (*linear_residual_fwd)(device *d, dv *out, const dv *x, const dv *in /*(N,I)*/, linear_w *w, const dv *ls,
-                                dv *branch, dv *rest, size_t N);
+                                dv *branch, dv *rest, const op_norm *then, size_t N);
     void (*linear_dx)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, size_t N);
     /* dx = (dy W) * GELU', slope (N) rows of I derivatives: linear_gelu_slope_fwd's of the layer below. */
     void (*linear_dx_slope)(device *d, dv *dx /*(N,I)*/, const dv *dy /*(N,O)*/, linear_w *w, const dv *slope,
@@ -167,9 +182,10 @@ typedef struct op_table {
     /* y = LN(x) * gamma + beta; mean, rstd f32 (N), NULL when nothing is to be differentiated. */
     void (*norm_fwd)(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                      size_t N, size_t C);
-    /* dx = (accumulate ? dx + : ) LN'(dy); dgamma, dbeta f32 += or NULL. xhat is recomputed from x, mean, rstd. */
+    /* dx = (accumulate ? dx + : ) LN'(dy); dgamma, dbeta f32 += or NULL. xhat is recomputed from x, mean, rstd. And of
+     * the residual branch that ended in x: dbranch = ls * dx, as residual_bwd; or NULL. */
     void (*norm_bwd)(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                     const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
+                     const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N, size_t C);
     /* The normalised input again, for a layer that needs it in backward: y = LN(x). */
     void (*norm_again)(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                        size_t N, size_t C);
@@ -228,7 +244,7 @@ typedef struct op_table {
     void (*sinkhorn_prototypes)(device *d, dv *center, const dv *logits, const dv *scale, bool first, float tau,
                                 size_t N, size_t K);
     void (*sinkhorn_rows)(device *d, dv *scale, const dv *logits, const dv *center, float tau, size_t N, size_t K);
-    /* center f32 (K) = m * center + (1-m) * sum / N; square: as ema has it. */
+    /* center f32 (K) = m * center + (1-m) * sum / N; square: as adamw has it, or NULL. */
     void (*center_update)(device *d, dv *center, const dv *sum, float m, size_t N, size_t K, const dv *square);
     /* Soft cross-entropy. Row i of logits (N,K) has up to P targets q[pair[i*P+j]] (-1: none) with weights
      * weight[i*P+j] f32: loss f32 (1) += sum_i sum_j weight * H(q_j, softmax(logits_i / tau)); dlogits (N,K) ct =
@@ -251,13 +267,10 @@ typedef struct op_table {
      * ------------------------------------------------------------------------------------------- */
     /* out f32 (1) = sum of squares of all gradients (skipped groups excluded as in s). */
     void (*grad_square)(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
-    /* Decoupled AdamW on masters, then live = cast(master) (row-scattered) and versions bumped. square f32 (1):
-     * grad_square's, by which gradients are clipped as torch's clip_grad_norm_ does; where it is not finite nothing
-     * changes. */
+    /* In one pass over all params: decoupled AdamW on masters, the EMA of teachers where s->average, live =
+     * cast(master) and live_teacher = cast(teacher) (row-scattered), versions bumped. square f32 (1): grad_square's, by
+     * which gradients are clipped as torch's clip_grad_norm_ does; where it is not finite nothing changes. */
     void (*adamw)(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
-    /* teacher = m * teacher + (1-m) * master, then live_teacher = cast. square: adamw's, where that is not finite
-     * nothing changes; or NULL. */
-    void (*ema)(device *d, param *p, size_t n, float m, const dv *square);
     void (*refresh)(device *d, param *p, size_t n); /* live and live_teacher from master and teacher, after a load */
 
     /* --- data path */

@@ -75,6 +75,13 @@ static void count_upload(device *d, dv *dst, const void *src, size_t bytes)
         bytes -= n;
     }
 }
+/* Where there is too much pinned, what has gone up is waited for. */
+static void count_prefetch(device *d, dv *dst, const void *src, size_t bytes)
+{
+    count_upload(d, dst, src, bytes);
+}
+static void count_prefetched(device *d) {}
+static void count_consumed(device *d) {}
 static void count_download(device *d, void *dst, const dv *src, size_t bytes)
 {
     if (!bytes) return;
@@ -141,7 +148,7 @@ static void count_linear_gelu(device *d, dv *y, dv *pre, const dv *x, linear_w *
     count_linear(d, y, x, w, N);
 }
 static void count_linear_residual(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                  dv *rest, size_t N)
+                                  dv *rest, const op_norm *then, size_t N)
 {
     count_linear(d, out, in, w, N);
 }
@@ -189,7 +196,8 @@ static void count_norm(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const 
 {
 }
 static void count_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                           const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
+                           const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N,
+                           size_t C)
 {
 }
 static void count_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma,
@@ -259,7 +267,6 @@ static void count_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits,
 }
 static void count_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s) {}
 static void count_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square) {}
-static void count_ema(device *d, param *p, size_t n, float m, const dv *square) {}
 static void count_refresh(device *d, param *p, size_t n) {}
 /* Of frames that are there. */
 static void count_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n)
@@ -276,6 +283,9 @@ static const op_table count_table = {
     count_alloc,
     count_free,
     count_upload,
+    count_prefetch,
+    count_prefetched,
+    count_consumed,
     count_download,
     count_send,
     count_take,
@@ -333,7 +343,6 @@ static const op_table count_table = {
     count_sigmoid_ce,
     count_grad_square,
     count_adamw,
-    count_ema,
     count_refresh,
     count_sample,
 };

@@ -135,6 +135,21 @@ void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes)
     if (bytes) memcpy(dst, src, bytes);
 }
 
+void op_cpu_prefetch(device *d, dv *dst, const void *src, size_t bytes)
+{
+    op_cpu_upload(d, dst, src, bytes);
+}
+
+void op_cpu_prefetched(device *d)
+{
+    (void)d;
+}
+
+void op_cpu_consumed(device *d)
+{
+    (void)d;
+}
+
 void op_cpu_download(device *d, void *dst, const dv *src, size_t bytes)
 {
     (void)d;
@@ -237,6 +252,9 @@ static const op_table cpu_table = {
     op_cpu_alloc,
     op_cpu_free,
     op_cpu_upload,
+    op_cpu_prefetch,
+    op_cpu_prefetched,
+    op_cpu_consumed,
     op_cpu_download,
     op_cpu_send,
     op_cpu_take,
@@ -294,7 +312,6 @@ static const op_table cpu_table = {
     op_cpu_sigmoid_ce,
     op_cpu_grad_square,
     op_cpu_adamw,
-    op_cpu_ema,
     op_cpu_refresh,
     op_cpu_sample,
 };

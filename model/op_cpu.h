@@ -176,6 +176,9 @@ void op_cpu_record(device *d, bool on);
 err_code op_cpu_alloc(device *d, size_t bytes, dv **out, err *e);
 void op_cpu_free(device *d, dv *p);
 void op_cpu_upload(device *d, dv *dst, const void *src, size_t bytes);
+void op_cpu_prefetch(device *d, dv *dst, const void *src, size_t bytes);
+void op_cpu_prefetched(device *d);
+void op_cpu_consumed(device *d);
 void op_cpu_download(device *d, void *dst, const dv *src, size_t bytes);
 void op_cpu_send(device *d, int place, const dv *src, size_t bytes);
 void op_cpu_take(device *d, int place, void *dst, size_t bytes);
@@ -192,7 +195,7 @@ void op_cpu_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                dv *rest, size_t N);
+                                dv *rest, const op_norm *then, size_t N);
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
 void op_cpu_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N);
 void op_cpu_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
@@ -208,7 +211,7 @@ void op_cpu_prompt_bwd(device *d, dv *dx, dv *dprompts, size_t B, size_t T, size
 void op_cpu_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                      size_t N, size_t C);
 void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                     const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
+                     const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N, size_t C);
 void op_cpu_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                        size_t N, size_t C);
 void op_cpu_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N, size_t C);
@@ -252,7 +255,6 @@ void op_cpu_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, const
                        size_t N, size_t K);
 void op_cpu_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
 void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
-void op_cpu_ema(device *d, param *p, size_t n, float m, const dv *square);
 void op_cpu_refresh(device *d, param *p, size_t n);
 void op_cpu_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n);
 

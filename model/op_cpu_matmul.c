@@ -437,13 +437,15 @@ void op_cpu_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, line
 }
 
 void op_cpu_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                dv *rest, size_t N)
+                                dv *rest, const op_norm *then, size_t N)
 {
-    if (!N || by_ours(d, &(op_cpu_linear_call){.y = out, .x = x, .ls = ls, .rest = rest, .after = AFTER_RESIDUAL}, in,
-                      w, N, false))
-        return;
-    linear(d, branch, in, w, N, KIND_FWD);
-    op_cpu_residual_fwd(d, out, x, branch, ls, rest, N, w->out);
+    if (!N) return;
+    if (!by_ours(d, &(op_cpu_linear_call){.y = out, .x = x, .ls = ls, .rest = rest, .after = AFTER_RESIDUAL}, in, w, N,
+                 false)) {
+        linear(d, branch, in, w, N, KIND_FWD);
+        op_cpu_residual_fwd(d, out, x, branch, ls, rest, N, w->out);
+    }
+    if (then) op_cpu_norm_fwd(d, then->y, then->mean, then->rstd, out, then->gamma, then->beta, then->eps, N, w->out);
 }
 
 void op_cpu_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)

@@ -79,48 +79,43 @@ WIDE static void adam_piece(float *w, const float *g, float *m, float *v, size_t
     }
 }
 
+WIDE static void average_piece(float *t, const float *w, float m, size_t n)
+{
+    for (size_t i = 0; i < n; i++) t[i] = m * t[i] + (1 - m) * w[i];
+}
+
+static adam adam_of(const param *p, const adamw_step *s, float grad_scale)
+{
+    float lr = (p->head ? s->head_lr : s->lr) * p->lr_scale;
+    double t = (double)s->t[adam_group(p)];
+    return (adam){s->beta1,
+                  s->beta2,
+                  s->eps,
+                  grad_scale,
+                  p->decay ? 1 - lr * s->weight_decay : 1,
+                  (float)(lr / (1 - pow(s->beta1, t))),
+                  (float)sqrt(1 - pow(s->beta2, t))};
+}
+
 void op_cpu_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square)
 {
     float norm = sqrtf(*(const float *)square), grad_scale = 1;
     if (!isfinite(norm)) return;
     if (s->clip > 0 && norm > s->clip) grad_scale = s->clip / (norm + 1e-6f);
     for (size_t i = 0; i < n; i++) {
-        if (skipped(&p[i], s)) continue;
-        float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
-        double t = (double)s->t[adam_group(&p[i])];
-        adam a = {s->beta1,
-                  s->beta2,
-                  s->eps,
-                  grad_scale,
-                  p[i].decay ? 1 - lr * s->weight_decay : 1,
-                  (float)(lr / (1 - pow(s->beta1, t))),
-                  (float)sqrt(1 - pow(s->beta2, t))};
+        bool trains = !skipped(&p[i], s), follows = s->average && p[i].teacher;
+        adam a = adam_of(&p[i], s, grad_scale);
         size_t count = p[i].rows * p[i].cols;
-        float *w = (float *)p[i].master, *m = (float *)p[i].m, *v = (float *)p[i].v;
+        float *w = (float *)p[i].master, *m = (float *)p[i].m, *v = (float *)p[i].v, *t = (float *)p[i].teacher;
         const float *g = (const float *)p[i].grad;
 #pragma omp parallel for schedule(static)
-        for (size_t k = 0; k < count; k += PIECE)
-            adam_piece(w + k, g + k, m + k, v + k, count - k < PIECE ? count - k : PIECE, &a);
-        write_live(d, &p[i], p[i].live, p[i].linear, w);
-    }
-}
-
-WIDE static void ema_piece(float *t, const float *w, float m, size_t n)
-{
-    for (size_t i = 0; i < n; i++) t[i] = m * t[i] + (1 - m) * w[i];
-}
-
-void op_cpu_ema(device *d, param *p, size_t n, float m, const dv *square)
-{
-    if (square && !isfinite(*(const float *)square)) return;
-    for (size_t i = 0; i < n; i++) {
-        if (!p[i].teacher) continue;
-        size_t count = p[i].rows * p[i].cols;
-        float *t = (float *)p[i].teacher;
-        const float *w = (const float *)p[i].master;
-#pragma omp parallel for schedule(static)
-        for (size_t k = 0; k < count; k += PIECE) ema_piece(t + k, w + k, m, count - k < PIECE ? count - k : PIECE);
-        write_live(d, &p[i], p[i].live_teacher, p[i].linear_teacher, t);
+        for (size_t k = 0; k < count; k += PIECE) {
+            size_t some = count - k < PIECE ? count - k : PIECE;
+            if (trains) adam_piece(w + k, g + k, m + k, v + k, some, &a);
+            if (follows) average_piece(t + k, w + k, s->momentum, some);
+        }
+        if (trains) write_live(d, &p[i], p[i].live, p[i].linear, w);
+        if (follows) write_live(d, &p[i], p[i].live_teacher, p[i].linear_teacher, t);
     }
 }
 

@@ -202,8 +202,8 @@ static void norm_params(device *d, float *dgamma, float *dbeta, const dv *dy, co
     }
 }
 
-void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                     const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
+static void norm_back(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
+                      const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
 {
     const float *f_mean = (const float *)mean, *f_rstd = (const float *)rstd;
     if (dgamma || dbeta) norm_params(d, (float *)dgamma, (float *)dbeta, dy, x, f_mean, f_rstd, N, C);
@@ -271,6 +271,13 @@ void op_cpu_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, s
             for (size_t k = 0; k < C; k++) g[k] *= ((const float *)ls)[k];
         op_cpu_store(d, dbranch, i * C, g, C);
     }
+}
+
+void op_cpu_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
+                     const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N, size_t C)
+{
+    norm_back(d, dx, accumulate, dgamma, dbeta, dy, x, mean, rstd, gamma, N, C);
+    if (dbranch) op_cpu_residual_bwd(d, dbranch, dx, ls, N, C);
 }
 
 enum { CHUNK = 4096 };

@@ -5,8 +5,9 @@
  * log-sum-exp and the MLP's pre-activation, or GELU' there in 10 bits where no weight gradient asks for hidden units.
  * Outputs of LayerNorm, GELU and SwiGLU are made again where a weight gradient asks for them.
  *
- * A block goes over the batch in tiles of an image or a few: all its ops on one tile, then the next. A tile's
- * activations and the block's weights stay in a core's cache, and cores meet once a block instead of once an op. */
+ * A block goes over the batch in tiles of an image or a few: all ops from its heads' outputs to the next block's on one
+ * tile, then on the next. A tile's activations and these weights stay in a core's cache, and cores meet once a block
+ * instead of once an op. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,8 +127,8 @@ static void plan_mlp(vit_block_acts *b, arena *m, const vit *v, size_t N, bool w
     b->slope = whole ? NULL : arena_take(m, N, op_slope_bytes((size_t)v->c.hidden));
 }
 
-/* The pass whose scratch serves a's, if it has as many rows of all. An inferring pass also finds its only x and o in
- * what the lender's backward fills, before it is. */
+/* The pass whose scratch serves a's, if it has as many rows of all. An inferring pass also finds its only x in what the
+ * lender's backward fills, before it is. */
 static const vit_pass_impl *lender_of(const vit_pass *a)
 {
     const vit_pass_impl *k = a->impl, *from = a->lender ? a->lender->impl : NULL;
@@ -250,7 +251,6 @@ err_code vit_pass_plan(vit_pass *a, arena *m, const vit *v, size_t B, size_t hei
         k->dout_all = k->most_wanted && !k->finish_wanted ? arena_take(m, B * a->T * C, ct) : a->dout;
         if (!v->c.class_token) k->dtop = lender ? lender->dtop : arena_take(m, k->N * C, ct);
     } else {
-        k->o = lender ? lender->dbranch : arena_take(m, S * C, ct);
         /* Prompts that a block puts in their tokens' place have no rest. */
         bool sums = v->d->ct == COMPUTE_BF16 && !v->prompts;
         k->rest = sums ? arena_take(m, k->N * C, ct) : NULL;
@@ -364,9 +364,7 @@ static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_t
     bool grad = a->keep != VIT_INFER;
     return (block_rows){.x = vit_rows(t, b->x, C),
                         .qkv = grad ? vit_rows(t, b->qkv, 3 * C) : vit_scratch(t, k->qkv, 3 * C),
-                        .o = grad                                      ? vit_rows(t, b->o, C)
-                             : l + 1 == k->L && vit_finishes_wanted(k) ? vit_rows(t, k->normed, C)
-                                                                       : vit_scratch(t, k->o, C),
+                        .o = vit_rows(t, grad ? b->o : k->normed, C),
                         .mid = vit_rows(t, grad ? b->mid : b->x, C), /* inference: in the place of x */
                         .pre = grad && b->pre ? vit_rows(t, b->pre, width) : NULL,
                         .slope = grad && b->slope ? dv_at(b->slope, t->first * op_slope_bytes(F)) : NULL,
@@ -374,6 +372,11 @@ static block_rows rows_of(const vit *m, const vit_pass *a, size_t l, const vit_t
                         .hidden = vit_scratch(t, k->hidden, F),
                         .gates = k->gates ? vit_scratch(t, k->gates, width) : NULL,
                         .rest = k->rest ? vit_rows(t, k->rest, C) : NULL};
+}
+
+static void norm_fwd(device *d, const op_norm *n, const dv *x, size_t N, size_t C)
+{
+    d->op->norm_fwd(d, n->y, n->mean, n->rstd, x, n->gamma, n->beta, n->eps, N, C);
 }
 
 /* y = a layer of x with its low-rank updates. */
@@ -388,32 +391,49 @@ static void layer_fwd(vit *m, vit_who who, const vit_pass_impl *k, const vit_til
 
 /* out = x + ls * a layer of `in` with its low-rank updates, times what the block's branch counts. */
 static void branch_fwd(vit *m, vit_who who, const vit_pass *a, size_t l, vit_branch which, const vit_tile *t,
-                       const vit_linear *w, const vit_vector *ls, dv *out, const dv *x, const dv *in, dv *rest)
+                       const vit_linear *w, const vit_vector *ls, dv *out, const dv *x, const dv *in, dv *rest,
+                       const op_norm *then)
 {
     const vit_pass_impl *k = a->impl;
     size_t C = (size_t)m->c.dim;
     dv *branch = vit_scratch(t, k->branch, C);
     if (!w->n_lora && !a->drop) {
-        m->d->op->linear_residual_fwd(m->d, out, x, in, w->live[who], ls->live[who], branch, rest, t->rows);
+        m->d->op->linear_residual_fwd(m->d, out, x, in, w->live[who], ls->live[who], branch, rest, then, t->rows);
         return;
     }
     layer_fwd(m, who, k, t, w, branch, in);
     vit_drop_apply(m, a, l, which, t, branch);
     m->d->op->residual_fwd(m->d, out, x, branch, ls->live[who], rest, t->rows, C);
+    if (then) norm_fwd(m->d, then, out, t->rows, C);
 }
 
-/* A block up to its heads' outputs, before they are projected. */
-static void block_to_heads(vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r)
+/* Block l's first norm, of a tile's rows. */
+static op_norm norm1_of(const vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r)
+{
+    const vit_pass_impl *k = a->impl;
+    const vit_block *w = &m->block[l];
+    const vit_block_acts *b = &k->block[l];
+    return (op_norm){r->norm,
+                     vit_f32(b->mean1, t->first),
+                     vit_f32(b->rstd1, t->first),
+                     w->norm1_weight.live[who],
+                     w->norm1_bias.live[who],
+                     m->c.eps};
+}
+
+/* A block up to its heads' outputs, before they are projected. normed: r->norm is made. */
+static void block_to_heads(vit *m, vit_who who, const vit_pass *a, size_t l, const vit_tile *t, const block_rows *r,
+                           bool normed)
 {
     const op_table *op = m->d->op;
     device *d = m->d;
     const vit_pass_impl *k = a->impl;
     const vit_block *w = &m->block[l];
     const vit_block_acts *b = &k->block[l];
-    size_t N = t->rows, C = (size_t)m->c.dim, H = (size_t)m->c.heads;
+    size_t C = (size_t)m->c.dim, H = (size_t)m->c.heads;
+    op_norm norm = norm1_of(m, who, a, l, t, r);
     if (w->prompts.count) op->prompt_fwd(d, r->x, w->prompts.live[who], t->images, k->Ti, k->prompt, m->prompts, C);
-    op->norm_fwd(d, r->norm, vit_f32(b->mean1, t->first), vit_f32(b->rstd1, t->first), r->x, w->norm1_weight.live[who],
-                 w->norm1_bias.live[who], m->c.eps, N, C);
+    if (!normed) norm_fwd(d, &norm, r->x, t->rows, C);
     layer_fwd(m, who, k, t, &w->qkv, r->qkv, r->norm);
     op->attention_fwd(d, r->o, vit_f32(b->lse, t->first_pair), r->qkv, t->images, k->Ti, H, C / H);
 }
@@ -426,10 +446,14 @@ static void block_to_hidden(vit *m, vit_who who, const vit_pass *a, size_t l, co
     device *d = m->d;
     const vit_pass_impl *k = a->impl;
     const vit_block *w = &m->block[l];
-    size_t N = t->rows, C = (size_t)m->c.dim;
-    branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o, r->rest);
-    op->norm_fwd(d, r->norm, vit_f32(b->mean2, t->first), vit_f32(b->rstd2, t->first), r->mid,
-                 w->norm2_weight.live[who], w->norm2_bias.live[who], m->c.eps, N, C);
+    size_t N = t->rows;
+    const op_norm norm2 = {r->norm,
+                           vit_f32(b->mean2, t->first),
+                           vit_f32(b->rstd2, t->first),
+                           w->norm2_weight.live[who],
+                           w->norm2_bias.live[who],
+                           m->c.eps};
+    branch_fwd(m, who, a, l, VIT_ATTENTION, t, &w->proj, &w->ls1, r->mid, r->x, r->o, r->rest, &norm2);
     if (m->c.swiglu) {
         dv *pre = r->pre ? r->pre : r->gates;
         layer_fwd(m, who, k, t, &w->fc1, pre, r->norm);
@@ -449,7 +473,7 @@ void vit_block_again(vit *m, vit_pass *a, size_t l, const vit_tile *t)
 {
     block_rows r = rows_of(m, a, l, t);
     const vit_pass_impl *k = a->impl;
-    block_to_heads(m, VIT_STUDENT, a, l, t, &r);
+    block_to_heads(m, VIT_STUDENT, a, l, t, &r, false);
     block_to_hidden(m, VIT_STUDENT, a, l, t, &r, &k->block[l]);
 }
 
@@ -460,8 +484,35 @@ typedef struct {
     size_t l;
 } block_call;
 
-/* One block on one tile. */
+/* The first block up to its heads' outputs, on one tile. */
+static void first_fwd(void *ctx, size_t index, size_t slot)
+{
+    const block_call *c = ctx;
+    const vit_pass_impl *k = c->a->impl;
+    vit_tile t = vit_tile_at(c->m, c->a, &k->fwd, index, slot);
+    block_rows r = rows_of(c->m, c->a, 0, &t);
+    block_to_heads(c->m, c->who, c->a, 0, &t, &r, false);
+}
+
+/* From block l's heads' outputs to those of the next, on one tile. */
 static void block_fwd(void *ctx, size_t index, size_t slot)
+{
+    const block_call *c = ctx;
+    vit *m = c->m;
+    const vit_pass_impl *k = c->a->impl;
+    const vit_block *w = &m->block[c->l];
+    vit_tile t = vit_tile_at(m, c->a, &k->fwd, index, slot);
+    block_rows r = rows_of(m, c->a, c->l, &t), next = rows_of(m, c->a, c->l + 1, &t);
+    bool prompts = w[1].prompts.count; /* they change what is normalised */
+    const op_norm norm = norm1_of(m, c->who, c->a, c->l + 1, &t, &next);
+    block_to_hidden(m, c->who, c->a, c->l, &t, &r, &k->block[c->l]);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, next.x, r.mid, r.hidden, r.rest,
+               prompts ? NULL : &norm);
+    block_to_heads(m, c->who, c->a, c->l + 1, &t, &next, !prompts);
+}
+
+/* From the last block's heads' outputs to the final norm, on one tile. */
+static void last_fwd(void *ctx, size_t index, size_t slot)
 {
     const block_call *c = ctx;
     vit *m = c->m;
@@ -470,14 +521,14 @@ static void block_fwd(void *ctx, size_t index, size_t slot)
     vit_tile t = vit_tile_at(m, c->a, &k->fwd, index, slot);
     block_rows r = rows_of(m, c->a, c->l, &t);
     size_t C = (size_t)m->c.dim;
-    const dv *to = c->l + 1 < k->L ? k->block[c->l + 1].x : c->a->x_last;
-    block_to_heads(m, c->who, c->a, c->l, &t, &r);
-    if (c->l + 1 == k->L && vit_finishes_wanted(k)) return; /* top_fwd's */
+    const op_norm norm = {vit_rows(&t, k->normed, C),  vit_f32(k->mean, t.first), vit_f32(k->rstd, t.first),
+                          m->norm_weight.live[c->who], m->norm_bias.live[c->who], m->c.eps};
     block_to_hidden(m, c->who, c->a, c->l, &t, &r, &k->block[c->l]);
-    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, vit_rows(&t, to, C), r.mid, r.hidden, r.rest);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, vit_rows(&t, c->a->x_last, C), r.mid, r.hidden,
+               r.rest, &norm);
 }
 
-/* The last block's projection and MLP on a piece of the wanted rows. */
+/* The same on a piece of the wanted rows; the final norm is vit_fwd's. */
 static void top_fwd(void *ctx, size_t index, size_t slot)
 {
     const block_call *c = ctx;
@@ -504,7 +555,7 @@ static void top_fwd(void *ctx, size_t index, size_t slot)
     if (r.rest) op->gather(m->d, r.rest, k->rest, rows, t.rows, C);
     block_to_hidden(m, c->who, c->a, c->l, &t, &r, b);
     dv *to = c->a->keep == VIT_INFER ? mid : vit_rows(&t, c->a->x_last, C);
-    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, to, mid, r.hidden, r.rest);
+    branch_fwd(m, c->who, c->a, c->l, VIT_MLP, &t, &w->fc2, &w->ls2, to, mid, r.hidden, r.rest, NULL);
 }
 
 void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask)
@@ -519,11 +570,16 @@ void vit_fwd(vit *m, vit_who who, vit_pass *a, const dv *patches, const dv *mask
     op->embed_fwd(d, k->block[0].x, patches, m->cls.count ? m->cls.live[who] : NULL, R ? m->reg.live[who] : NULL,
                   k->pos[own_pos ? who : VIT_STUDENT], m->mask_token.live[who], mask, a->B, a->P, R, m->prompts, C);
     if (k->rest) op->zero(d, k->rest, k->N * C * d->ct_bytes);
-    for (size_t l = 0; l < k->L; l++) op->tiles(d, k->fwd.n, block_fwd, &(block_call){m, who, a, l});
-    bool some = vit_finishes_wanted(k);
-    if (some) op->tiles(d, vit_pieces(m, a, &k->fwd), top_fwd, &(block_call){m, who, a, k->L - 1});
-    op->norm_fwd(d, k->normed, k->mean, k->rstd, some && a->keep == VIT_INFER ? k->top.mid : a->x_last,
-                 m->norm_weight.live[who], m->norm_bias.live[who], m->c.eps, some ? k->wanted : k->N, C);
+    op->tiles(d, k->fwd.n, first_fwd, &(block_call){m, who, a, 0});
+    for (size_t l = 0; l + 1 < k->L; l++) op->tiles(d, k->fwd.n, block_fwd, &(block_call){m, who, a, l});
+    block_call last = {m, who, a, k->L - 1};
+    if (vit_finishes_wanted(k)) {
+        op->tiles(d, vit_pieces(m, a, &k->fwd), top_fwd, &last);
+        op->norm_fwd(d, k->normed, k->mean, k->rstd, a->keep == VIT_INFER ? k->top.mid : a->x_last,
+                     m->norm_weight.live[who], m->norm_bias.live[who], m->c.eps, k->wanted, C);
+    } else {
+        op->tiles(d, k->fwd.n, last_fwd, &last);
+    }
     if (!m->c.class_token) op->mean_token_fwd(d, k->out_all, k->normed, a->B, k->Ti, R + m->prompts, C);
     if (a->out == k->out_all) return;
     if (k->wanted)

@@ -69,26 +69,29 @@ static void layer_bwd(const half *h, const vit_linear *w, dv *dx, const dv *dy, 
     layer_dx(h, w, dx, dy, x);
 }
 
-/* dbranch = ls * dx * what the branch counts. */
-static const dv *branch_grad(const half *h, size_t l, vit_branch which, const vit_vector *ls)
+/* A branch's g, ls * dx * what the branch counts: where it is. */
+static dv *branch_g(const half *h, const vit_vector *ls)
 {
-    if (!ls->count && !h->a->drop) return h->dx;
-    dv *g = vit_rows(&h->t, h->all_g, h->C);
-    if (ls->count)
-        h->op->residual_bwd(h->d, g, h->dx, ls->live[VIT_STUDENT], h->t.rows, h->C);
-    else
-        h->op->copy(h->d, g, h->dx, h->t.rows * h->C * h->t.ct);
-    vit_drop_apply(h->m, h->a, l, which, &h->t, g);
-    return g;
+    return ls->count || h->a->drop ? vit_rows(&h->t, h->all_g, h->C) : h->dx;
 }
 
-/* dx += LN'(dy) at a block's input to one of its halves. */
-static void norm_grad(const half *h, const vit_vector *weight, const vit_vector *bias, const dv *dy, const dv *x,
-                      const dv *mean, const dv *rstd)
+/* ls * dx is there already, where there is a LayerScale. */
+static void branch_weigh(const half *h, size_t l, vit_branch which, const vit_vector *ls)
 {
+    dv *g = branch_g(h, ls);
+    if (g != h->dx && !ls->count) h->op->copy(h->d, g, h->dx, h->t.rows * h->C * h->t.ct);
+    vit_drop_apply(h->m, h->a, l, which, &h->t, g);
+}
+
+/* dx += LN'(dy) at a block's input to one of its halves; and of the branch below, whose LayerScale is ls, ls * dx. */
+static void norm_grad(const half *h, const vit_vector *weight, const vit_vector *bias, const dv *dy, const dv *x,
+                      const dv *mean, const dv *rstd, const vit_vector *ls)
+{
+    bool scaled = ls && ls->count;
     h->op->norm_bwd(h->d, h->dx, true, vit_grad_of(h->m, weight->param), vit_grad_of(h->m, bias->param), dy,
                     vit_rows(&h->t, x, h->C), vit_f32(mean, h->t.first), vit_f32(rstd, h->t.first),
-                    weight->live[VIT_STUDENT], h->t.rows, h->C);
+                    weight->live[VIT_STUDENT], scaled ? branch_g(h, ls) : NULL, scaled ? ls->live[VIT_STUDENT] : NULL,
+                    h->t.rows, h->C);
 }
 
 /* norm = LN(x) again, for a weight gradient. */
@@ -108,7 +111,8 @@ static void hidden_again(const half *h, const dv *pre)
         h->op->gelu_fwd(h->d, h->hidden, pre, h->t.rows * h->F);
 }
 
-/* From the block's output down to between attention and MLP; at the end the projection's g is in its place. */
+/* From the block's output down to between attention and MLP. ls * dx of the MLP's branch is there; at the end the
+ * projection's g is. */
 static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
 {
     vit_block *w = &h->m->block[l];
@@ -116,7 +120,8 @@ static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
     bool last = l == 0 && h->m->bottom == VIT_TO_MLP;
     const dv *pre = b->pre ? vit_rows(&h->t, b->pre, vit_mlp_width(&h->m->c)) : NULL;
     if (vit_needs_input(&w->fc2)) hidden_again(h, pre);
-    const dv *g = branch_grad(h, l, VIT_MLP, &w->ls2);
+    branch_weigh(h, l, VIT_MLP, &w->ls2);
+    const dv *g = branch_g(h, &w->ls2);
     dv *dpre = h->gates ? h->gates : h->hidden;
     if (b->slope) { /* its weight is frozen */
         linear_grad(h->m, &w->fc2, g, NULL, N);
@@ -132,8 +137,8 @@ static void mlp_bwd(const half *h, size_t l, const vit_block_acts *b)
     if (vit_needs_input(&w->fc1)) norm_again(h, &w->norm2_weight, &w->norm2_bias, b->mid, b->mean2, b->rstd2);
     layer_bwd(h, &w->fc1, last ? NULL : h->branch, dpre, h->norm);
     if (last) return;
-    norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2);
-    branch_grad(h, l, VIT_ATTENTION, &w->ls1);
+    norm_grad(h, &w->norm2_weight, &w->norm2_bias, h->branch, b->mid, b->mean2, b->rstd2, &w->ls1);
+    branch_weigh(h, l, VIT_ATTENTION, &w->ls1);
 }
 
 /* The projection's g, all rows: mlp_bwd left it there. */
@@ -144,7 +149,8 @@ static const dv *projection_g(const vit *m, const vit_pass *a, size_t l)
     return top ? (apart ? k->top_g : k->top_dx) : apart ? k->dbranch : k->dx;
 }
 
-/* From between attention and MLP down to the block's input. The projection's own gradient is vit_bwd's. */
+/* From between attention and MLP down to the block's input, and to the branch below it. The projection's own gradient
+ * is vit_bwd's. */
 static void attention_bwd(const half *h, size_t l)
 {
     vit_block *w = &h->m->block[l];
@@ -164,10 +170,12 @@ static void attention_bwd(const half *h, size_t l)
     if (vit_needs_input(&w->qkv)) norm_again(h, &w->norm1_weight, &w->norm1_bias, b->x, b->mean1, b->rstd1);
     layer_bwd(h, &w->qkv, bottom > VIT_TO_QKV ? h->branch : NULL, dqkv, h->norm);
     if (bottom <= VIT_TO_QKV) return;
-    norm_grad(h, &w->norm1_weight, &w->norm1_bias, h->branch, b->x, b->mean1, b->rstd1);
-    if (w->prompts.count)
-        h->op->prompt_bwd(h->d, h->dx, vit_grad_of(h->m, w->prompts.param), h->t.images, h->k->Ti, h->k->prompt,
-                          h->m->prompts, C);
+    const vit_vector *ls = l ? &h->m->block[l - 1].ls2 : NULL;
+    norm_grad(h, &w->norm1_weight, &w->norm1_bias, h->branch, b->x, b->mean1, b->rstd1, w->prompts.count ? NULL : ls);
+    if (!w->prompts.count) return;
+    h->op->prompt_bwd(h->d, h->dx, vit_grad_of(h->m, w->prompts.param), h->t.images, h->k->Ti, h->k->prompt,
+                      h->m->prompts, C);
+    if (ls && ls->count) h->op->residual_bwd(h->d, branch_g(h, ls), h->dx, ls->live[VIT_STUDENT], h->t.rows, C);
 }
 
 typedef struct {
@@ -268,9 +276,14 @@ void vit_bwd(vit *m, vit_pass *a, const dv *pixels, const dv *mask)
         op->mean_token_bwd(d, k->dtop, k->dout_all, a->B, k->Ti, (size_t)m->c.registers + m->prompts, C);
         dout = k->dtop;
     }
+    const vit_vector *ls = &m->block[k->L - 1].ls2;
     op->norm_bwd(d, some ? k->top_dx : k->dx, false, vit_grad_of(m, m->norm_weight.param),
                  vit_grad_of(m, m->norm_bias.param), dout, a->x_last, k->mean, k->rstd,
-                 m->norm_weight.live[VIT_STUDENT], some ? k->wanted : k->N, C);
+                 m->norm_weight.live[VIT_STUDENT],
+                 !ls->count ? NULL
+                 : some     ? k->top_g
+                            : k->dbranch,
+                 ls->count ? ls->live[VIT_STUDENT] : NULL, some ? k->wanted : k->N, C);
     if (some) wanted_bwd(m, a);
     for (size_t l = some ? k->L - 1 : k->L; l-- > 0;) {
         op->tiles(d, k->bwd.n, block_bwd, &(grad_call){m, a, l});

@@ -152,11 +152,12 @@ typedef struct {
     size_t scratch_rows;        /* S: rows of scratch, over all slots */
     dv *norm, *branch, *hidden; /* (S,C), (S,C), (S,hidden): scratch of forward and backward */
     dv *gates;                  /* (S,2*hidden): SwiGLU's input in inference, its gradient in backward */
-    dv *qkv, *o;                /* (S,3C), (S,C): inference's; qkv is dqkv in backward */
+    dv *qkv;                    /* (S,3C): inference's; dqkv in backward */
     dv *rest, *top_rest;        /* (N,C), (W,C): inference in bf16: what rounding leaves of x, of top (op.h); or NULL */
     dv *low, *wide;             /* (S,VIT_UPDATES*r), (S,lora_width): of low-rank updates */
     dv *mean, *rstd;            /* (N) f32 of the final norm */
-    dv *normed;                 /* (N,C): final norm where out has the extra row, else out itself */
+    dv *normed;                 /* (N,C): final norm where out has the extra row, else out itself; until then
+                                 * inference's heads' outputs */
     dv *pos[2];                 /* (1+P,C) f32 on this grid */
     bool pos_ready[2];
     size_t gh, gw;

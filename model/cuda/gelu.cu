@@ -1,37 +1,7 @@
 /* gelu.cu: GELU (exact: by erf), alone, with the bias of the layer before, or with its derivative kept in 10 bits in
  * op_cpu_gelu.c's layout; and SwiGLU. Structs for rows.cuh, limited by bytes moved: about 30 instructions a value. */
+#include "model/cuda/gelu.cuh"
 #include "model/cuda/rows.cuh"
-
-/* op_cpu.h's rational erf: in 17 instructions, and the CPU's slope codes to one step. */
-static __device__ __forceinline__ float erf_near(float x)
-{
-    x = fminf(fmaxf(x, -4.0f), 4.0f);
-    float t = x * x;
-    float a = -2.72614225801306e-10f;
-    a = a * t + 2.77068142495902e-08f;
-    a = a * t - 2.10102402082508e-06f;
-    a = a * t - 5.69250639462346e-05f;
-    a = a * t - 7.34990630326855e-04f;
-    a = a * t - 2.95459980854025e-03f;
-    a = a * t - 1.60960333262415e-02f;
-    float b = -1.45660718464996e-05f;
-    b = b * t - 2.13374055278905e-04f;
-    b = b * t - 1.68282697438203e-03f;
-    b = b * t - 7.37332916720468e-03f;
-    b = b * t - 1.42647390514189e-02f;
-    return __fdividef(x * a, b);
-}
-
-static __device__ __forceinline__ float gelu_cdf(float x)
-{
-    return 0.5f * (1.0f + erf_near(x * 0.70710678f));
-}
-
-/* GELU' = cdf + x pdf */
-static __device__ __forceinline__ float gelu_slope(float x, float cdf)
-{
-    return cdf + x * 0.39894228f * __expf(-0.5f * x * x);
-}
 
 template <typename T> struct gelu_forward {
     T *y;
@@ -81,11 +51,8 @@ template <typename T> struct gelu_bias_row {
     }
 };
 
-/* --- the derivative in 10 bits: steps of 1/811 from -105/811 on. A row of F codes: F bytes of their low 8 bits, then
- * (F+3)/4 bytes of the high 2 bits of four codes each, the first lowest. A thread has a group of G columns: 8 where all
- * rows are aligned, else 4, of which `left` are in the row. */
-constexpr float SLOPE_STEPS = 811.0f, SLOPE_ZERO = 105.0f;
-constexpr size_t SLOPE_ALIGNED = 32; /* columns whose codes' bytes are a multiple of 8 */
+/* --- the derivative in 10 bits. A thread has a group of G columns: 8 where all rows are aligned, else 4, of which
+ * `left` are in the row. */
 
 template <int G, typename T> static __device__ __forceinline__ void load_group(float (&v)[G], const T *p, size_t left)
 {
@@ -159,9 +126,8 @@ template <typename T, int G> struct slope_forward {
         }
 #pragma unroll
         for (int j = 0; j < G; j++) {
-            float cdf = gelu_cdf(v[j]), at = gelu_slope(v[j], cdf) * SLOPE_STEPS + SLOPE_ZERO + 0.5f;
-            code[j] =
-                (size_t)j < left ? (unsigned)fmaxf(fminf(at, 1023.0f), 0.0f) : 0; /* NaN: any; v says what it is */
+            float cdf = gelu_cdf(v[j]);
+            code[j] = (size_t)j < left ? slope_code(v[j], cdf) : 0;
             v[j] *= cdf;
         }
         store_codes<G>(slope + row * stride + c, slope + row * stride + F + c / 4, code, left);
@@ -182,7 +148,7 @@ template <typename T, int G> struct slope_backward {
         load_group<G>(g, dy + row * F + c, left);
         load_codes<G>(code, slope + row * stride + c, slope + row * stride + F + c / 4, left);
 #pragma unroll
-        for (int j = 0; j < G; j++) g[j] *= ((float)code[j] - SLOPE_ZERO) * (1.0f / SLOPE_STEPS);
+        for (int j = 0; j < G; j++) g[j] *= slope_of(code[j]);
         store_group<G>(dpre + row * F + c, g, left);
     }
 };

@@ -68,6 +68,17 @@ static __device__ __forceinline__ void residual_at(float (&v)[W], const T *x, co
     for (int j = 0; j < W; j++) v[j] += b[j];
 }
 
+/* v rounded to T. */
+template <typename T, int W> static __device__ __forceinline__ void as_stored(float (&v)[W])
+{
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+        T stored;
+        gpu_store(&stored, 0, v[j]);
+        v[j] = gpu_load(&stored, 0);
+    }
+}
+
 template <typename T> struct norm_forward {
     T *out, *y;         /* out: the sum that is normalised, or NULL: x itself is */
     float *mean, *rstd; /* or NULL */
@@ -94,12 +105,7 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>) norm_kernel(norm_fo
         if (a.out) {
             residual_at<V>(v[k], a.x, a.branch, a.bias, a.ls, at + c, c);
             gpu_store_n<V>(a.out + at + c, v[k]);
-#pragma unroll
-            for (int j = 0; j < V; j++) { /* as backward will find it */
-                T stored;
-                gpu_store(&stored, 0, v[k][j]);
-                v[k][j] = gpu_load(&stored, 0);
-            }
+            as_stored<T>(v[k]); /* as backward will find it */
         } else {
             gpu_load_n<V>(v[k], a.x + at + c);
         }
@@ -149,17 +155,34 @@ template <typename T> static cudaError_t norm_run(device *d, const norm_forward<
     return team_run<T>(run, a.C, aligned(a.out, a.y, a.x, a.branch) && aligned(a.bias, a.ls, a.gamma, a.beta));
 }
 
+/* dbranch = ls * dx, in column c */
+template <int W, typename T>
+static __device__ __forceinline__ void branch_grad(T *dbranch, float (&dx)[W], const float *ls, size_t c)
+{
+    float by[W];
+    if (ls) {
+        gpu_load_n<W>(by, ls + c);
+#pragma unroll
+        for (int j = 0; j < W; j++) dx[j] *= by[j];
+    }
+    gpu_store_n<W>(dbranch, dx);
+}
+
 template <typename T> struct norm_backward {
-    T *dx;
+    T *dx, *dbranch; /* dbranch: or NULL */
     const T *dy, *x;
-    const float *mean, *rstd, *gamma;
+    const float *mean, *rstd, *gamma, *ls;
     bool accumulate;
     size_t N, C;
 };
 
+/* dbranch is made on the way where there are registers left for it; else after. */
+template <typename T, bool PARAMS> constexpr bool BRANCHES = !PARAMS && sizeof(T) == 2;
+
 /* dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma (Ba et al. 2016). A block takes `each` rows, its teams in
- * turn, lanes as in norm_kernel. PARAMS: a thread's registers also hold its columns' sums of dy xhat and of dy; the
- * teams' are added one after the other in shared memory (2 C floats), and leave as partial (2,blocks,C). */
+ * turn, lanes as in norm_kernel. PARAMS: a
+ * thread's registers also hold its columns' sums of dy xhat and of dy; the teams' are added one after the other in
+ * shared memory (2 C floats), and leave as partial (2,blocks,C). */
 template <typename T, int V, int E, int TEAM, bool PARAMS>
 static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
     norm_bwd_kernel(norm_backward<T> a, float *partial, size_t each)
@@ -169,6 +192,7 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
     size_t team = threadIdx.x / TEAM, first = blockIdx.x * each;
     size_t end = first + each < a.N ? first + each : a.N;
     float dgamma[E / V][V] = {}, dbeta[E / V][V] = {};
+#pragma unroll 1 /* unrolled it spills */
     for (size_t row = first + team; row < end; row += TEAM_ROWS<TEAM>) {
         const size_t at = row * a.C + mine;
         const T *dy = a.dy + at, *x = a.x + at;
@@ -203,6 +227,9 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
 #pragma unroll
             for (int j = 0; j < V; j++) dx[j] += rstd * (g[k][j] - mean_g - xhat[k][j] * mean_gx);
             gpu_store_n<V>(to + k * W, dx);
+            if (!BRANCHES<T, PARAMS> || !a.dbranch) continue;
+            as_stored<T>(dx);
+            branch_grad<V>(a.dbranch + at + k * W, dx, a.ls, mine + k * W);
         }
     }
     if constexpr (PARAMS) {
@@ -283,12 +310,10 @@ template <typename T> struct residual_row {
         if (rest) {
             gpu_load_n<W>(left, rest + i);
 #pragma unroll
-            for (int j = 0; j < W; j++) {
-                T stored;
-                v[j] += left[j];
-                gpu_store(&stored, 0, v[j]);
-                left[j] = v[j] - gpu_load(&stored, 0);
-            }
+            for (int j = 0; j < W; j++) left[j] = v[j] += left[j];
+            as_stored<T>(v);
+#pragma unroll
+            for (int j = 0; j < W; j++) left[j] -= v[j];
             gpu_store_n<W>(rest + i, left);
         }
         gpu_store_n<W>(out + i, v);
@@ -303,12 +328,9 @@ template <typename T> struct residual_back {
     size_t C;
     template <int W> __device__ void run(size_t row, size_t c) const
     {
-        float v[W], by[W];
+        float v[W];
         gpu_load_n<W>(v, dout + row * C + c);
-        if (ls) gpu_load_n<W>(by, ls + c);
-#pragma unroll
-        for (int j = 0; j < W; j++) v[j] = ls ? v[j] * by[j] : v[j];
-        gpu_store_n<W>(dbranch + row * C + c, v);
+        branch_grad<W>(dbranch + row * C + c, v, ls, c);
     }
 };
 
@@ -361,49 +383,69 @@ template <typename T>
 static cudaError_t norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta,
                             float eps, size_t N, size_t C)
 {
-    norm_forward<T> a = {NULL, (T *)y, (float *)mean,        (float *)rstd,       (const T *)x, NULL,
-                         NULL, NULL,   (const float *)gamma, (const float *)beta, eps,          N,
-                         C};
+    norm_forward<T> a = {};
+    a.y = (T *)y;
+    a.mean = (float *)mean;
+    a.rstd = (float *)rstd;
+    a.x = (const T *)x;
+    a.gamma = (const float *)gamma;
+    a.beta = (const float *)beta;
+    a.eps = eps;
+    a.N = N;
+    a.C = C;
     return norm_run(d, a);
 }
 
 template <typename T>
-static cudaError_t residual_norm_fwd(device *d, dv *out, dv *y, dv *mean, dv *rstd, const dv *x, const dv *branch,
-                                     const dv *bias, const dv *ls, const dv *gamma, const dv *beta, float eps, size_t N,
-                                     size_t C)
+static cudaError_t residual_norm_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
+                                     const op_norm *then, size_t N, size_t C)
 {
-    norm_forward<T> a = {(T *)out,
-                         (T *)y,
-                         (float *)mean,
-                         (float *)rstd,
-                         (const T *)x,
-                         (const T *)branch,
-                         (const float *)bias,
-                         (const float *)ls,
-                         (const float *)gamma,
-                         (const float *)beta,
-                         eps,
-                         N,
-                         C};
+    norm_forward<T> a = {};
+    a.out = (T *)out;
+    a.y = (T *)then->y;
+    a.mean = (float *)then->mean;
+    a.rstd = (float *)then->rstd;
+    a.x = (const T *)x;
+    a.branch = (const T *)branch;
+    a.bias = (const float *)bias;
+    a.ls = (const float *)ls;
+    a.gamma = (const float *)then->gamma;
+    a.beta = (const float *)then->beta;
+    a.eps = then->eps;
+    a.N = N;
+    a.C = C;
     return norm_run(d, a);
+}
+
+template <typename T>
+static cudaError_t residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
+{
+    residual_back<T> f = {(T *)dbranch, (const T *)dout, (const float *)ls, C};
+    return rows<VECTOR<T>>(d, f, N, C, aligned(dbranch, dout, ls));
 }
 
 template <typename T>
 static cudaError_t norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                            const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
+                            const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N,
+                            size_t C)
 {
     if (!N) return cudaSuccess;
-    norm_backward<T> a = {(T *)dx,
-                          (const T *)dy,
-                          (const T *)x,
-                          (const float *)mean,
-                          (const float *)rstd,
-                          (const float *)gamma,
-                          accumulate,
-                          N,
-                          C};
+    norm_backward<T> a = {};
+    a.dx = (T *)dx;
+    a.dbranch = (T *)dbranch;
+    a.dy = (const T *)dy;
+    a.x = (const T *)x;
+    a.mean = (const float *)mean;
+    a.rstd = (const float *)rstd;
+    a.gamma = (const float *)gamma;
+    a.ls = (const float *)ls;
+    a.accumulate = accumulate;
+    a.N = N;
+    a.C = C;
     norm_backward_run<T> run = {d, a, (float *)dgamma, (float *)dbeta};
-    return team_run<T>(run, C, aligned(dx, dy, x, gamma));
+    cudaError_t rc = team_run<T>(run, C, aligned(dx, dbranch, dy, x, gamma, ls));
+    bool made = dgamma || dbeta ? BRANCHES<T, true> : BRANCHES<T, false>;
+    return rc || !dbranch || made ? rc : residual_bwd<T>(d, dbranch, dx, ls, N, C);
 }
 
 template <typename T>
@@ -422,13 +464,6 @@ static cudaError_t residual_fwd(device *d, dv *out, const dv *x, const dv *branc
     residual_row<T> f = {(T *)out,          (T *)rest, (const T *)x, (const T *)branch, (const float *)bias,
                          (const float *)ls, C};
     return rows<VECTOR<T>>(d, f, N, C, aligned(out, rest, x, branch, bias, ls));
-}
-
-template <typename T>
-static cudaError_t residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)
-{
-    residual_back<T> f = {(T *)dbranch, (const T *)dout, (const float *)ls, C};
-    return rows<VECTOR<T>>(d, f, N, C, aligned(dbranch, dout, ls));
 }
 
 template <typename T> static cudaError_t add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F)
@@ -454,18 +489,11 @@ void op_cuda_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const d
     op_cuda_check(d, GPU_CT(d, norm_fwd, d, y, mean, rstd, x, gamma, beta, eps, N, C), "norm_fwd");
 }
 
-void op_cuda_residual_norm_fwd(device *d, dv *out, dv *y, dv *mean, dv *rstd, const dv *x, const dv *branch,
-                               const dv *bias, const dv *ls, const dv *gamma, const dv *beta, float eps, size_t N,
-                               size_t C)
-{
-    op_cuda_check(d, GPU_CT(d, residual_norm_fwd, d, out, y, mean, rstd, x, branch, bias, ls, gamma, beta, eps, N, C),
-                  "residual_norm_fwd");
-}
-
 void op_cuda_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                      const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
+                      const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N, size_t C)
 {
-    op_cuda_check(d, GPU_CT(d, norm_bwd, d, dx, accumulate, dgamma, dbeta, dy, x, mean, rstd, gamma, N, C), "norm_bwd");
+    op_cuda_check(d, GPU_CT(d, norm_bwd, d, dx, accumulate, dgamma, dbeta, dy, x, mean, rstd, gamma, dbranch, ls, N, C),
+                  "norm_bwd");
 }
 
 void op_cuda_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
@@ -480,9 +508,14 @@ void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, con
 }
 
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
-                               dv *rest, size_t N, size_t C)
+                               dv *rest, const op_norm *then, size_t N, size_t C)
 {
-    op_cuda_check(d, GPU_CT(d, residual_fwd, d, out, x, branch, bias, ls, rest, N, C), "residual_fwd");
+    bool once = then && !rest; /* a rest as well would spill registers */
+    cudaError_t rc = once ? GPU_CT(d, residual_norm_fwd, d, out, x, branch, bias, ls, then, N, C)
+                          : GPU_CT(d, residual_fwd, d, out, x, branch, bias, ls, rest, N, C);
+    op_cuda_check(d, rc, "residual_fwd");
+    if (then && rest)
+        op_cuda_norm_fwd(d, then->y, then->mean, then->rstd, out, then->gamma, then->beta, then->eps, N, C);
 }
 
 void op_cuda_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)

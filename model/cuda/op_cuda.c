@@ -54,6 +54,7 @@ void op_cuda_sync(device *d)
 {
     bool again = op_cuda_graph_recording(d); /* what was taken down so far runs first */
     if (again) op_cuda_record(d, false);
+    op_cuda_prefetched(d);
     cudaError_t rc = cudaStreamSynchronize(op_cuda_of(d)->stream);
     op_cuda_check(d, rc, "an operation");
     if (!rc) op_cuda_memory_free_again(d);
@@ -87,6 +88,9 @@ static const op_table cuda_table = {
     op_cuda_alloc,
     op_cuda_free,
     op_cuda_upload,
+    op_cuda_prefetch,
+    op_cuda_prefetched,
+    op_cuda_consumed,
     op_cuda_download,
     op_cuda_send,
     op_cuda_take,
@@ -144,7 +148,6 @@ static const op_table cuda_table = {
     op_cuda_sigmoid_ce,
     op_cuda_grad_square,
     op_cuda_adamw,
-    op_cuda_ema,
     op_cuda_refresh,
     op_cuda_sample,
 };

@@ -3,8 +3,8 @@
  *
  * op_cuda.c: the device, the table. op_cuda_memory.c: allocation, copies. op_cuda_graph.c: recording. op_cuda_linear.c:
  * cuBLASLt. *.cu: kernels and their launchers, which have the table's own signatures. Every launch goes to op_cuda's
- * stream, in order; nothing waits, nothing allocates. Sums run in an order that depends on shapes alone: no float is
- * ever added by an atomic, so that a run repeats bit for bit. */
+ * stream, in order, prefetches to another; nothing waits, nothing allocates. Sums run in an order that depends on
+ * shapes alone: no float is ever added by an atomic, so that a run repeats bit for bit. */
 #ifndef RADAPT_OP_CUDA_H
 #define RADAPT_OP_CUDA_H
 #include <cublasLt.h>
@@ -68,6 +68,9 @@ void op_cuda_record(device *d, bool on);
 err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e);
 void op_cuda_free(device *d, dv *p);
 void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes);
+void op_cuda_prefetch(device *d, dv *dst, const void *src, size_t bytes);
+void op_cuda_prefetched(device *d);
+void op_cuda_consumed(device *d);
 void op_cuda_download(device *d, void *dst, const dv *src, size_t bytes);
 void op_cuda_send(device *d, int place, const dv *src, size_t bytes);
 void op_cuda_take(device *d, int place, void *dst, size_t bytes);
@@ -84,7 +87,7 @@ void op_cuda_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N);
 void op_cuda_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N);
 void op_cuda_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N);
 void op_cuda_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                 dv *rest, size_t N);
+                                 dv *rest, const op_norm *then, size_t N);
 void op_cuda_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N);
 void op_cuda_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N);
 void op_cuda_linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
@@ -100,7 +103,7 @@ void op_cuda_prompt_bwd(device *d, dv *dx, dv *dprompts, size_t B, size_t T, siz
 void op_cuda_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                       size_t N, size_t C);
 void op_cuda_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                      const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C);
+                      const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N, size_t C);
 void op_cuda_norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
                         size_t N, size_t C);
 void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *ls, dv *rest, size_t N,
@@ -144,19 +147,22 @@ void op_cuda_sigmoid_ce(device *d, dv *loss, dv *dlogits, const dv *logits, cons
                         size_t N, size_t K);
 void op_cuda_grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s);
 void op_cuda_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square);
-void op_cuda_ema(device *d, param *p, size_t n, float m, const dv *square);
 void op_cuda_refresh(device *d, param *p, size_t n);
 void op_cuda_sample(device *d, dv *out, const struct sampler_norm *norm, const struct sample_job *jobs, size_t n);
+/* For op_cuda_linear.c, linear.cu: whether products of this shape and these n tensors may end in GELU or its derivative
+ * there. y (N,F) = GELU(x (N,K) w^T + bias), w (F,K), with pre (N,F) or slope kept, or neither; and
+ * dx (N,F) = (dy (N,K) w) * slope, w (K,F). */
+bool op_cuda_product_fits(const device *d, size_t F, size_t K, const void *const *p, size_t n);
+void op_cuda_product_gelu(device *d, dv *y, dv *pre, dv *slope, const dv *x, const dv *w, const dv *bias, size_t N,
+                          size_t F, size_t K);
+void op_cuda_product_slope(device *d, dv *dx, const dv *dy, const dv *w, const dv *slope, size_t N, size_t F, size_t K);
 /* For op_cuda_linear.c: x (N,F) ct += bias f32 (F); and y (N,F) = GELU(x + bias), x + bias kept in x where keep. */
 void op_cuda_add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F);
 void op_cuda_gelu_bias_fwd(device *d, dv *y, dv *x, const dv *bias, bool keep, size_t N, size_t F);
-/* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL; rest as of linear_residual_fwd, or NULL. */
+/* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL; rest and then as of linear_residual_fwd, or NULL: all of
+ * it in one pass where there is no rest. */
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
-                               dv *rest, size_t N, size_t C);
-/* The same, and y = LN(out) as norm_fwd: a block's second half from one pass. */
-void op_cuda_residual_norm_fwd(device *d, dv *out, dv *y, dv *mean, dv *rstd, const dv *x, const dv *branch,
-                               const dv *bias, const dv *ls, const dv *gamma, const dv *beta, float eps, size_t N,
-                               size_t C);
+                               dv *rest, const op_norm *then, size_t N, size_t C);
 /* db f32 (R) += column sums of dy (N,O), of the columns rows int32 (R), or all (R == O); columns: gathers them too, to
  * (N,R) ct, unless NULL. */
 void op_cuda_column_sums(device *d, dv *db, dv *columns, const dv *dy, const dv *rows, size_t R, size_t N, size_t O);

@@ -7,9 +7,10 @@
  *
  * What follows a product. cuBLASLt adds a bias of the result's type alone, so in bf16 linear_fwd gives it a rounded
  * copy of the bias: O values, against 4 N O bytes that a kernel of its own would read and write again. Its GELU is the
- * tanh form, and our models use erf: GELU, residual and LayerScale are a kernel after the product, which adds the exact
- * bias on the way. Gradients of biases are op_cuda_column_sums: it reads dy's 2 N O bytes once more, but adds to what
- * is there, gathers APLA's rows in the same pass, and its order of summing is ours; BGRADB does none of it.
+ * tanh form, and our models use erf: products that end in GELU or its slope are linear.cu's where they fit. Else GELU,
+ * and always residual and LayerScale, are a kernel after the product, which adds the exact bias on the way. Gradients
+ * of biases are op_cuda_column_sums: it reads dy's 2 N O bytes once more, but adds to what is there, gathers APLA's
+ * rows in the same pass, and its order of summing is ours; BGRADB does none of it.
  *
  * Everything about a shape (descriptors, the algorithm that cuBLASLt's heuristic likes best) is made the first time and
  * kept. An algorithm splits sums in an order of its own, the same in every call. */
@@ -217,9 +218,17 @@ void op_cuda_linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
     op_cuda_add_bias(d, y, w->bias, N, w->out);
 }
 
+static bool ends_in_gelu(device *d, dv *y, dv *pre, dv *slope, const dv *x, const linear_w *w, size_t N)
+{
+    const void *all[] = {y, pre, slope, x, weight(w), w->bias};
+    if (!op_cuda_product_fits(d, w->out, w->in, all, 6)) return false;
+    op_cuda_product_gelu(d, y, pre, slope, x, weight(w), w->bias, N, w->out, w->in);
+    return true;
+}
+
 void op_cuda_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)
 {
-    if (!N) return;
+    if (!N || ends_in_gelu(d, y, pre, NULL, x, w, N)) return;
     dv *sums = pre ? pre : y;
     forward(d, sums, x, w, NULL, N);
     op_cuda_gelu_bias_fwd(d, y, sums, w->bias, pre, N, w->out);
@@ -227,17 +236,17 @@ void op_cuda_linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w
 
 void op_cuda_linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N)
 {
-    if (!N) return;
+    if (!N || ends_in_gelu(d, y, NULL, slope, x, w, N)) return;
     forward(d, y, x, w, NULL, N);
     op_cuda_gelu_slope_fwd(d, y, slope, w->bias, N, w->out);
 }
 
 void op_cuda_linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                 dv *rest, size_t N)
+                                 dv *rest, const op_norm *then, size_t N)
 {
     if (!N) return;
     forward(d, branch, in, w, NULL, N);
-    op_cuda_residual_bias_fwd(d, out, x, branch, w->bias, ls, rest, N, w->out);
+    op_cuda_residual_bias_fwd(d, out, x, branch, w->bias, ls, rest, then, N, w->out);
 }
 
 void op_cuda_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
@@ -254,7 +263,12 @@ void op_cuda_linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 
 void op_cuda_linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N)
 {
+    const void *all[] = {dx, dy, weight(w), slope};
     if (!N) return;
+    if (op_cuda_product_fits(d, w->in, w->out, all, 4)) {
+        op_cuda_product_slope(d, dx, dy, weight(w), slope, N, w->in, w->out);
+        return;
+    }
     op_cuda_linear_dx(d, dx, dy, w, N);
     op_cuda_gelu_slope_bwd(d, dx, dx, slope, N, w->in);
 }

@@ -3,7 +3,8 @@
  * What is uploaded is copied to pinned memory first, and goes up from there while the host does something else: its own
  * buffer may change at once. Inside a recording a graph reads that pinned memory whenever it runs, so each upload keeps
  * its place until the stream, or the send that ended its turn, was waited for (op_cuda_bytes.h); outside, the stream is
- * waited for when there is too much. A download waits for all before it, a send for nothing. */
+ * waited for when there is too much. A download waits for all before it, a send for nothing. Prefetches go up in a
+ * stream of their own, and join the other before anything is waited for. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +22,9 @@ struct op_cuda_memory {
     char **block[2]; /* (pinned.pool[i].blocks) of OP_CUDA_PINNED_BYTES */
     char *sent;      /* OP_CUDA_SENT_BYTES, pinned: a place every OP_SENT_BYTES */
     cudaEvent_t arrived[OP_SENT_PLACES];
+    cudaStream_t beside;     /* prefetches */
+    cudaEvent_t read, there; /* what they wait for: consumed; what waits for them: prefetched */
+    bool ahead;              /* some are under way that nothing waits for yet */
 };
 
 err_code op_cuda_memory_open(device *d, err *e)
@@ -33,6 +37,9 @@ err_code op_cuda_memory_open(device *d, err *e)
     m->sent = p;
     for (int i = 0; i < OP_SENT_PLACES && !rc; i++)
         rc = cudaEventCreateWithFlags(&m->arrived[i], cudaEventDisableTiming);
+    if (!rc) rc = cudaEventCreateWithFlags(&m->read, cudaEventDisableTiming);
+    if (!rc) rc = cudaEventCreateWithFlags(&m->there, cudaEventDisableTiming);
+    if (!rc) rc = cudaStreamCreateWithFlags(&m->beside, cudaStreamNonBlocking);
     if (!rc) return ERR_OK;
     cudaGetLastError();
     FAIL(e, NOMEM, "the GPU gives no context: another program may hold its memory");
@@ -42,6 +49,7 @@ void op_cuda_memory_close(device *d)
 {
     op_cuda_memory *m = op_cuda_of(d)->memory;
     if (!m) return;
+    if (m->beside) cudaStreamSynchronize(m->beside);
     for (size_t i = 0; i < m->n; i++) cudaFree(m->all[i].p); /* of an opening that failed midway */
     for (int k = 0; k < 2; k++) {
         for (size_t i = 0; i < m->pinned.pool[k].blocks; i++) cudaFreeHost(m->block[k][i]);
@@ -49,6 +57,9 @@ void op_cuda_memory_close(device *d)
     }
     for (int i = 0; i < OP_SENT_PLACES; i++)
         if (m->arrived[i]) cudaEventDestroy(m->arrived[i]);
+    if (m->read) cudaEventDestroy(m->read);
+    if (m->there) cudaEventDestroy(m->there);
+    if (m->beside) cudaStreamDestroy(m->beside);
     if (m->sent) cudaFreeHost(m->sent);
     free(m->all);
     free(m);
@@ -93,6 +104,7 @@ err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e)
 {
     TRY(op_cuda_alloc_bare(d, bytes, out, e));
     op_cuda_zero(d, *out, bytes);
+    op_cuda_consumed(d); /* no prefetch comes before that */
     if (!d->sticky.code) return ERR_OK;
     op_cuda_free(d, *out); /* its content is anything */
     *out = NULL;
@@ -138,7 +150,7 @@ static bool add_block(device *d)
     return true;
 }
 
-void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes)
+static void go_up(device *d, dv *dst, const void *src, size_t bytes, cudaStream_t stream)
 {
     op_cuda_memory *m = op_cuda_of(d)->memory;
     while (bytes) {
@@ -149,12 +161,41 @@ void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes)
         if (block == now->blocks && !add_block(d)) return;
         char *from = m->block[m->pinned.now][block] + at;
         memcpy(from, src, n);
-        op_cuda_check(d, cudaMemcpyAsync(dst, from, n, cudaMemcpyHostToDevice, op_cuda_of(d)->stream), "an upload");
+        op_cuda_check(d, cudaMemcpyAsync(dst, from, n, cudaMemcpyHostToDevice, stream), "an upload");
         now->waiting += n;
         dst = dv_at(dst, n);
         src = (const char *)src + n;
         bytes -= n;
     }
+}
+
+void op_cuda_upload(device *d, dv *dst, const void *src, size_t bytes)
+{
+    go_up(d, dst, src, bytes, op_cuda_of(d)->stream);
+}
+
+void op_cuda_prefetch(device *d, dv *dst, const void *src, size_t bytes)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    if (!m->ahead) op_cuda_check(d, cudaStreamWaitEvent(m->beside, m->read, 0), "an upload");
+    m->ahead = true;
+    go_up(d, dst, src, bytes, m->beside);
+}
+
+void op_cuda_prefetched(device *d)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    if (!m->ahead) return;
+    m->ahead = false;
+    cudaError_t rc = cudaEventRecord(m->there, m->beside);
+    if (!rc) rc = cudaStreamWaitEvent(op_cuda_of(d)->stream, m->there, 0);
+    op_cuda_check(d, rc, "an upload");
+}
+
+void op_cuda_consumed(device *d)
+{
+    op_cuda_memory *m = op_cuda_of(d)->memory;
+    op_cuda_check(d, cudaEventRecord(m->read, op_cuda_of(d)->stream), "an operation");
 }
 
 void op_cuda_download(device *d, void *dst, const dv *src, size_t bytes)
@@ -171,6 +212,7 @@ void op_cuda_send(device *d, int place, const dv *src, size_t bytes)
 {
     op_cuda_memory *m = op_cuda_of(d)->memory;
     cudaStream_t stream = op_cuda_of(d)->stream;
+    op_cuda_prefetched(d); /* a turn of pinned memory ends here */
     cudaError_t rc =
         cudaMemcpyAsync(m->sent + (size_t)place * OP_SENT_BYTES, src, bytes, cudaMemcpyDeviceToHost, stream);
     int before = op_cuda_pinned_turn(&m->pinned, place);

@@ -1,25 +1,27 @@
 /* optim.cu: the optimiser's ops, each over a whole list of params: a launch takes the descriptors of up to LIST_MOST
  * tensors as its parameter, so that nothing is uploaded, and hundreds of vectors cost little more than one. A block has
  * CHUNK values of one tensor, its threads four at a time. All are limited by bytes: of fp32 values, adamw reads four
- * and writes three, ema reads two and writes one, refresh and grad_square read one; live copies are written once. */
+ * and writes three, and one each where a teacher follows; refresh and grad_square read one; live copies are written
+ * once. */
 #include <math.h>
 
 #include "model/cuda/total.cuh"
 
 constexpr int THREADS = 256;
 constexpr size_t CHUNK = 4096;
-constexpr unsigned LIST_MOST = 40;
+constexpr unsigned LIST_MOST = 36;
 
 /* One tensor (rows,cols) of n values. */
 struct piece {
-    float *w, *m, *v;  /* what is written: master or teacher; Adam's state */
-    const float *from; /* what is read: gradient or master */
-    void *live;        /* the cast of w, or NULL; row r of it is row rows[r] there, if rows */
+    float *w, *m, *v, *teacher; /* what is written: master, Adam's state, its average or NULL */
+    const float *from;          /* what is read: gradient, or what becomes live */
+    void *live, *live_teacher;  /* the casts, or NULL; row r of them is row rows[r] there, if rows */
     const int32_t *rows;
     size_t n, cols;
     float step, decay, root2; /* AdamW: lr / (1 - beta1^t), 1 - lr * weight_decay, sqrt(1 - beta2^t) */
-    bool live_ct;             /* live is ct, else f32 */
-    bool wide, live_wide;     /* four values may be read and written at once; and to live */
+    bool trains;              /* AdamW: else its teacher alone follows */
+    bool live_ct;             /* live copies are ct, else f32 */
+    bool wide, live_wide;     /* four values may be read and written at once; and to the live copies */
 };
 
 struct list {
@@ -28,7 +30,7 @@ struct list {
 };
 
 struct adam {
-    float beta1, beta2, eps, clip;
+    float beta1, beta2, eps, clip, momentum;
 };
 static_assert(sizeof(list) + sizeof(adam) + 2 * sizeof(void *) <= 4096, "a kernel's parameters");
 
@@ -70,22 +72,22 @@ static __device__ __forceinline__ size_t live_at(const chunk &c, unsigned i)
 }
 
 template <typename T, int V>
-static __device__ __forceinline__ void write_live(const chunk &c, unsigned i, const float (&w)[V])
+static __device__ __forceinline__ void write_live(const chunk &c, void *live, unsigned i, const float (&w)[V])
 {
-    if (!c.p->live) return;
+    if (!live) return;
     if (V == 4 && c.p->live_wide) {
         if (c.p->live_ct)
-            gpu_store_n<V>((T *)c.p->live + live_at(c, i), w);
+            gpu_store_n<V>((T *)live + live_at(c, i), w);
         else
-            gpu_store_n<V>((float *)c.p->live + live_at(c, i), w);
+            gpu_store_n<V>((float *)live + live_at(c, i), w);
         return;
     }
 #pragma unroll
     for (int j = 0; j < V; j++)
         if (c.p->live_ct)
-            gpu_store((T *)c.p->live, live_at(c, i + j), w[j]);
+            gpu_store((T *)live, live_at(c, i + j), w[j]);
         else
-            gpu_store((float *)c.p->live, live_at(c, i + j), w[j]);
+            gpu_store((float *)live, live_at(c, i + j), w[j]);
 }
 
 struct square_values {
@@ -121,10 +123,16 @@ template <typename T> struct adamw_values {
     float grad_scale;
     template <int V> __device__ __forceinline__ void run(unsigned i)
     {
+        float w[V];
+        gpu_load_n<V>(w, c.p->w + c.first + i);
+        if (c.p->trains) step<V>(i, w);
+        if (c.p->teacher) average<V>(i, w);
+    }
+    template <int V> __device__ __forceinline__ void step(unsigned i, float (&w)[V])
+    {
         const piece &p = *c.p;
         size_t at = c.first + i;
-        float w[V], g[V], m[V], v[V];
-        gpu_load_n<V>(w, p.w + at);
+        float g[V], m[V], v[V];
         gpu_load_n<V>(g, p.from + at);
         gpu_load_n<V>(m, p.m + at);
         gpu_load_n<V>(v, p.v + at);
@@ -138,7 +146,16 @@ template <typename T> struct adamw_values {
         gpu_store_n<V>(p.w + at, w);
         gpu_store_n<V>(p.m + at, m);
         gpu_store_n<V>(p.v + at, v);
-        write_live<T, V>(c, i, w);
+        write_live<T, V>(c, p.live, i, w);
+    }
+    template <int V> __device__ __forceinline__ void average(unsigned i, const float (&w)[V])
+    {
+        float t[V];
+        gpu_load_n<V>(t, c.p->teacher + c.first + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) t[j] = a.momentum * t[j] + (1 - a.momentum) * w[j];
+        gpu_store_n<V>(c.p->teacher + c.first + i, t);
+        write_live<T, V>(c, c.p->live_teacher, i, t);
     }
 };
 
@@ -153,38 +170,13 @@ static __global__ void __launch_bounds__(THREADS) adamw_kernel(const float *squa
     each(c, f);
 }
 
-template <typename T> struct ema_values {
-    const chunk &c;
-    float m;
-    template <int V> __device__ __forceinline__ void run(unsigned i)
-    {
-        float t[V], w[V];
-        gpu_load_n<V>(t, c.p->w + c.first + i);
-        gpu_load_n<V>(w, c.p->from + c.first + i);
-#pragma unroll
-        for (int j = 0; j < V; j++) t[j] = m * t[j] + (1 - m) * w[j];
-        gpu_store_n<V>(c.p->w + c.first + i, t);
-        write_live<T, V>(c, i, t);
-    }
-};
-
-/* square: as in adamw_kernel, or NULL. */
-template <typename T>
-static __global__ void __launch_bounds__(THREADS) ema_kernel(const float *square, float m, const list l)
-{
-    if (square && !isfinite(*square)) return;
-    chunk c = chunk_of(l);
-    ema_values<T> f = {c, m};
-    each(c, f);
-}
-
 template <typename T> struct refresh_values {
     const chunk &c;
     template <int V> __device__ __forceinline__ void run(unsigned i)
     {
         float w[V];
         gpu_load_n<V>(w, c.p->from + c.first + i);
-        write_live<T, V>(c, i, w);
+        write_live<T, V>(c, c.p->live, i, w);
     }
 };
 
@@ -238,45 +230,45 @@ template <typename F> static void list_flush(device *d, list *l, const char *nam
     l->n = 0;
 }
 
+static void train(piece *x, const param *p, const adamw_step *s)
+{
+    float lr = (p->head ? s->head_lr : s->lr) * p->lr_scale;
+    double t = (double)s->t[adam_group(p)];
+    x->m = (float *)p->m;
+    x->v = (float *)p->v;
+    x->wide = x->wide && aligned(x->m) && aligned(x->v);
+    x->decay = p->decay ? 1 - lr * s->weight_decay : 1;
+    x->step = (float)(lr / (1 - pow(s->beta1, t)));
+    x->root2 = (float)sqrt(1 - pow(s->beta2, t));
+}
+
+static void follow(piece *x, const param *p)
+{
+    x->teacher = (float *)p->teacher;
+    x->live_teacher = p->live_teacher;
+    x->wide = x->wide && aligned(x->teacher);
+    x->live_wide = x->live_wide && aligned(x->live_teacher);
+}
+
 template <typename T> static void adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square)
 {
-    adam a = {s->beta1, s->beta2, s->eps, s->clip};
+    adam a = {s->beta1, s->beta2, s->eps, s->clip, s->momentum};
     list l = {};
     auto launch = [&](const list &x) {
         auto kernel = adamw_kernel<T>;
         return LAUNCH(kernel, x.first[x.n], THREADS, 0, op_cuda_of(d)->stream, (const float *)square, a, x);
     };
     for (size_t i = 0; i < n; i++) {
-        if (skipped(&p[i], s)) continue;
-        float lr = (p[i].head ? s->head_lr : s->lr) * p[i].lr_scale;
-        double t = (double)s->t[adam_group(&p[i])];
+        bool follows = s->average && p[i].teacher;
         piece x = piece_of(&p[i], p[i].master, p[i].grad, p[i].live);
-        x.m = (float *)p[i].m;
-        x.v = (float *)p[i].v;
-        x.wide = x.wide && aligned(x.m) && aligned(x.v);
-        x.decay = p[i].decay ? 1 - lr * s->weight_decay : 1;
-        x.step = (float)(lr / (1 - pow(s->beta1, t)));
-        x.root2 = (float)sqrt(1 - pow(s->beta2, t));
-        if (list_add(&l, x)) list_flush(d, &l, "adamw", launch);
-        if (p[i].linear) p[i].linear->version++;
+        x.trains = !skipped(&p[i], s);
+        if (x.trains) train(&x, &p[i], s);
+        if (follows) follow(&x, &p[i]);
+        if ((x.trains || follows) && list_add(&l, x)) list_flush(d, &l, "adamw", launch);
+        if (x.trains && p[i].linear) p[i].linear->version++;
+        if (follows && p[i].linear_teacher) p[i].linear_teacher->version++;
     }
     list_flush(d, &l, "adamw", launch);
-}
-
-template <typename T> static void ema(device *d, param *p, size_t n, float m, const dv *square)
-{
-    list l = {};
-    auto launch = [&](const list &x) {
-        auto kernel = ema_kernel<T>;
-        return LAUNCH(kernel, x.first[x.n], THREADS, 0, op_cuda_of(d)->stream, (const float *)square, m, x);
-    };
-    for (size_t i = 0; i < n; i++) {
-        if (!p[i].teacher) continue;
-        if (list_add(&l, piece_of(&p[i], p[i].teacher, p[i].master, p[i].live_teacher)))
-            list_flush(d, &l, "ema", launch);
-        if (p[i].linear_teacher) p[i].linear_teacher->version++;
-    }
-    list_flush(d, &l, "ema", launch);
 }
 
 template <typename T> static void refresh(device *d, param *p, size_t n)
@@ -323,11 +315,6 @@ void op_cuda_grad_square(device *d, dv *out, const param *p, size_t n, const ada
 void op_cuda_adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square)
 {
     GPU_CT(d, adamw, d, p, n, s, square);
-}
-
-void op_cuda_ema(device *d, param *p, size_t n, float m, const dv *square)
-{
-    GPU_CT(d, ema, d, p, n, m, square);
 }
 
 void op_cuda_refresh(device *d, param *p, size_t n)

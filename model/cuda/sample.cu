@@ -474,7 +474,7 @@ static const uint8_t *put_rows(group *g, const sample_job *job, int row, int end
 
 static bool same_frame(const sample_job *a, const sample_job *b)
 {
-    return a->pixels == b->pixels && a->frame == b->frame;
+    return a->pixels == b->pixels && a->resident == b->resident && a->frame == b->frame;
 }
 
 static shot shot_of(const group *g, const sampler_norm *norm, const sample_job *job, size_t index)

@@ -61,7 +61,7 @@ static void fwd(int i)
     else if (i == 2)
         d.op->linear_gelu_slope_fwd(&d, wide, slope, x, &w[i], N);
     else
-        d.op->linear_residual_fwd(&d, y, z, i == 3 ? wide2 : x, &w[i], gamma_, x, NULL, N);
+        d.op->linear_residual_fwd(&d, y, z, i == 3 ? wide2 : x, &w[i], gamma_, x, NULL, NULL, N);
 }
 static void dx(int i)
 {
@@ -78,7 +78,7 @@ static void dw(int i)
 static void norm(int i)
 {
     if (i)
-        d.op->norm_bwd(&d, y, true, NULL, NULL, z, x, mean, rstd, gamma_, N, C);
+        d.op->norm_bwd(&d, y, true, NULL, NULL, z, x, mean, rstd, gamma_, NULL, NULL, N, C);
     else
         d.op->norm_fwd(&d, y, mean, rstd, x, gamma_, beta_, 1e-6f, N, C);
 }

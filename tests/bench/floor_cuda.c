@@ -88,22 +88,21 @@ static void linear_fwd(device *d, dv *y, const dv *x, linear_w *w, size_t N)
 {
     count("linear_fwd", product(d, w, N), operations(w, N));
 }
-/* The product, then GELU over its result: the exact GELU is no epilogue of cuBLASLt. */
+/* GELU and slopes are the product's own end (linear.cu). */
 static void linear_gelu_fwd(device *d, dv *y, dv *pre, const dv *x, linear_w *w, size_t N)
 {
-    count("linear_fwd", product(d, w, N), operations(w, N));
-    count("gelu_bias_fwd", ct(d, N * w->out) * (pre ? 3 : 2), 0);
+    count("product_gelu", product(d, w, N) + (pre ? ct(d, N * w->out) : 0), operations(w, N));
 }
 static void linear_gelu_slope_fwd(device *d, dv *y, dv *slope, const dv *x, linear_w *w, size_t N)
 {
-    count("linear_fwd", product(d, w, N), operations(w, N));
-    count("gelu_slope_fwd", 2 * ct(d, N * w->out) + (double)(N * op_slope_bytes(w->out)), 0);
+    count("product_gelu_slope", product(d, w, N) + (double)(N * op_slope_bytes(w->out)), operations(w, N));
 }
 static void linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, linear_w *w, const dv *ls, dv *branch,
-                                dv *rest, size_t N)
+                                dv *rest, const op_norm *then, size_t N)
 {
     count("linear_fwd", product(d, w, N), operations(w, N));
-    count("residual_bias_fwd", (rest ? 5 : 3) * ct(d, N * w->out), 0);
+    count(then && !rest ? "residual_norm" : "residual_bias_fwd", (rest ? 5 : then ? 4 : 3) * ct(d, N * w->out), 0);
+    if (then && rest) count("norm_fwd", 2 * ct(d, N * w->out), 0);
 }
 static void linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 {
@@ -111,8 +110,7 @@ static void linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 }
 static void linear_dx_slope(device *d, dv *dx, const dv *dy, linear_w *w, const dv *slope, size_t N)
 {
-    count("linear_dx", product(d, w, N), operations(w, N));
-    count("gelu_slope_bwd", 2 * ct(d, N * w->in) + (double)(N * op_slope_bytes(w->in)), 0);
+    count("product_slope", product(d, w, N) + (double)(N * op_slope_bytes(w->in)), operations(w, N));
 }
 static void linear_dw(device *d, dv *dw, dv *db, const dv *dy, const dv *x, const dv *rows, size_t R, size_t N,
                       size_t O, size_t I)
@@ -140,9 +138,9 @@ static void norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv
     count("norm_fwd", 2 * ct(d, N * C) + (mean ? f32(2 * N) : 0), 0);
 }
 static void norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
-                     const dv *mean, const dv *rstd, const dv *gamma, size_t N, size_t C)
+                     const dv *mean, const dv *rstd, const dv *gamma, dv *dbranch, const dv *ls, size_t N, size_t C)
 {
-    count("norm_bwd", (accumulate ? 4 : 3) * ct(d, N * C) + f32(2 * N), 0);
+    count("norm_bwd", ((accumulate ? 4 : 3) + (dbranch ? 1 : 0)) * ct(d, N * C) + f32(2 * N), 0);
     if (dgamma || dbeta) count("norm_params", 2 * ct(d, N * C), 0);
 }
 static void norm_again(device *d, dv *y, const dv *x, const dv *mean, const dv *rstd, const dv *gamma, const dv *beta,
@@ -247,24 +245,23 @@ static void koleo(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, s
 {
     count("koleo", 2 * ct(d, N * C), 0);
 }
-static double values_of(const param *p, size_t n)
+static double values_of(const param *p, size_t n, bool followed)
 {
     double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)(p[i].rows * p[i].cols);
+    for (size_t i = 0; i < n; i++)
+        if (!followed || p[i].teacher) sum += (double)(p[i].rows * p[i].cols);
     return sum;
 }
 static void grad_square(device *d, dv *out, const param *p, size_t n, const adamw_step *s)
 {
-    count("grad_square", 4 * values_of(p, n), 0);
+    count("grad_square", 4 * values_of(p, n, false), 0);
 }
-/* Gradient, master, two moments read; master, moments and the live copy written. */
+/* Gradient, master, two moments read; master, moments and the live copy written; a teacher read and written, and its
+ * live copy. */
 static void adamw(device *d, param *p, size_t n, const adamw_step *s, const dv *square)
 {
-    count("adamw", (7 * 4 + (double)d->ct_bytes) * values_of(p, n), 0);
-}
-static void ema(device *d, param *p, size_t n, float m, const dv *square)
-{
-    count("ema", (3 * 4 + (double)d->ct_bytes) * values_of(p, n), 0);
+    double all = values_of(p, n, false), follow = s->average ? values_of(p, n, true) : 0;
+    count("adamw", (7 * 4 + (double)d->ct_bytes) * all + (2 * 4 + (double)d->ct_bytes) * follow, 0);
 }
 
 static op_table counting(const op_table *bare)
@@ -282,7 +279,7 @@ static op_table counting(const op_table *bare)
     t.gather = gather, t.scatter_add = scatter_add, t.mix_rows = mix_rows, t.l2_fwd = l2_fwd, t.l2_bwd = l2_bwd;
     t.weight_norm_fwd = weight_norm_fwd, t.weight_norm_bwd = weight_norm_bwd, t.teacher_softmax = teacher_softmax;
     t.mean_entropy = mean_entropy, t.center_update = center_update, t.soft_ce = soft_ce, t.koleo = koleo;
-    t.grad_square = grad_square, t.adamw = adamw, t.ema = ema;
+    t.grad_square = grad_square, t.adamw = adamw;
     return t;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/cuda_host/emu_core.h"
+#include "tests/cuda_host/emu_fail.h"
 
 namespace emu
 {
@@ -77,6 +78,7 @@ struct allocation {
 /* What is alive, so that nothing is left at the end. */
 enum live_kind { LIVE_MEMORY, LIVE_STREAMS, LIVE_EVENTS, LIVE_GRAPHS, LIVE_KINDS };
 extern int live[LIVE_KINDS];
+extern emu_counts counted;
 
 /* --- emu_engine.cc */
 

@@ -47,6 +47,7 @@ constexpr size_t PAGE = 4096, STACK_BYTES = (ASAN ? 512 : 128) << 10;
 
 kernel_run running = {};
 int live[LIVE_KINDS];
+emu_counts counted;
 
 long env(const char *name, long otherwise)
 {

@@ -1,4 +1,4 @@
-/* emu_fail.h: how a test makes the executor's runtime calls fail, in its own process.
+/* emu_fail.h: how a test makes the executor's runtime calls fail, in its own process, and what it was asked for.
  *
  *     for (long n = 1;; n++) {
  *         emu_fail_nth(n, cudaErrorMemoryAllocation);   // counts from here
@@ -8,6 +8,8 @@
  *     } */
 #ifndef RADAPT_EMU_FAIL_H
 #define RADAPT_EMU_FAIL_H
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -15,6 +17,12 @@ extern "C" {
 void emu_fail_nth(long n, int code);
 /* Calls since then. */
 long emu_calls(void);
+/* So far: memory taken and given back, waits of the host, bytes that were copied to the device. */
+typedef struct {
+    long memory, waits;
+    size_t up;
+} emu_counts;
+emu_counts emu_counted(void);
 /* Allocations, streams, events and graphs that are alive. */
 int emu_live(void);
 #ifdef __cplusplus

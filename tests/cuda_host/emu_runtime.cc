@@ -122,6 +122,7 @@ static size_t memory_bytes()
 
 static cudaError_t take(void **p, size_t bytes, bool host)
 {
+    counted.memory++;
     ENTER();
     if (cudaError_t rc = forbidden_in_capture()) return rc;
     bool fits = host || (bytes <= memory_bytes() && memory_used() <= memory_bytes() - bytes);
@@ -133,6 +134,7 @@ static cudaError_t take(void **p, size_t bytes, bool host)
 
 static cudaError_t give(void *p)
 {
+    counted.memory++;
     if (cudaError_t rc = forbidden_in_capture()) return rc;
     sync_all();
     return fail(memory_give(p));
@@ -163,6 +165,7 @@ static void copy(void *dst, const void *src, size_t n, cudaMemcpyKind kind)
     if ((kind == cudaMemcpyHostToDevice && (!to || from)) || (kind == cudaMemcpyDeviceToHost && (to || !from)) ||
         (kind == cudaMemcpyDeviceToDevice && !(to && from)))
         report("cudaMemcpy: direction %d does not fit the pointers", kind);
+    if (kind == cudaMemcpyHostToDevice) counted.up += n;
     if (memory_find(src, &start, &a) && !check_range(src, n, READ, "cudaMemcpy source")) return;
     if (memory_find(dst, &start, &a) && !check_range(dst, n, WRITE, "cudaMemcpy destination")) return;
     memcpy(dst, src, n);
@@ -194,6 +197,11 @@ void emu_fail_nth(long n, int code)
 long emu_calls(void)
 {
     return calls;
+}
+
+emu_counts emu_counted(void)
+{
+    return counted;
 }
 
 int emu_live(void)

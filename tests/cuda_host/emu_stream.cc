@@ -201,6 +201,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     ENTER();
+    counted.waits++;
     if (is_default(s)) {
         if (cudaError_t rc = forbidden_wait(false)) return rc;
         run_streams(true);
@@ -214,6 +215,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaDeviceSynchronize()
 {
     ENTER();
+    counted.waits++;
     if (cudaError_t rc = forbidden_wait(true)) return rc;
     sync_all();
     return cudaSuccess;
@@ -304,6 +306,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
     ENTER();
+    counted.waits++;
     if (e->in) return lose(e->in, cudaErrorCapturedEvent);
     run_until([=, n = e->recorded] { return e->done >= n; });
     return cudaSuccess;

@@ -8,8 +8,11 @@ typedef struct {
 } shape;
 
 static const shape shapes[] = {{1, 3, 5}, {7, 33, 10}, {37, 64, 192}, {130, 40, 65}, {257, 24, 96}, {9, 16, 1}};
+/* Where GELU and slopes are the end of a product: ragged tiles, less than a step of the inner index and many. */
+static const shape ends[] = {{1, 32, 32},    {37, 64, 192},   {130, 160, 40},
+                             {130, 40, 160}, {129, 288, 136}, {66, 416, 64}};
 static const compute_type types[] = {COMPUTE_F32, COMPUTE_BF16};
-enum { SHAPES = sizeof shapes / sizeof *shapes, TYPES = 2 };
+enum { SHAPES = sizeof shapes / sizeof *shapes, ENDS = sizeof ends / sizeof *ends, TYPES = 2 };
 
 /* One layer on both sides. */
 typedef struct {
@@ -49,9 +52,11 @@ static void forward(twin *t, const shape *s, bool with_bias)
     twin_compare(t, "linear_gelu_fwd", &y, 2 * most_of(t));
     BOTH(t, i) t->d[i].op->linear_gelu_fwd(&t->d[i], y.p[i], NULL, x.p[i], &l.w[i], N);
     twin_compare(t, "linear_gelu_fwd, nothing kept", &y, 2 * most_of(t));
-    BOTH(t, i) t->d[i].op->linear_residual_fwd(&t->d[i], y.p[i], res.p[i], x.p[i], &l.w[i], ls.p[i], pre.p[i], NULL, N);
+    BOTH(t, i)
+    t->d[i].op->linear_residual_fwd(&t->d[i], y.p[i], res.p[i], x.p[i], &l.w[i], ls.p[i], pre.p[i], NULL, NULL, N);
     twin_compare(t, "linear_residual_fwd", &y, most_of(t));
-    BOTH(t, i) t->d[i].op->linear_residual_fwd(&t->d[i], res.p[i], res.p[i], x.p[i], &l.w[i], NULL, pre.p[i], NULL, N);
+    BOTH(t, i)
+    t->d[i].op->linear_residual_fwd(&t->d[i], res.p[i], res.p[i], x.p[i], &l.w[i], NULL, pre.p[i], NULL, NULL, N);
     twin_compare(t, "linear_residual_fwd, in place", &res, most_of(t));
     release(t, &l);
 }
@@ -122,6 +127,25 @@ static void all_shapes(void **state)
         }
 }
 
+/* On a GPU whose products are of our own, and on one where they are cuBLASLt's. */
+static void products_that_end(void **state)
+{
+    (void)state;
+    static const char *const sm[] = {"86", "90", "100"};
+    for (size_t c = 0; c < sizeof sm / sizeof *sm; c++) {
+        setenv("CUDA_EMU_SM", sm[c], 1);
+        for (size_t k = 0; k < ENDS; k++) {
+            const shape *s = &ends[k];
+            twin t = twin_open(COMPUTE_BF16);
+            printf("  sm_%s: N %zu, I %zu, O %zu\n", sm[c], s->N, s->I, s->O);
+            for (int b = 0; b < 2; b++) forward(&t, s, b);
+            back(&t, s);
+            twin_close(&t);
+        }
+    }
+    unsetenv("CUDA_EMU_SM");
+}
+
 /* Nothing to do, and a weight that is another layer's. */
 static void empty_and_shared(void **state)
 {
@@ -175,7 +199,7 @@ static void many_shapes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_shapes), cmocka_unit_test(empty_and_shared),
-                                       cmocka_unit_test(many_shapes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_shapes), cmocka_unit_test(products_that_end),
+                                       cmocka_unit_test(empty_and_shared), cmocka_unit_test(many_shapes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

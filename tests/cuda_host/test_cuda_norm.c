@@ -43,6 +43,14 @@ static tensor off_centre(twin *t, size_t n)
     return r;
 }
 
+static void same_bits(twin *t, const tensor *a, const tensor *b, size_t skip)
+{
+    float *x = tensor_values(t, a, CUDA), *y = tensor_values(t, b, CUDA);
+    assert_memory_equal(x + skip, y + skip, (a->n - skip) * sizeof *x);
+    free(x);
+    free(y);
+}
+
 static void norms(twin *t, const shape *s)
 {
     size_t N = s->N, C = s->C, skip = s->skip, n = skip + N * C;
@@ -52,6 +60,7 @@ static void norms(twin *t, const shape *s)
     tensor gamma = tensor_f32(t, skip + C, 6, 1), beta = tensor_f32(t, skip + C, 7, 1);
     tensor dy = tensor_ct(t, n, 8, 1), dx = tensor_ct(t, n, 9, 1);
     tensor dgamma = tensor_f32(t, skip + C, 10, 1), dbeta = tensor_f32(t, skip + C, 11, 1);
+    tensor ls = tensor_f32(t, skip + C, 12, 1), branch = tensor_ct(t, n, 13, 1), apart = tensor_ct(t, n, 14, 1);
     for (int stats = 1; stats >= 0; stats--) { /* not wanted: they stay */
         BOTH(t, i)
         {
@@ -72,22 +81,31 @@ static void norms(twin *t, const shape *s)
     twin_compare(t, "norm_again", &again, most);
     for (int k = 0; k < 5; k++) {
         static const struct {
-            bool accumulate, dgamma, dbeta;
-        } with[] = {{false, false, false},
-                    {true, false, false},
-                    {true, true, true},
-                    {false, true, false},
-                    {false, false, true}};
+            bool accumulate, dgamma, dbeta, branch, scaled;
+        } with[] = {{false, false, false, false, false},
+                    {true, false, false, true, true},
+                    {true, true, true, true, true},
+                    {false, true, false, true, false},
+                    {false, false, true, false, false}};
         BOTH(t, i)
         {
             device *d = &t->d[i];
             d->op->norm_bwd(d, at(t, &dx, i, skip), with[k].accumulate, with[k].dgamma ? at(t, &dgamma, i, skip) : NULL,
                             with[k].dbeta ? at(t, &dbeta, i, skip) : NULL, at(t, &dy, i, skip), at(t, &x, i, skip),
-                            mean.p[i], rstd.p[i], at(t, &gamma, i, skip), N, C);
+                            mean.p[i], rstd.p[i], at(t, &gamma, i, skip),
+                            with[k].branch ? at(t, &branch, i, skip) : NULL,
+                            with[k].scaled ? at(t, &ls, i, skip) : NULL, N, C);
         }
-        printf("  %s%s%s\n", with[k].accumulate ? "accumulate" : "assign", with[k].dgamma ? ", dgamma" : "",
-               with[k].dbeta ? ", dbeta" : "");
+        printf("  %s%s%s%s\n", with[k].accumulate ? "accumulate" : "assign", with[k].dgamma ? ", dgamma" : "",
+               with[k].dbeta ? ", dbeta" : "", with[k].branch ? ", branch" : "");
         twin_compare(t, "norm_bwd dx", &dx, most);
+        if (!with[k].branch) continue;
+        twin_compare(t, "norm_bwd dbranch", &branch, most);
+        /* Of dx as it is stored, bit for bit what residual_bwd makes of it. */
+        device *d = &t->d[CUDA];
+        d->op->residual_bwd(d, at(t, &apart, CUDA, skip), at(t, &dx, CUDA, skip),
+                            with[k].scaled ? at(t, &ls, CUDA, skip) : NULL, N, C);
+        same_bits(t, &apart, &branch, skip);
     }
     twin_compare(t, "norm_bwd dgamma", &dgamma, 1e-10);
     twin_compare(t, "norm_bwd dbeta", &dbeta, 1e-11);
@@ -148,6 +166,27 @@ static void rests(twin *t, const shape *s, const tensor *x, const tensor *branch
     }
 }
 
+/* With what rounding leaves, too, one pass is bit for bit two. */
+static void rest_then_norm(twin *t, const shape *s, const tensor *branch, const dv *bias, const dv *ls,
+                           const op_norm *norm)
+{
+    device *d = &t->d[CUDA];
+    size_t N = s->N, C = s->C, skip = s->skip, n = skip + N * C;
+    tensor sum[2], rest[2], y[2];
+    for (int k = 0; k < 2; k++) {
+        sum[k] = tensor_ct(t, n, 40, 1), rest[k] = tensor_ct(t, n, 41, 2e-3f), y[k] = tensor_ct(t, n, 42, 1);
+        op_norm then = *norm;
+        then.y = at(t, &y[k], CUDA, skip);
+        op_cuda_residual_bias_fwd(d, at(t, &sum[k], CUDA, skip), at(t, &sum[k], CUDA, skip), at(t, branch, CUDA, skip),
+                                  bias, ls, at(t, &rest[k], CUDA, skip), k ? &then : NULL, N, C);
+        if (!k)
+            d->op->norm_fwd(d, then.y, NULL, NULL, at(t, &sum[k], CUDA, skip), then.gamma, then.beta, then.eps, N, C);
+    }
+    same_bits(t, &sum[0], &sum[1], skip);
+    same_bits(t, &rest[0], &rest[1], skip);
+    same_bits(t, &y[0], &y[1], skip);
+}
+
 static void residuals(twin *t, const shape *s)
 {
     size_t N = s->N, C = s->C, skip = s->skip, n = skip + N * C;
@@ -180,7 +219,8 @@ static void residuals(twin *t, const shape *s)
         if (biased) add_rows(at(t, &branch, CPU, skip), at(t, &bias, CPU, skip), N, C);
         cpu->op->residual_fwd(cpu, at(t, &place, CPU, skip), at(t, &x, CPU, skip), at(t, &branch, CPU, skip),
                               scale[CPU], NULL, N, C);
-        op_cuda_residual_bias_fwd(d, place_at, place_at, at(t, &branch, CUDA, skip), add, scale[CUDA], NULL, N, C);
+        op_cuda_residual_bias_fwd(d, place_at, place_at, at(t, &branch, CUDA, skip), add, scale[CUDA], NULL, NULL, N,
+                                  C);
         twin_compare(t, "residual_bias_fwd in place", &place, most);
 
         /* In one pass: of the sum as it is stored, bit for bit what two ops make of it. */
@@ -188,17 +228,16 @@ static void residuals(twin *t, const shape *s)
         d->op->copy(d, out.p[CUDA], x.p[CUDA], n * d->ct_bytes);
         cpu->op->norm_fwd(cpu, at(t, &y, CPU, skip), mean.p[CPU], rstd.p[CPU], at(t, &out, CPU, skip),
                           at(t, &gamma, CPU, skip), at(t, &beta, CPU, skip), 1e-6f, N, C);
-        op_cuda_residual_norm_fwd(d, out_at, y_at, mean.p[CUDA], rstd.p[CUDA], out_at, at(t, &branch, CUDA, skip), add,
-                                  scale[CUDA], at(t, &gamma, CUDA, skip), at(t, &beta, CUDA, skip), 1e-6f, N, C);
+        const op_norm then = {y_at, mean.p[CUDA], rstd.p[CUDA], at(t, &gamma, CUDA, skip), at(t, &beta, CUDA, skip),
+                              1e-6f};
+        op_cuda_residual_bias_fwd(d, out_at, out_at, at(t, &branch, CUDA, skip), add, scale[CUDA], NULL, &then, N, C);
         twin_compare(t, "residual_norm_fwd out", &out, most);
         twin_compare(t, "residual_norm_fwd y", &y, 2 * most);
         twin_compare(t, "residual_norm_fwd rstd", &rstd, most);
         op_cuda_norm_fwd(d, at(t, &plain, CUDA, skip), NULL, NULL, place_at, at(t, &gamma, CUDA, skip),
                          at(t, &beta, CUDA, skip), 1e-6f, N, C);
-        float *two = tensor_values(t, &plain, CUDA), *one = tensor_values(t, &y, CUDA);
-        assert_memory_equal(two + skip, one + skip, N * C * sizeof *two);
-        free(one);
-        free(two);
+        same_bits(t, &plain, &y, skip);
+        rest_then_norm(t, s, &branch, add, scale[CUDA], &then);
     }
 }
 

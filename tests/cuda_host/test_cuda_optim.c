@@ -150,11 +150,11 @@ static void add_kinds(world *w, bool weights_only)
 static const struct {
     const char *name;
     float clip;
-    bool skip_prototypes, skip_backbone;
-} steps[] = {{"all", 0, false, false},
-             {"clipped", 0.5f, false, false},
-             {"far from the clip", 1e6f, true, false},
-             {"head alone", 3, true, true}};
+    bool skip_prototypes, skip_backbone, average;
+} steps[] = {{"all", 0, false, false, true},
+             {"clipped", 0.5f, false, false, false},
+             {"far from the clip", 1e6f, true, false, true},
+             {"head alone", 3, true, true, true}};
 
 static void run_step(world *w, const adamw_step *s, tensor *square)
 {
@@ -163,7 +163,6 @@ static void run_step(world *w, const adamw_step *s, tensor *square)
         device *d = &w->t.d[i];
         d->op->grad_square(d, square->p[i], w->p[i], w->n, s);
         d->op->adamw(d, w->p[i], w->n, s, square->p[i]);
-        d->op->ema(d, w->p[i], w->n, 0.9f, square->p[i]);
     }
 }
 
@@ -177,6 +176,7 @@ static void training(void **state)
             s.head_lr = 3e-3f, s.t[ADAM_BACKBONE] = 3, s.t[ADAM_HEAD] = 5, s.t[ADAM_PROTOTYPES] = 2,
             s.clip = steps[k].clip;
             s.skip_prototypes = steps[k].skip_prototypes, s.skip_backbone = steps[k].skip_backbone;
+            s.average = steps[k].average, s.momentum = 0.9f;
             printf("  %s\n", steps[k].name);
             add_kinds(w, false);
             tensor square = tensor_f32(&w->t, 1, 9, 1);
@@ -194,7 +194,8 @@ static void not_finite(void **state)
     static const float bad[] = {INFINITY, NAN};
     for (size_t k = 0; k < 2; k++) {
         world *w = open_world(COMPUTE_BF16);
-        adamw_step s = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .lr = 1, .head_lr = 1, .t = {1, 1, 1}};
+        adamw_step s = {
+            .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .lr = 1, .head_lr = 1, .t = {1, 1, 1}, .average = true};
         add_kinds(w, false);
         tensor square = tensor_of(&w->t, TENSOR_F32, &bad[k], 1);
         float *before = tensor_values(&w->t, &w->made[0].master, CUDA);
@@ -208,7 +209,7 @@ static void not_finite(void **state)
     }
 }
 
-/* After a load: live copies of what has no gradients; and the teacher's average. */
+/* After a load: live copies of what has no gradients; and the teacher's average, where nothing trains. */
 static void weights_only(void **state)
 {
     (void)state;
@@ -217,7 +218,10 @@ static void weights_only(void **state)
         add_kinds(w, true);
         BOTH(t, i) w->t.d[i].op->refresh(&w->t.d[i], w->p[i], w->n);
         same(w, true);
-        BOTH(t, i) w->t.d[i].op->ema(&w->t.d[i], w->p[i], w->n, 0.75f, NULL);
+        adamw_step s = {.skip_prototypes = true, .skip_backbone = true, .average = true, .momentum = 0.75f};
+        tensor square = tensor_of(&w->t, TENSOR_F32, &(float){0}, 1);
+        for (size_t k = 0; k < w->n; k++) BOTH(t, i) w->p[i][k].head = false;
+        BOTH(t, i) w->t.d[i].op->adamw(&w->t.d[i], w->p[i], w->n, &s, square.p[i]);
         same(w, true);
         close_world(w);
     }
@@ -229,11 +233,11 @@ static void tiny(void **state)
     (void)state;
     world *w = open_world(COMPUTE_BF16);
     adamw_step s = {.beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.1f, .lr = 0.1f, .t = {1, 1, 1}};
-    s.clip = 0.1f;
+    s.clip = 0.1f, s.average = true, s.momentum = 0.5f;
     tensor grads = tensor_f32(&w->t, 128 * 8, 1, 1), masters = tensor_f32(&w->t, 128 * 8, 2, 1);
     tensor ms = tensor_f32(&w->t, 128 * 8, 3, 0), vs = tensor_f32(&w->t, 128 * 8, 4, 0);
     tensor live = tensor_ct(&w->t, 128 * 8, 5, 1), square = tensor_f32(&w->t, 1, 6, 1);
-    tensor live_teacher = tensor_ct(&w->t, 128 * 8, 7, 1);
+    tensor live_teacher = tensor_ct(&w->t, 128 * 8, 7, 1), teachers = tensor_f32(&w->t, 128 * 8, 8, 1);
     BOTH(t, i)
     {
         device *d = &w->t.d[i];
@@ -245,22 +249,19 @@ static void tiny(void **state)
             w->p[i][k].m = dv_at(ms.p[i], bytes);
             w->p[i][k].v = dv_at(vs.p[i], bytes);
             w->p[i][k].live = dv_at(live.p[i], at * d->ct_bytes);
+            w->p[i][k].teacher = dv_at(teachers.p[i], bytes);
+            w->p[i][k].live_teacher = dv_at(live_teacher.p[i], at * d->ct_bytes);
         }
         d->op->grad_square(d, square.p[i], w->p[i], 128, &s);
         d->op->adamw(d, w->p[i], 128, &s, square.p[i]);
-        for (size_t k = 0; k < 128; k++) { /* moments are no longer wanted: their places are the teacher's */
-            size_t at = 8 * k + k % 5;
-            w->p[i][k].teacher = w->p[i][k].m;
-            w->p[i][k].live_teacher = dv_at(live_teacher.p[i], at * d->ct_bytes);
-        }
-        d->op->ema(d, w->p[i], 128, 0.5f, NULL);
         d->op->refresh(d, w->p[i], 128);
         w->p[i][0].teacher = NULL; /* a list is full at a student's live copy now */
         d->op->refresh(d, w->p[i], 128);
     }
     twin_compare(&w->t, "grad_square", &square, 1e-12);
     twin_compare(&w->t, "masters", &masters, 1e-12);
-    twin_compare(&w->t, "teachers", &ms, 1e-12);
+    twin_compare(&w->t, "m", &ms, 1e-12);
+    twin_compare(&w->t, "teachers", &teachers, 1e-12);
     twin_compare(&w->t, "live teachers", &live_teacher, twin_rounding(&w->t));
     twin_compare(&w->t, "v", &vs, 1e-12);
     twin_compare(&w->t, "live", &live, twin_rounding(&w->t));

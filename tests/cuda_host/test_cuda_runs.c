@@ -7,6 +7,7 @@
 #include "base/csv.h"
 #include "model/cuda/op_cuda.h"
 #include "tests/adapt/world.h"
+#include "tests/cuda_host/emu_fail.h"
 
 #define SHAPE "dim=64,depth=2,heads=2,patch=8,grid=4"
 enum { CPU, CUDA, SIDES };
@@ -108,6 +109,52 @@ static void test_adapt_squares_accumulate(void **state)
     adapts(*state, "adapt from squares, two micro-batches", true, 2);
 }
 
+/* Frames that stay on the GPU go up once; what comes of them is the same, whether all stay, some or none. */
+static void test_frames_stay(void **state)
+{
+    enum { ROOMS = 3, EPOCHS = 3, MOST = 256, FRAME = 32 * 32 * 2 };
+    static const size_t room[ROOMS] = {0, 9 * FRAME, 1 << 20};
+    two *t = *state;
+    for (int squares = 0; squares < 2; squares++) {
+        double loss[ROOMS][MOST];
+        size_t n[ROOMS], up[ROOMS];
+        for (int i = 0; i < ROOMS; i++) {
+            err e = {0};
+            char dir[FILE_PATH_MAX], run[64];
+            ssl_result r;
+            ssl_options o = world_ssl(METHOD_APLA);
+            o.epochs = EPOCHS;
+            o.head_warmup_epochs = 0;
+            o.evaluate_epochs = EPOCHS;
+            o.locals = 1;
+            o.crop_from = squares ? 20 : 0;
+            o.view.batch = 8;
+            o.peft = (peft_spec){.method = METHOD_APLA};
+            o.frame_room = room[i];
+            snprintf(run, sizeof run, "stay-%d-%d", squares, i);
+            world_path(t->w, run, "", dir);
+            vit *m = world_vit_on(t->d[CUDA], SHAPE);
+            size_t before = emu_counted().up;
+            ASSERT_OK(ssl_adapt(m, &t->w->c, &o, dir, &r, &e));
+            up[i] = emu_counted().up - before;
+            vit_close(m);
+            n[i] = numbers(t->w, run, "loss", loss[i], MOST);
+        }
+        printf("  %s: %zu, %zu and %zu bytes up\n", squares ? "squares" : "frames", up[0], up[1], up[2]);
+        assert_true(n[0] >= 2);
+        for (int i = 1; i < ROOMS; i++) {
+            assert_int_equal(n[i], n[0]);
+            assert_memory_equal(loss[i], loss[0], n[0] * sizeof *loss[0]);
+        }
+        assert_true(up[1] < up[0]);
+        assert_true(up[2] < up[1]);
+        size_t frames = 0, each = squares ? 3 * 20 * 20 : FRAME;
+        for (size_t i = 0; i < t->w->c.n_frames; i++) frames += t->w->c.part[i] == SPLIT_TRAIN;
+        /* No frame goes up again, but those of batches that were under way. */
+        assert_true(up[0] - up[2] >= (EPOCHS - 1) * (frames - 3) * each - 2 * 4 * each);
+    }
+}
+
 static void finetunes(two *t, const char *name, float mixup)
 {
     static const char *side[SIDES] = {"cpu", "cuda"};
@@ -131,6 +178,7 @@ static void finetunes(two *t, const char *name, float mixup)
         o.warmup_steps = 2;
         o.patience = 0;
         o.mixup = mixup;
+        o.frame_room = 1 << 20;
         o.view = (view_options){.size = 32, .share = 1, .batch = 8};
         snprintf(info.backbone_random, sizeof info.backbone_random, "%s seed=5", SHAPE);
         info.labels = calloc((size_t)c->n_labels, sizeof *info.labels);
@@ -176,6 +224,6 @@ static void test_finetune(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_adapt), cmocka_unit_test(test_adapt_squares_accumulate),
-                                       cmocka_unit_test(test_finetune)};
+                                       cmocka_unit_test(test_frames_stay), cmocka_unit_test(test_finetune)};
     return cmocka_run_group_tests(tests, open_two, close_two);
 }

@@ -4,6 +4,7 @@
 #include "adapt/ssl_step.h"
 #include "model/op_count.h"
 #include "preprocess/sampler.h"
+#include "tests/cuda_host/emu_fail.h"
 #include "tests/cuda_host/twin.h"
 
 enum { SIDES = TWINS + 1, COUNT = TWINS }; /* CPU, CUDA, the device that counts for it */
@@ -135,7 +136,8 @@ static void gradients(side *x, const step_case *c, int number)
     assert_int_equal(window_parse("0/1000", &norm.window, NULL), ERR_OK);
     for (size_t i = 0; i < c->accumulate; i++) {
         ssl_step_in in = {.globals = globals, .locals = locals, .mask = mask, .teacher_temp = 0.05f};
-        ssl_step_crops crops = {{jobs, CROPS, NULL, FRAMES_THERE}, &norm};
+        const crop_frame there = {.bytes = FRAMES_THERE};
+        ssl_step_crops crops = {{jobs, CROPS, &there, 1, NULL, FRAMES_THERE, NULL}, &norm};
         fill(globals, sizeof globals / sizeof *globals, (uint64_t)number * 10 + 2 * i + 1);
         fill(locals, sizeof locals / sizeof *locals, (uint64_t)number * 10 + 2 * i + 2);
         if (number == NOT_FINITE) globals[7] = NAN;
@@ -349,6 +351,39 @@ static void read_late(void **state)
     }
 }
 
+/* Once it runs as graphs, a step takes no memory and waits for nothing, its update neither. */
+static void no_waits(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CASES; i++) {
+        const step_case *c = &cases[i];
+        side x;
+        ssl_step_out out;
+        err e = {0};
+        open_side(&x, CUDA, c, true);
+        open_step(&x, c);
+        for (int n = 0; n < 2 * STEPS + 2; n++) {
+            ssl_step_update_in u = update_of(n);
+            emu_counts before = emu_counted();
+            gradients(&x, c, n);
+            emu_counts asked = emu_counted();
+            ASSERT_OK(ssl_step_ask(&x.s, &u, &e));
+            emu_counts after = emu_counted();
+            if (n >= 2 * STEPS) {
+                assert_int_equal(asked.memory, before.memory);
+                assert_int_equal(asked.waits, before.waits);
+                assert_int_equal(after.memory, asked.memory);
+                assert_true(after.waits - asked.waits <= 1); /* a send's, for the one before */
+            }
+            if (n) ASSERT_OK(ssl_step_read(&x.s, &out, &e));
+        }
+        ASSERT_OK(ssl_step_read(&x.s, &out, &e));
+        printf("  %s: graphs made %zu\n", c->what, op_cuda_graph_made(&x.d));
+        ssl_step_close(&x.s);
+        close_side(&x);
+    }
+}
+
 /* A classifier on the class token, trained with the backbone. */
 typedef struct {
     vit_pass pass;
@@ -486,6 +521,6 @@ static void tuning_steps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(ssl_steps), cmocka_unit_test(read_late),
-                                       cmocka_unit_test(tuning_steps)};
+                                       cmocka_unit_test(no_waits), cmocka_unit_test(tuning_steps)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,7 @@
 #endif
 #include "model/op_cpu.h"
 
-enum { CPU, CUDA, TWINS, TENSORS_MOST = 256 };
+enum { CPU, CUDA, TWINS, TENSORS_MOST = 512 };
 
 typedef enum { TENSOR_CT, TENSOR_F32, TENSOR_BYTES } tensor_kind;
 

@@ -155,6 +155,12 @@ static inline double at(const device *d, const values *t, size_t i)
     return x;
 }
 
+/* Two that were made in two ways. */
+static inline void same_bits(const device *d, const values *a, const values *b)
+{
+    assert_memory_equal(a->p, b->p, a->n * (a->f32 ? sizeof(float) : d->ct_bytes));
+}
+
 /* As expect, with the NMSE allowed. */
 static void expect_within(device *d, const char *what, const values *t, const double *want, double bound)
 {

@@ -39,6 +39,20 @@ static void products(double *y, const double *x, const double *w, const double *
         }
 }
 
+/* A layer's sum and its LayerNorm asked for at once are what they are one after the other. */
+static void norm_after(device *dev, linear_w *l, const values *x, const values *ls, bool with)
+{
+    device d = *dev;
+    size_t O = l->out, N = x->n / l->in;
+    values sum = ct_noise(&d, N * O, 1), branch = ct_full(&d, N * O, 9), gamma = f32_noise(&d, O, 1, 0);
+    values mean = f32_noise(&d, N, 1, 0), rstd = f32_noise(&d, N, 1, 0), y = ct_full(&d, N * O, 9);
+    values again = ct_full(&d, N * O, 8);
+    const op_norm then = {y.p, mean.p, rstd.p, gamma.p, gamma.p, 1e-6f};
+    d.op->linear_residual_fwd(&d, sum.p, sum.p, x->p, l, with ? ls->p : NULL, branch.p, NULL, &then, N);
+    d.op->norm_fwd(&d, again.p, NULL, NULL, sum.p, gamma.p, gamma.p, 1e-6f, N, O);
+    same_bits(&d, &again, &y);
+}
+
 static void forward(void **state)
 {
     (void)state;
@@ -65,14 +79,15 @@ static void forward(void **state)
         d.op->linear_gelu_fwd(&d, y.p, NULL, x.p, &l, s->N);
         expect(&d, "GELU alone", &y, want);
         for (size_t i = 0; i < out; i++) want[i] = res.v[i] + (with ? ls.v[i % s->O] : 1) * sum[i];
-        d.op->linear_residual_fwd(&d, y.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, NULL, s->N);
+        d.op->linear_residual_fwd(&d, y.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, NULL, NULL, s->N);
         expect(&d, "residual", &y, want);
-        d.op->linear_residual_fwd(&d, res.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, NULL, s->N);
+        d.op->linear_residual_fwd(&d, res.p, res.p, x.p, &l, with ? ls.p : NULL, branch.p, NULL, NULL, s->N);
         expect(&d, "residual in place", &res, want);
         values all = ct_noise(&d, out, 1), rest = ct_noise(&d, out, 2e-3);
         for (size_t i = 0; i < out; i++) want[i] = all.v[i] + rest.v[i] + (with ? ls.v[i % s->O] : 1) * sum[i];
-        d.op->linear_residual_fwd(&d, all.p, all.p, x.p, &l, with ? ls.p : NULL, branch.p, rest.p, s->N);
+        d.op->linear_residual_fwd(&d, all.p, all.p, x.p, &l, with ? ls.p : NULL, branch.p, rest.p, NULL, s->N);
         expect(&d, "residual with a rest", &all, want);
+        norm_after(&d, &l, &x, &ls, with);
         bool on_sums = op_cpu_fma_of(&d) || op_cpu_linear_amx_fits(&d, s->I, s->O); /* else of a rounded branch */
         expect_sum(&d, "and its rest", &all, &rest, want, on_sums ? 1e-10 : 8e-6);
         d.op->linear_release(&d, &l);

@@ -179,6 +179,7 @@ static void norm(void **state)
         values y = ct_full(&d, N * C, 9), mean = f32_full(&d, N, 9), rstd = f32_full(&d, N, 9);
         values dy = ct_noise(&d, N * C, 1), dx = ct_noise(&d, N * C, 1), again = ct_full(&d, N * C, 9);
         values dgamma = f32_full(&d, C, 2), dbeta = f32_full(&d, C, 2), only = ct_full(&d, N * C, 9);
+        values branch = ct_full(&d, N * C, 9), apart = ct_full(&d, N * C, 8);
         double *want = doubles(N * C), *w_mean = doubles(N), *w_rstd = doubles(N), *w_dx = doubles(N * C);
         double *w_sum = doubles(N * C), *w_gamma = doubles(C), *w_beta = doubles(C), *scratch = doubles(C);
         for (size_t c = 0; c < C; c++) w_gamma[c] = w_beta[c] = 2;
@@ -200,12 +201,14 @@ static void norm(void **state)
         expect(&d, "again", &again, want);
         d.op->norm_fwd(&d, y.p, NULL, NULL, x.p, gamma.p, beta.p, (float)eps, N, C);
         expect(&d, "inference", &y, want);
-        d.op->norm_bwd(&d, dx.p, true, dgamma.p, dbeta.p, dy.p, x.p, mean.p, rstd.p, gamma.p, N, C);
+        d.op->norm_bwd(&d, dx.p, true, dgamma.p, dbeta.p, dy.p, x.p, mean.p, rstd.p, gamma.p, branch.p, beta.p, N, C);
+        d.op->residual_bwd(&d, apart.p, dx.p, beta.p, N, C); /* a LayerScale of these numbers */
+        same_bits(&d, &apart, &branch);
         /* one channel: x - mean is rounding, and rstd is 1000 */
         expect_within(&d, "dx +=", &dx, w_sum, d.ct == COMPUTE_BF16 ? 8e-6 : C > 1 ? 1e-10 : 1e-7);
         expect_within(&d, "dgamma", &dgamma, w_gamma, 1e-10);
         expect(&d, "dbeta", &dbeta, w_beta);
-        d.op->norm_bwd(&d, only.p, false, NULL, NULL, dy.p, x.p, mean.p, rstd.p, gamma.p, N, C);
+        d.op->norm_bwd(&d, only.p, false, NULL, NULL, dy.p, x.p, mean.p, rstd.p, gamma.p, NULL, NULL, N, C);
         if (C > 1) expect_within(&d, "dx =", &only, w_dx, d.ct == COMPUTE_BF16 ? 8e-6 : 1e-10);
         end_case(&d);
     }

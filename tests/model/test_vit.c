@@ -235,7 +235,11 @@ static void teacher_has_its_own(void **state)
         assert_memory_equal(before, teacher, n * sizeof *before);
         assert_true(worst_ratio(student, before, n) > 0.01);
         free(teacher);
-        d.op->ema(&d, ps.p, ps.n, 0, NULL);
+        adamw_step follow = {.skip_backbone = true, .average = true};
+        dv *none;
+        ASSERT_OK(d.op->alloc(&d, sizeof(float), &none, &e));
+        d.op->adamw(&d, ps.p, ps.n, &follow, none);
+        d.op->free(&d, none);
         teacher = forward(m, VIT_TEACHER, &k, NULL, true);
         assert_memory_equal(student, teacher, n * sizeof *before);
         if (spec.method == METHOD_LORA || spec.method == METHOD_BITFIT || spec.method == METHOD_VPT) shares_all(m);
