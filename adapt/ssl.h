@@ -56,7 +56,12 @@ typedef struct {
 /* Trains into run_dir (made): config is the caller's; here metrics.jsonl, checkpoint.safetensors (resume),
  * best-<step>.safetensors (the best teacher's state), and at the end adapter.safetensors (its trainable weights: the
  * stage's product) and result.json, written last: where it exists nothing is done (already_done). Frames of test and
- * validation patients are left out. stop.h: checkpoints and returns ERR_INTERRUPTED. */
+ * validation patients are left out. stop.h: checkpoints and returns ERR_INTERRUPTED.
+ *
+ * An update whose gradient is not finite changes nothing. Three in a row, or a teacher whose rank has fallen
+ * (collapse_rank), bring the best state back (weights, teacher, moments with their counts, centres) and halve the
+ * rates; what is drawn goes on. After two such returns a third fall ends the run with the best so far, and gradients
+ * that are still not finite with ERR_NUMERIC: its checkpoint stays, to go on from. */
 err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e);
 
 #endif
