@@ -1,7 +1,7 @@
-/* Whole steps of self-supervised adaptation against PyTorch in double precision (tests/golden/make_ssa_variants.py):
- * loss terms, entropies, every gradient, weights, teacher and centres after the first step, and the loss terms of ten
- * steps; full training and APLA of all rows and of some, softmax centring and Sinkhorn-Knopp, one head and two. Errors
- * are the largest difference over the tensor's largest value. */
+/* Whole steps of self-supervised adaptation against PyTorch in double precision (tests/golden/make_ssa.py): loss terms,
+ * entropies, every gradient, weights, teacher and centres after the first step, and the loss terms of ten steps; every
+ * method, softmax centring and Sinkhorn-Knopp, one head and two. Errors are the largest difference over the tensor's
+ * largest value. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,11 +40,17 @@ enum {
     KEPT = 24
 };
 
-/* One golden run. file: with whole tensors; or NULL: case_name's, some values of each tensor (all_cases below). */
+/* inputs: the golden file that has what a run of the method starts from. */
 typedef struct {
-    const char *case_name, *file;
-    peft_method method;
-    int rows;
+    const char *name, *inputs;
+    peft_spec peft;
+    bool whole, softmax; /* whole tensors are there; so is softmax centring among the variants */
+} golden_method;
+
+/* One golden run. whole: against the whole tensors of the method's file, else against some values of each. */
+typedef struct {
+    const golden_method *method;
+    bool whole;
     ssl_centering centering;
     bool separate_heads;
 } golden_case;
@@ -60,7 +66,7 @@ typedef struct {
     device d;
     vit *m;
     safetensors golden, inputs; /* what is expected; what a run starts from, of every tensor */
-    const char *under;          /* before the names of what is expected */
+    char under[64];             /* before the names of what is expected */
     param_set ps;
     ssl_step s;
     hyper h;
@@ -98,7 +104,7 @@ static float *values(const safetensors *s, const char *prefix, const char *name,
 /* What is expected under the run's name. */
 static const tensor *expected(const run *r, const char *prefix, const char *name)
 {
-    char full[160];
+    char full[224];
     snprintf(full, sizeof full, "%s%s%s", r->under, prefix, name);
     return safetensors_find(&r->golden, full);
 }
@@ -160,6 +166,11 @@ static void upload(run *r, dv *to, const char *prefix, const char *name, size_t 
     free(x);
 }
 
+static bool has(const run *r, const char *prefix, const char *name)
+{
+    return find(&r->inputs, prefix, name) || find(&r->golden, prefix, name);
+}
+
 /* Golden weights, of the trained rows; the second head's are in the file of all cases. */
 static void upload_param(run *r, const param *p, dv *to, const char *prefix)
 {
@@ -188,9 +199,11 @@ static void open_batches(run *r, const golden_case *c, compute_type ct, size_t r
     ASSERT_OK(device_open_cpu(&r->d, 2, ct, &e));
     snprintf(path, sizeof path, "%s/golden/ssa.safetensors", TESTS_DIR);
     ASSERT_OK(vit_open(&r->m, &r->d, &(vit_source){.path = path, .heads = 3}, &e));
-    open_golden(&r->inputs, "ssa_full");
-    open_golden(&r->golden, c->file ? c->file : "ssa_variants");
-    r->under = c->file ? "" : c->case_name;
+    open_golden(&r->inputs, c->method->inputs);
+    open_golden(&r->golden, c->whole ? c->method->inputs : "ssa_variants");
+    if (!c->whole)
+        snprintf(r->under, sizeof r->under, "%s-%s-%s/", c->method->name,
+                 c->centering == SSL_SINKHORN ? "sinkhorn" : "softmax", c->separate_heads ? "separate" : "shared");
     float *h = values(&r->inputs, "", "hyper", sizeof r->h / sizeof *h);
     memcpy(&r->h, h, sizeof r->h);
     free(h);
@@ -202,7 +215,9 @@ static void open_batches(run *r, const golden_case *c, compute_type ct, size_t r
     size_t masked = 0;
     for (size_t i = 0; i < mask->count; i++) masked += r->mask[i];
 
-    peft_spec peft = {.method = c->method, .rows = c->rows, .seed = 1, .teacher = true};
+    peft_spec peft = c->method->peft;
+    peft.seed = 1;
+    peft.teacher = true;
     ASSERT_OK(vit_train(r->m, &peft, &r->ps, &e));
     ssl_step_config k = {
         .batch = batch,
@@ -226,7 +241,7 @@ static void open_batches(run *r, const golden_case *c, compute_type ct, size_t r
     ASSERT_OK(ssl_step_open(&r->s, r->m, &r->ps, &k, &e));
     for (size_t i = 0; i < r->ps.n; i++) {
         const param *p = &r->ps.p[i];
-        if (p->head) upload_param(r, p, p->master, "student.");
+        if (has(r, "student.", p->name)) upload_param(r, p, p->master, "student.");
         upload_param(r, p, p->teacher, "teacher.");
     }
     upload(r, r->s.group[0].center, "center.", "class", PROTOTYPES);
@@ -288,7 +303,7 @@ static void golden_steps(const golden_case *c, const bounds *b, size_t rows_at_o
     open_run(&r, c, b->ct, rows_at_once);
     float *history = values_of(expected(&r, "", "history"), "history");
     float *entropy = values_of(expected(&r, "", "entropy"), "entropy");
-    print_message("%s%s %s\n", c->case_name, c->file ? ": whole tensors" : "", b->ct == COMPUTE_F32 ? "fp32" : "bf16");
+    print_message("%s %s\n", c->whole ? c->method->inputs : r.under, b->ct == COMPUTE_F32 ? "fp32" : "bf16");
 
     gradients(&r, &out);
     double error = term_error(&out, history);
@@ -336,25 +351,39 @@ static void golden_steps(const golden_case *c, const bounds *b, size_t rows_at_o
 static const bounds fp32_bounds = {COMPUTE_F32, 1e-5, 2e-5, 1e-5, 1e-5, 1e-4};
 static const bounds bf16_bounds = {COMPUTE_BF16, 5e-2, 0.15, 2e-2, 2e-2, 0.3};
 
-/* make_ssa_variants.py's CASES; new methods are new rows. */
-static const golden_case whole[] = {{"apla", "ssa_apla", METHOD_APLA, 0, SSL_SOFTMAX, false},
-                                    {"full", "ssa_full", METHOD_FULL, 0, SSL_SOFTMAX, false}};
-#define CASES_OF(name, method, rows)                                                                                   \
-    {name "-softmax-shared/", NULL, method, rows, SSL_SOFTMAX, false},                                                 \
-        {name "-softmax-separate/", NULL, method, rows, SSL_SOFTMAX, true},                                            \
-        {name "-sinkhorn-shared/", NULL, method, rows, SSL_SINKHORN, false},                                           \
-    {                                                                                                                  \
-        name "-sinkhorn-separate/", NULL, method, rows, SSL_SINKHORN, true                                             \
+/* make_ssa.py's METHODS; its CASES are every_case's. */
+enum { APLA, APLA5, FULL };
+static const golden_method methods[] = {
+    {"apla", "ssa_apla", {.method = METHOD_APLA}, true, true},
+    {"apla5", "ssa_apla", {.method = METHOD_APLA, .rows = 5}, false, true},
+    {"full", "ssa_full", {.method = METHOD_FULL}, true, true},
+    {"lora", "ssa_lora", {.method = METHOD_LORA, .rank = 4, .alpha = 6, .targets = PEFT_Q | PEFT_V}, true, false},
+    {"bitfit", "ssa_bitfit", {.method = METHOD_BITFIT}, true, false},
+    {"vpt", "ssa_vpt", {.method = METHOD_VPT, .prompts = 3}, true, false},
+    {"vpt_deep", "ssa_vpt_deep", {.method = METHOD_VPT, .prompts = 3, .deep = true}, true, false},
+    {"linear", "ssa_linear", {.method = METHOD_LINEAR}, true, false},
+};
+static const golden_case apla = {&methods[APLA], true, SSL_SOFTMAX, false},
+                         apla_separate = {&methods[APLA], false, SSL_SOFTMAX, true},
+                         apla_sinkhorn = {&methods[APLA], false, SSL_SINKHORN, true},
+                         apla5 = {&methods[APLA5], false, SSL_SOFTMAX, false},
+                         full = {&methods[FULL], true, SSL_SOFTMAX, false};
+
+static void every_case(const bounds *b)
+{
+    for (const golden_method *m = methods; m < methods + sizeof methods / sizeof *methods; m++) {
+        if (m->whole) golden_steps(&(golden_case){m, true, SSL_SOFTMAX, false}, b, 0);
+        for (int two = 0; two < 2; two++) {
+            if (m->softmax) golden_steps(&(golden_case){m, false, SSL_SOFTMAX, two}, b, 0);
+            golden_steps(&(golden_case){m, false, SSL_SINKHORN, two}, b, 0);
+        }
     }
-static const golden_case all_cases[] = {CASES_OF("apla", METHOD_APLA, 0), CASES_OF("apla5", METHOD_APLA, 5),
-                                        CASES_OF("full", METHOD_FULL, 0)};
-enum { WHOLE = sizeof whole / sizeof *whole, CASES = sizeof all_cases / sizeof *all_cases };
+}
 
 static void fp32(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < WHOLE; i++) golden_steps(&whole[i], &fp32_bounds, 0);
-    for (size_t i = 0; i < CASES; i++) golden_steps(&all_cases[i], &fp32_bounds, 0);
+    every_case(&fp32_bounds);
 }
 
 /* Logits a few rows at a time: fewer than the class tokens' targets (6), than the rows of a group, and one. */
@@ -364,8 +393,8 @@ static void fp32_in_pieces(void **state)
     static const size_t rows[] = {7, 4, 1};
     for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
         print_message("%zu rows at once\n", rows[k]);
-        golden_steps(&whole[1], &fp32_bounds, rows[k]);
-        golden_steps(&all_cases[3], &fp32_bounds, rows[k]);
+        golden_steps(&full, &fp32_bounds, rows[k]);
+        golden_steps(&apla_sinkhorn, &fp32_bounds, rows[k]);
     }
 }
 
@@ -379,17 +408,16 @@ static void bf16(void **state)
         return;
     }
     device_close(&d);
-    for (size_t i = 0; i < WHOLE; i++) golden_steps(&whole[i], &bf16_bounds, 0);
-    for (size_t i = 0; i < CASES; i++) golden_steps(&all_cases[i], &bf16_bounds, 0);
+    every_case(&bf16_bounds);
 }
 
-/* The rows that make_ssa_variants.py has are those that are drawn here. */
+/* The rows that make_ssa.py has are those that are drawn here. */
 static void rows_are_the_golden_ones(void **state)
 {
     (void)state;
     run r;
     static const int32_t golden_rows[2][5] = {{4, 6, 7, 18, 20}, {2, 7, 13, 19, 23}};
-    open_run(&r, &all_cases[4], COMPUTE_F32, 0);
+    open_run(&r, &apla5, COMPUTE_F32, 0);
     for (int block = 0; block < 2; block++) {
         char name[64];
         snprintf(name, sizeof name, "blocks.%d.attn.proj.weight", block);
@@ -452,8 +480,8 @@ static void accumulation(void **state)
     run a, b;
     ssl_step_out x = {0}, y = {0};
     err e = {0};
-    open_batches(&a, &all_cases[1], COMPUTE_F32, 0, BATCH);
-    open_batches(&b, &all_cases[1], COMPUTE_F32, 0, 1);
+    open_batches(&a, &apla_separate, COMPUTE_F32, 0, BATCH);
+    open_batches(&b, &apla_separate, COMPUTE_F32, 0, 1);
     a.s.config.koleo = b.s.config.koleo = 0;
     assert_int_equal(ssl_step_update(&b.s, &(ssl_step_update_in){.momentum = 1}, &y, &e), ERR_INTERNAL);
     for (int t = 1; t <= 2; t++) {
@@ -486,7 +514,7 @@ static void head_only(void **state)
     run r;
     ssl_step_out out;
     err e = {0};
-    open_run(&r, &whole[0], COMPUTE_F32, 0);
+    open_run(&r, &apla, COMPUTE_F32, 0);
     ssl_step_in in = {
         .globals = r.globals, .locals = r.locals, .mask = r.mask, .teacher_temp = r.h.teacher_temp, .head_only = true};
     ASSERT_OK(ssl_step_gradients(&r.s, &in, &out, &e));
