@@ -281,22 +281,26 @@ static err_code fits_gpu(const plan *p, const device *d, const char *stage, err 
 
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e)
 {
-    /* Of a limited address space threads take more than memory: a stack and a heap each. */
-    enum { SPACE = 256 << 20, SPACE_THREAD = 16 << 20 };
     bool gpu = device_is_cuda(d);
     size_t all = gpu ? p->host : p->total, held = gpu ? 0 : d->bytes;
-    size_t need = all - (held < all ? held : all) + PLAN_CONSTANT;
     if (gpu) TRY(fits_gpu(p, d, stage, e));
-    size_t space = headroom_address_space(), apart = SPACE + (size_t)d->threads * SPACE_THREAD;
+    return plan_room(all - (held < all ? held : all), d->threads, stage, PLAN_ADVICE, e);
+}
+
+err_code plan_room(size_t bytes, int threads, const char *what, const char *advice, err *e)
+{
+    /* Of a limited address space threads take more than memory: a stack and a heap each. */
+    enum { SPACE = 256 << 20, SPACE_THREAD = 16 << 20 };
+    size_t need = bytes + PLAN_CONSTANT;
+    size_t space = headroom_address_space(), apart = SPACE + (size_t)threads * SPACE_THREAD;
     headroom h = headroom_get();
     if (space != SIZE_MAX && need + apart > space) {
         need += apart;
         h = (headroom){space, "the address space (ulimit -v)"};
     }
     if (need > h.bytes)
-        FAIL(e, NOMEM,
-             "%s needs %zu MiB more, %zu MiB are left of %s (radapt plan): a smaller batch, --recompute block", stage,
-             need >> 20, h.bytes >> 20, h.of);
+        FAIL(e, NOMEM, "%s needs %zu MiB more, %zu MiB are left of %s%s", what, need >> 20, h.bytes >> 20, h.of,
+             advice);
     return ERR_OK;
 }
 

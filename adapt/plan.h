@@ -17,6 +17,7 @@
 #include "model/cuda/op_cuda_bytes.h"
 
 enum { PLAN_CONSTANT = 64 << 20, PLAN_CUDA_CONSTANT = OP_CUDA_CONTEXT_BYTES, PLAN_CUDA_SPARE = 512 << 20 };
+#define PLAN_ADVICE " (radapt plan): a smaller batch, --recompute block"
 
 typedef enum {
     PLAN_WEIGHTS,     /* live weights, in the compute type; vectors and biases f32 */
@@ -58,6 +59,8 @@ err_code plan_shape(vit **m, device *d, const vit *of, err *e);
 /* ERR_NOMEM where the stage would take more than this process may have (base/headroom.h), or more than its GPU has
  * left. d: the stage's device: what it holds is part of the plan. */
 err_code plan_fits(const plan *p, const device *d, const char *stage, err *e);
+/* The same of `bytes` of this machine's memory, of which this process holds nothing yet. advice: ends the message. */
+err_code plan_room(size_t bytes, int threads, const char *what, const char *advice, err *e);
 /* Bytes that the stage leaves of a GPU's memory, less PLAN_CUDA_SPARE for what cudaMalloc cannot use of it and for
  * other programs: frames may stay there. 0 on a CPU. */
 size_t plan_left(const plan *p, const device *d);

@@ -29,6 +29,7 @@ err_code cmd_inspect(const options *o, int *status, err *e);
 err_code cmd_phantom(const options *o, int *status, err *e);
 
 /* Defaults that the stage's own code holds (recipes), written into the options that the user left open. */
+err_code cmd_plan_defaults(options *o, err *e);
 err_code cmd_adapt_defaults(options *o, err *e);
 err_code cmd_finetune_defaults(options *o, err *e);
 err_code cmd_run_defaults(options *o, err *e);

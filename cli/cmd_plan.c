@@ -2,10 +2,12 @@
  * file's header is read, and no model is made (adapt/plan.h); two random blocks of its shape tell this machine's rate.
  */
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "adapt/plan.h"
 #include "base/progress.h"
+#include "cli/binding.h"
 #include "cli/cmd.h"
 #include "cli/method.h"
 #include "cli/recompute.h"
@@ -18,10 +20,33 @@ typedef struct {
     vit_config shape;
     int threads;
     size_t recompute; /* blocks */
+    bool unsettled;   /* as if none: which GPU's memory it should go by is not known */
     plan p;
+    err refused;   /* why the stage would not start on this machine; no code: it would */
+    err untimed;   /* why the rate was not measured */
     double gflops; /* 0: not known */
     bool given;
 } planned;
+
+/* What cmd_adapt.c's options of the same names say. */
+#define AT(field) offsetof(ssl_options, field)
+static const binding fields[] = {
+    {"plan.crop-from", BINDING_INT, AT(crop_from), 1},
+    {"plan.separate-heads", BINDING_FLAG, AT(separate_heads), 1},
+    {"plan.data-init", BINDING_FLAG, AT(data_init), 1},
+    {"plan.ibot", BINDING_FLOAT, AT(ibot), 1},
+    {"plan.mask-probability", BINDING_FLOAT, AT(mask_probability), 1},
+    {"plan.mask-ratio", BINDING_FLOATS, AT(mask_ratio), 2},
+};
+#undef AT
+enum { FIELDS = sizeof fields / sizeof *fields };
+
+err_code cmd_plan_defaults(options *o, err *e)
+{
+    ssl_options so;
+    TRY(ssl_recipe(options_text(o, "plan.recipe"), METHOD_APLA, &so, e));
+    return binding_show(o, fields, FIELDS, &so, e);
+}
 
 static compute_type compute_of(const options *o)
 {
@@ -45,6 +70,7 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
     TRY(ssl_recipe(options_text(o, "plan.recipe"), peft.method, &so, e));
     so.peft = peft;
     so.recompute = k->recompute;
+    binding_take(o, fields, FIELDS, &so);
     take_int(o, "plan.batch", 0, &so.batch);
     take_int(o, "plan.locals", -1, &so.locals);
     take_int(o, "plan.global-size", 0, &so.global_size);
@@ -75,20 +101,23 @@ static err_code plan_of_stage(planned *k, vit *m, err *e)
     return plan_predict(&k->p, m, &peft, &fo.view, e);
 }
 
-static err_code make_plan(planned *k, err *e)
+static bool on_cuda(const planned *k)
+{
+    return !strcmp(k->device, "cuda");
+}
+
+static err_code plan_once(planned *k, err *e)
 {
     const options *o = k->o;
     device d;
     vit *m;
     err why = {0};
-    bool cuda = !strcmp(k->device, "cuda"), automatic; /* none: of which machine's memory is not known */
     vit_source source = {.heads = (int)options_int(o, "backbone-heads")};
-    TRY(recompute_read(o, &k->recompute, &automatic, e));
     if (file_exists(k->model))
         source.path = k->model;
     else if (vit_named_config(k->model, &source.random, &why))
         FAIL(e, NOTFOUND, "--backbone %.100s: there is no such file, and no model of that name", k->model);
-    TRY(op_count_open(&d, (int)options_int(o, "threads"), compute_of(o), cuda ? OP_COUNT_CUDA : OP_COUNT_CPU, e));
+    TRY(op_count_open(&d, (int)options_int(o, "threads"), compute_of(o), on_cuda(k) ? OP_COUNT_CUDA : OP_COUNT_CPU, e));
     err_code rc = vit_open(&m, &d, &source, &why);
     if (rc) {
         device_close(&d);
@@ -101,6 +130,28 @@ static err_code make_plan(planned *k, err *e)
     vit_close(m);
     device_close(&d);
     return rc;
+}
+
+/* recompute_fits: of this machine's memory. */
+static err_code fits_here(void *ctx, size_t blocks, err *e)
+{
+    planned *k = ctx;
+    k->recompute = blocks;
+    TRY(plan_once(k, e));
+    return plan_room(on_cuda(k) ? k->p.host : k->p.total, k->threads, k->stage, PLAN_ADVICE, e);
+}
+
+/* As the stage itself would settle --recompute auto. What does not fit is planned all the same. */
+static err_code make_plan(planned *k, err *e)
+{
+    bool automatic;
+    TRY(recompute_read(k->o, &k->recompute, &automatic, e));
+    TRY(plan_once(k, e));
+    k->unsettled = automatic && on_cuda(k);
+    bool settles = automatic && !on_cuda(k) && strcmp(k->stage, "predict");
+    err_code rc = recompute_settle(settles, k->shape.depth, fits_here, k, &k->recompute, &k->refused);
+    if (rc && rc != ERR_NOMEM) *e = k->refused;
+    return rc == ERR_NOMEM ? ERR_OK : rc;
 }
 
 /* Two blocks of this model with what trains in them, and a pass over a few images of its size: on the counting device
@@ -166,16 +217,19 @@ static err_code measure_rate(planned *k, err *e)
     trial t;
     int threads = (int)options_int(k->o, "threads");
     double flop = 0, best = INFINITY;
+    size_t bytes = 0;
     TRY(op_count_open(&d, threads, compute_of(k->o), OP_COUNT_CPU, e));
     err_code rc = trial_open(&t, &d, k, e);
     if (!rc) {
         memset(d.flop, 0, sizeof d.flop);
         trial_run(&t);
         for (int i = 0; i < FLOP_KINDS; i++) flop += d.flop[i];
+        bytes = d.bytes_most;
     }
     trial_close(&t);
     TRY(rc);
     TRY(stage_address_space(e));
+    TRY(plan_room(bytes, k->threads, "to time two of its blocks", "", e));
     TRY(device_open_cpu(&d, threads, compute_of(k->o), e));
     rc = trial_open(&t, &d, k, e);
     double start = progress_clock(), now = start;
@@ -198,6 +252,17 @@ static double flop_sum(const plan *p)
     return sum;
 }
 
+static json_t *reason(const err *why)
+{
+    return why->code ? json_string(why->msg) : json_null();
+}
+
+static size_t made_again(const planned *k)
+{
+    size_t depth = (size_t)k->shape.depth, blocks = strcmp(k->stage, "predict") ? k->recompute : 0;
+    return blocks < depth ? blocks : depth;
+}
+
 static void print_json(const planned *k)
 {
     const plan *p = &k->p;
@@ -205,23 +270,25 @@ static void print_json(const planned *k)
     for (int i = 0; i < PLAN_CLASSES; i++)
         json_object_set_new(bytes, plan_class_name[i], json_integer((json_int_t)p->bytes[i]));
     for (int i = 0; i < PLAN_FLOPS; i++) json_object_set_new(flop, plan_flop_name[i], json_real(p->flop[i]));
-    stage_json(json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:o,s:I,s:I,s:I,s:o,s:o,s:o,s:o}", "model", k->model,
-                         "stage", k->stage, "method", k->method, "device", k->device, "compute", k->compute, "threads",
-                         k->threads, "images", (json_int_t)p->images, "trainable", (json_int_t)p->trainable, "bytes",
-                         bytes, "device_bytes", (json_int_t)p->device, "host_bytes", (json_int_t)p->host, "total_bytes",
-                         (json_int_t)p->total, "flop", flop, "gflops", stage_real(k->gflops > 0 ? k->gflops : NAN),
-                         "gflops_given", json_boolean(k->given), "seconds_expected",
-                         stage_real(k->gflops > 0 ? flop_sum(p) / k->gflops * 1e-9 : NAN)));
+    stage_json(json_pack(
+        "{s:s,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:o,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:o,s:o}", "model", k->model, "stage",
+        k->stage, "method", k->method, "device", k->device, "compute", k->compute, "threads", k->threads, "images",
+        (json_int_t)p->images, "trainable", (json_int_t)p->trainable, "bytes", bytes, "device_bytes",
+        (json_int_t)p->device, "host_bytes", (json_int_t)p->host, "total_bytes", (json_int_t)p->total, "flop", flop,
+        "gflops", stage_real(k->gflops > 0 ? k->gflops : NAN), "gflops_given", json_boolean(k->given),
+        "seconds_expected", stage_real(k->gflops > 0 ? flop_sum(p) / k->gflops * 1e-9 : NAN), "recompute_blocks",
+        (json_int_t)made_again(k), "refused", reason(&k->refused), "untimed", reason(&k->untimed)));
 }
 
 static void print_table(const planned *k)
 {
     const plan *p = &k->p;
-    bool cuda = !strcmp(k->device, "cuda");
+    bool cuda = on_cuda(k);
     printf("%s, %s, %s: %zu images a step, %s, %s", k->model, k->stage, k->method, p->images, k->device, k->compute);
     if (!cuda) printf(", %d threads", k->threads);
     if (p->global_size)
         printf("\n2 crops of %zu pixels and %zu of %zu an image", p->global_size, p->locals, p->local_size);
+    if (made_again(k)) printf("\n%zu of %d blocks made again in backward", made_again(k), k->shape.depth);
     printf("\n%zu trained values in the backbone\n\n%-16s %10s\n", p->trainable, "memory", "MiB");
     for (int i = 0; i < PLAN_CLASSES; i++)
         if (p->bytes[i]) printf("  %-14s %10.1f\n", plan_class_name[i], (double)p->bytes[i] / 1048576);
@@ -236,6 +303,9 @@ static void print_table(const planned *k)
                k->given ? "given" : "of two of its blocks, measured now, on this machine", seconds,
                (double)p->images / seconds);
     }
+    if (k->untimed.code) printf("How long a step takes is not known: %s.\n", k->untimed.msg);
+    if (k->unsettled) printf("--recompute auto goes by the GPU's memory, which is not known here: planned as none.\n");
+    if (k->refused.code) printf("It would not start here: %s.\n", k->refused.msg);
     if (cuda)
         printf("Pinned and host are this machine's memory, all else the GPU's. Not counted: CUDA's context and kernels "
                "(%d "
@@ -259,9 +329,12 @@ err_code cmd_plan(const options *o, int *status, err *e)
     *status = STATUS_DONE;
     if (o->n_arguments) FAIL(e, USAGE, "plan wants no arguments: radapt plan --backbone FILE|NAME");
     TRY(make_plan(&k, e));
-    bool measured = !k.given && strcmp(k.device, "cuda") && !options_flag(o, "dry-run");
-    err_code rc = measured ? measure_rate(&k, e) : ERR_OK;
-    if (rc && rc != ERR_NOMEM) return rc; /* without room for the trial the plan is worth as much */
+    bool measured = !k.given && !on_cuda(&k) && !options_flag(o, "dry-run");
+    err_code rc = measured ? measure_rate(&k, &k.untimed) : ERR_OK;
+    if (rc && rc != ERR_NOMEM) { /* without room for the trial the plan is worth as much */
+        *e = k.untimed;
+        return rc;
+    }
     if (options_flag(o, "json"))
         print_json(&k);
     else

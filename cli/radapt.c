@@ -34,7 +34,7 @@ static const command commands[] = {
     {"plan", "", "what a stage would take of memory and arithmetic",
      "Bytes by class and operations of a step, for any model and batch; nothing is started or loaded.\n"
      "Example: radapt plan --backbone vit-b/14 --method apla --batch 8",
-     IN_PLAN, cmd_plan, NULL},
+     IN_PLAN, cmd_plan, cmd_plan_defaults},
     {"adapt", "", "adapt the backbone to the unlabelled frames (self-supervised)",
      "Frames of test and validation patients are left out. Writes WORK/runs/adapt-<id>/adapter.safetensors.", IN_ADAPT,
      cmd_adapt, cmd_adapt_defaults},

@@ -89,36 +89,82 @@ static const char *shape_of(int row)
     return strstr(rows[row].what, "swiglu") ? WORLD_BACKBONE ",swiglu=1" : WORLD_BACKBONE;
 }
 
+/* Under WORK/runs/name. */
+static void check_adapt(world *w, const ssl_options *o, const char *what, const char *shape, compute_type ct,
+                        const char *name)
+{
+    err e = {0};
+    char dir[FILE_PATH_MAX];
+    ssl_result r;
+    plan p;
+    device d;
+    size_t frames = 0;
+    for (size_t f = 0; f < w->c.n_frames; f++) frames += w->c.part[f] == SPLIT_TRAIN || w->c.part[f] == SPLIT_NONE;
+    vit *m = counted_vit(&d, shape, 2, ct, OP_COUNT_CPU);
+    ASSERT_OK(plan_adapt(&p, m, o, frames, &e));
+    vit_close(m);
+    device_close(&d);
+
+    fresh_device(w, ct);
+    world_path(w, name, "", dir);
+    m = world_vit_of(w, shape);
+    ASSERT_OK(ssl_adapt(m, &w->c, o, dir, &r, &e));
+    print_message("adapt %s: planned %zu, used %zu\n", what, p.device, w->d.bytes_most);
+    assert_int_equal(p.device, w->d.bytes_most);
+    assert_int_equal(p.device, (size_t)r.peak_bytes);
+    assert_int_equal(sum(&p), p.total);
+    assert_int_equal(p.trainable, r.trainable);
+    vit_close(m);
+    assert_int_equal(w->d.bytes, w->d.work ? op_cpu_alloc_bytes(w->d.work_bytes) : 0); /* all else was given back */
+}
+
 static void adapt_as_planned(void **state)
 {
-    world *w = *state;
     for (int i = 0; i < ROWS; i++) {
-        err e = {0};
-        char dir[FILE_PATH_MAX], name[32];
+        char name[32];
         ssl_options o = adapt_options(rows[i].method, rows[i].rows);
         o.recompute = rows[i].recompute;
-        ssl_result r;
-        plan p;
-        device d;
-        size_t frames = 0;
-        for (size_t f = 0; f < w->c.n_frames; f++) frames += w->c.part[f] == SPLIT_TRAIN || w->c.part[f] == SPLIT_NONE;
-        vit *m = counted_vit(&d, shape_of(i), 2, rows[i].ct, OP_COUNT_CPU);
-        ASSERT_OK(plan_adapt(&p, m, &o, frames, &e));
-        vit_close(m);
-        device_close(&d);
-
-        fresh_device(w, rows[i].ct);
         snprintf(name, sizeof name, "plan-%d", i);
-        world_path(w, name, "", dir);
-        m = world_vit_of(w, shape_of(i));
-        ASSERT_OK(ssl_adapt(m, &w->c, &o, dir, &r, &e));
-        print_message("adapt %s: planned %zu, used %zu\n", rows[i].what, p.device, w->d.bytes_most);
-        assert_int_equal(p.device, w->d.bytes_most);
-        assert_int_equal(p.device, (size_t)r.peak_bytes);
-        assert_int_equal(sum(&p), p.total);
-        assert_int_equal(p.trainable, r.trainable);
-        vit_close(m);
-        assert_int_equal(w->d.bytes, w->d.work ? op_cpu_alloc_bytes(w->d.work_bytes) : 0); /* all else was given back */
+        check_adapt(*state, &o, rows[i].what, shape_of(i), rows[i].ct, name);
+    }
+}
+
+/* The objective's options. */
+static const struct {
+    const char *what;
+    float ibot, probability, ratio[2], drop_path;
+    int crop_from, locals, accumulate;
+    bool separate_heads, sinkhorn, data_init;
+} objectives[] = {{"two heads", 1, 0.5f, {0.1f, 0.5f}, 0, 0, 2, 1, true, false, true},
+                  {"two heads, Sinkhorn-Knopp", 1, 0.5f, {0.1f, 0.5f}, 0, 0, 2, 1, true, true, false},
+                  {"no masks", 0, 0.5f, {0.1f, 0.5f}, 0, 0, 2, 1, false, false, true},
+                  {"no masks, random head", 0, 0.5f, {0.1f, 0.5f}, 0, 0, 2, 1, false, false, false},
+                  {"probability 0", 1, 0, {0.1f, 0.5f}, 0, 0, 2, 1, false, false, true},
+                  {"masks of all", 1, 1, {0.9f, 1}, 0, 0, 2, 1, false, false, true},
+                  {"masks of few", 1, 0.2f, {0.1f, 0.2f}, 0, 0, 2, 1, false, false, false},
+                  {"from squares", 1, 0.5f, {0.1f, 0.5f}, 0, 40, 2, 1, false, false, true},
+                  {"no local crops", 1, 0.5f, {0.1f, 0.5f}, 0, 0, 0, 1, false, false, true},
+                  {"two batches an update", 1, 0.5f, {0.1f, 0.5f}, 0.3f, 0, 2, 2, true, false, true}};
+
+static void objectives_as_planned(void **state)
+{
+    for (size_t i = 0; i < sizeof objectives / sizeof *objectives; i++) {
+        char name[32];
+        ssl_options o = adapt_options(METHOD_APLA, 0);
+        o.ibot = objectives[i].ibot;
+        o.mask_probability = objectives[i].probability;
+        memcpy(o.mask_ratio, objectives[i].ratio, sizeof o.mask_ratio);
+        o.drop_path = objectives[i].drop_path;
+        o.crop_from = objectives[i].crop_from;
+        o.locals = objectives[i].locals;
+        o.accumulate = objectives[i].accumulate;
+        o.separate_heads = objectives[i].separate_heads;
+        o.sinkhorn = objectives[i].sinkhorn;
+        o.data_init = objectives[i].data_init;
+        o.prototypes = 4096; /* so that what they add is seen */
+        o.epochs = 0.4;
+        snprintf(name, sizeof name, "plan-objective-%zu", i);
+        check_adapt(*state, &o, objectives[i].what, WORLD_BACKBONE, COMPUTE_AUTO, name);
     }
 }
 
@@ -309,11 +355,9 @@ static void nothing_is_made(void **state)
 int main(void)
 {
     log_open(stderr, LOG_TEXT, LOG_OFF);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned),
-                                       cmocka_unit_test(finetune_as_planned),
-                                       cmocka_unit_test(predict_as_planned),
-                                       cmocka_unit_test(operations),
-                                       cmocka_unit_test(again),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned),    cmocka_unit_test(objectives_as_planned),
+                                       cmocka_unit_test(finetune_as_planned), cmocka_unit_test(predict_as_planned),
+                                       cmocka_unit_test(operations),          cmocka_unit_test(again),
                                        cmocka_unit_test(nothing_is_made)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }
