@@ -92,9 +92,9 @@ err_code catalogue_set_aside(catalogue *c, const char *instance_key, const char 
 err_code catalogue_unstore(catalogue *c, const char *instance_key, err *e);
 /* All stored frames, patient by patient, study by study, series by series, then by sort_mm, instance, frame: those of
  * a multi-frame object that are at one place stay in their order. Patients, studies, series and instances go by the
- * lowest checksum of their pixels, not by pseudonyms: the same export gives the same order in any work directory, but
- * for groups that share it, and frames without checksums, whose pseudonyms decide. While it sorts it takes 56 bytes a
- * frame beside the result. Caller frees *out with free(). */
+ * lowest checksum of their pixels, those that share it by all of their checksums: the same export gives the same order
+ * in any work directory. Only between groups of the very same frames, and frames without checksums, do pseudonyms
+ * decide. While it sorts it takes 90 bytes a frame beside the result. Caller frees *out with free(). */
 err_code catalogue_frames(catalogue *c, frame_info **out, size_t *n, err *e);
 /* Writes work/quarantine.csv: path,reason,detail. The path is PHI, so the file is 0600 like identities.db. */
 err_code catalogue_write_quarantine(catalogue *c, err *e);

@@ -77,11 +77,13 @@ static err_code read_all(catalogue *c, frame_info **out, size_t *n, err *e)
     return code == SQLITE_DONE ? ERR_OK : catalogue_fail(c->db, "listing frames", e);
 }
 
-/* What a frame is sorted by: at each level its group's lowest checksum (-1: none is known), then the pseudonym. */
+/* What a frame is sorted by: at each level its group's lowest checksum (-1: none is known), a sum that tells groups of
+ * other frames apart, and last the pseudonym. */
 enum { PATIENT, STUDY, SERIES, INSTANCE, LEVELS };
 typedef struct {
     const frame_info *f;
     int64_t lowest[LEVELS];
+    uint64_t sum[LEVELS];
 } place;
 
 static const char *key_at(const frame_info *f, int level)
@@ -106,6 +108,7 @@ static int by_instance(const void *a, const void *b)
 static int compare_group(const place *a, const place *b, int level)
 {
     int order = (a->lowest[level] > b->lowest[level]) - (a->lowest[level] < b->lowest[level]);
+    if (!order) order = (a->sum[level] > b->sum[level]) - (a->sum[level] < b->sum[level]);
     return order ? order : strcmp(key_at(a->f, level), key_at(b->f, level));
 }
 
@@ -119,16 +122,30 @@ static int by_place(const void *pa, const void *pb)
     return order ? order : (a->f->frame > b->f->frame) - (a->f->frame < b->f->frame);
 }
 
+/* Sums of such numbers do not depend on the order of the terms, and hardly ever agree by chance (splitmix64). */
+static uint64_t mixed(int64_t checksum)
+{
+    uint64_t x = (uint64_t)checksum + 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return x ^ x >> 31;
+}
+
 /* p: by_instance. */
 static void fill_groups(place *p, size_t n, int level)
 {
     for (size_t first = 0, i; first < n; first = i) {
         int64_t lowest = -1;
+        uint64_t sum = 0;
         for (i = first; i < n && !by_keys(p[i].f, p[first].f, level); i++) {
             int64_t c = p[i].f->checksum;
             if (c >= 0 && (lowest < 0 || c < lowest)) lowest = c;
+            sum += mixed(c);
         }
-        for (size_t k = first; k < i; k++) p[k].lowest[level] = lowest;
+        for (size_t k = first; k < i; k++) {
+            p[k].lowest[level] = lowest;
+            p[k].sum[level] = sum;
+        }
     }
 }
 

@@ -71,8 +71,14 @@ static void store_frames(catalogue *c, int p, int d, int s, int n, const frame_i
     if (catalogue_store(c, key, with, (size_t)frames, &e)) fail_msg("%s", e.msg);
 }
 
-/* Patients with studies, series, slices and multi-frame objects; checksums of few values, some of them not known, so
- * that groups share their lowest. */
+/* A number of 32 bits, another for each i. */
+static int64_t any(uint64_t i)
+{
+    return (uint32_t)(i * 2654435761u);
+}
+
+/* Patients with studies, series, slices and multi-frame objects; some checksums are not known, but one of each instance
+ * is, and no two are the same: SQLite does not look further than the lowest. */
 static uint64_t store_many(catalogue *c, unsigned seed)
 {
     uint64_t at = 0;
@@ -88,7 +94,7 @@ static uint64_t store_many(catalogue *c, unsigned seed)
                     bool one_place = rand() % 2;
                     for (int k = 0; k < frames; k++)
                         f[k] = (frame_info){.sort_mm = one_place ? 5 : rand() % 8 - 4,
-                                            .checksum = rand() % 9 ? rand() % (2 * MANY) : -1};
+                                            .checksum = k && rand() % 4 == 0 ? -1 : any(at + (uint64_t)k)};
                     store_frames(c, p, d, s, n, f, frames, &at);
                 }
     assert_int_equal(catalogue_commit(c, &e), ERR_OK);
@@ -150,9 +156,53 @@ static void test_order_of_frames(void **state)
     catalogue_close(c);
 }
 
+/* The frames' names in their order, of an export that many patients share images in: blank ones, whole slices. */
+static void order_in_new_folder(uint64_t *out, size_t most, size_t *n)
+{
+    enum { PATIENTS = 12, SLICES = 6 };
+    frame_info *f;
+    uint64_t at = 0;
+    err e = {0};
+    assert_int_equal(set_up(NULL), 0);
+    catalogue *c = open_it();
+    for (int p = 0; p < PATIENTS; p++) {
+        for (int n_slice = 0; n_slice < SLICES; n_slice++) {
+            frame_info slice = {.sort_mm = n_slice / 2, .checksum = 100 + 10 * p + n_slice};
+            if (n_slice == 0) slice.checksum = 1; /* blank: everybody's lowest */
+            if (n_slice == 5 && p % 2) slice.checksum = 2;
+            store_frames(c, p, n_slice % 2, n_slice / 3, n_slice, &slice, 1, &at);
+        }
+        frame_info object[3] = {{.sort_mm = 9, .checksum = 1}, {.sort_mm = 9, .checksum = 3}, {.sort_mm = 9}};
+        object[2].checksum = 1000 + p;
+        store_frames(c, p, 0, 0, 100, object, 3, &at);
+    }
+    assert_int_equal(catalogue_frames(c, &f, n, &e), ERR_OK);
+    assert_true(*n == at && *n <= most);
+    for (size_t i = 0; i < *n; i++) out[i] = f[i].offset;
+    free(f);
+    catalogue_close(c);
+    assert_int_equal(tear_down(NULL), 0);
+}
+
+static void test_order_in_any_folder(void **state)
+{
+    (void)state;
+    enum { FOLDERS = 6, MOST = 256 };
+    static uint64_t order[MOST], other[MOST];
+    size_t n, m;
+    order_in_new_folder(order, MOST, &n);
+    for (int k = 1; k < FOLDERS; k++) {
+        order_in_new_folder(other, MOST, &m);
+        assert_int_equal(m, n);
+        for (size_t i = 0; i < n; i++)
+            if (other[i] != order[i]) fail_msg("folder %d: frame %zu of %zu is another", k, i, n);
+    }
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-    const struct CMUnitTest tests[] = {T(test_order), T(test_order_of_frames)};
+    const struct CMUnitTest tests[] = {T(test_order), T(test_order_of_frames),
+                                       cmocka_unit_test(test_order_in_any_folder)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
