@@ -61,7 +61,9 @@ typedef struct {
  * An update whose gradient is not finite changes nothing. Three in a row, or a teacher whose rank has fallen
  * (collapse_rank), bring the best state back (weights, teacher, moments with their counts, centres) and halve the
  * rates; what is drawn goes on. After two such returns a third fall ends the run with the best so far, and gradients
- * that are still not finite with ERR_NUMERIC: its checkpoint stays, to go on from. */
+ * that are still not finite with ERR_NUMERIC: its checkpoint stays, to go on from. A GPU is read one update late
+ * (ssl_step.h): what it is asked next does not know yet of such an update, so that only there a run which had some
+ * and was stopped may end with other bits. */
 err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *run_dir, ssl_result *out, err *e);
 
 #endif
