@@ -148,7 +148,8 @@ static void slope_in_10_bits(void **state)
         print_message("%-10s 10 bits from whole %.2e; from fp32: whole %.2e, 10 bits %.2e; bytes %zu to %zu\n",
                       models[i].what, apart, of_whole, of_bits, whole.planned, bits.planned);
         assert_true(bits.planned < whole.planned);
-        assert_true(apart > 0 && of_bits < 1.1 * of_whole + 1e-3);
+        assert_true(apart > 0 && (i || apart < 0.005)); /* of 12 blocks, bf16 alone makes far more */
+        assert_true(of_bits < 1.1 * of_whole + 1e-3);
         result_free(&f32);
         result_free(&whole);
         result_free(&bits);
