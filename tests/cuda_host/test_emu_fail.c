@@ -73,9 +73,12 @@ static err_code run(outcome *o, err *e)
         p.d.op->upload(&p.d, p.t[10], values, C * sizeof *values);
         for (int i = 0; i < STEPS; i++) {
             for (int g = 0; g < ADAM_GROUPS; g++) s.t[g] = i + 1;
+            p.d.op->prefetch(&p.d, p.t[11], values, C * sizeof *values); /* once more what is there */
+            p.d.op->prefetched(&p.d);
             p.d.op->record(&p.d, true);
             step(&p, &s);
             p.d.op->record(&p.d, false);
+            p.d.op->consumed(&p.d);
         }
         p.d.op->download(&p.d, o->out, p.t[2], sizeof o->out);
         code = device_sync(&p.d, e);
