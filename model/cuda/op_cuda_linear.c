@@ -12,8 +12,8 @@
  * of biases are op_cuda_column_sums: it reads dy's 2 N O bytes once more, but adds to what is there, gathers APLA's
  * rows in the same pass, and its order of summing is ours; BGRADB does none of it.
  *
- * Everything about a shape (descriptors, the algorithm that cuBLASLt's heuristic likes best) is made the first time and
- * kept. An algorithm splits sums in an order of its own, the same in every call. */
+ * Everything about a shape (descriptors, the algorithm that cuBLASLt's heuristic likes best, that it has none for the
+ * bias) is made the first time and kept. An algorithm splits sums in an order of its own, the same in every call. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,7 +32,8 @@ typedef struct {
 } product;
 
 typedef struct {
-    product p; /* m 0: empty */
+    product p;    /* m 0: empty */
+    bool refused; /* there is no algorithm for it with its bias */
     cublasLtMatmulDesc_t what;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algo;
@@ -152,6 +153,20 @@ static entry *slot(op_cuda_blas *s, const product *p)
     return &s->entries[at];
 }
 
+/* All about a shape that is new; that its bias is refused is no error. */
+static cublasStatus_t make_entry(device *d, entry *t, const product *p, const void *bias)
+{
+    op_cuda_blas *s = op_cuda_of(d)->blas;
+    cublasStatus_t rc = describe(d, t, p);
+    if (!rc) rc = choose(s, t, p, bias);
+    if (rc) drop_entry(t);
+    t->refused = rc == CUBLAS_STATUS_NOT_SUPPORTED && p->with_bias;
+    if (rc && !t->refused) return rc;
+    t->p = *p;
+    s->n++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 /* p: zeroed before it was filled, for its padding counts. false: there is no algorithm for it with its bias; with
  * anything else amiss the device has failed. */
 static bool run(device *d, product *p, const void *a, const void *b, const void *bias, void *out)
@@ -164,18 +179,11 @@ static bool run(device *d, product *p, const void *a, const void *b, const void 
     if (s->n > ENTRIES / 2) drop_entries(s); /* shapes vary without end: start again */
     entry *t = slot(s, p);
     cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
-    if (!t->p.m) {
-        rc = describe(d, t, p);
-        if (!rc) rc = choose(s, t, p, bias);
-        if (rc) {
-            drop_entry(t);
-            if (rc == CUBLAS_STATUS_NOT_SUPPORTED && p->with_bias) return false;
-            op_cuda_fail(d, ERR_INTERNAL, "cuBLASLt has no algorithm for a matrix product");
-            return true;
-        }
-        t->p = *p;
-        s->n++;
+    if (!t->p.m && make_entry(d, t, p, bias)) {
+        op_cuda_fail(d, ERR_INTERNAL, "cuBLASLt has no algorithm for a matrix product");
+        return true;
     }
+    if (t->refused) return false;
     if (p->with_bias) rc = set(t->what, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
     if (!rc)
         rc = cublasLtMatmul(s->handle, t->what, &one, a, t->a, b, t->b, &add, out, t->d, out, t->d, &t->algo,

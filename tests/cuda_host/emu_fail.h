@@ -17,9 +17,10 @@ extern "C" {
 void emu_fail_nth(long n, int code);
 /* Calls since then. */
 long emu_calls(void);
-/* So far: memory taken and given back, waits of the host, bytes that were copied to the device. */
+/* So far: memory taken and given back, waits of the host, bytes that were copied to the device; of cuBLASLt products,
+ * those of them by fp16 copies of their operands, and questions to its heuristic. */
 typedef struct {
-    long memory, waits;
+    long memory, waits, products, half_products, heuristics;
     size_t up;
 } emu_counts;
 emu_counts emu_counted(void);

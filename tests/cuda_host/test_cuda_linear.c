@@ -1,6 +1,7 @@
 /* Linear layers of the CUDA back end (cuBLASLt's stand-in) against the CPU's: all that follows a product, both
  * directions, gradients of weights with and without chosen rows; and that nothing is made anew for a shape that was
  * there. */
+#include "tests/cuda_host/emu_fail.h"
 #include "tests/cuda_host/twin.h"
 
 typedef struct {
@@ -197,9 +198,88 @@ static void many_shapes(void **state)
     twin_close(&t);
 }
 
+/* Products since `before`, and those of them by fp16 copies. */
+static void made_since(const emu_counts *before, long products, long halves, const char *what)
+{
+    emu_counts now = emu_counted();
+    printf("    %s: %ld products, %ld of them by fp16\n", what, now.products - before->products,
+           now.half_products - before->half_products);
+    assert_int_equal(now.products - before->products, products);
+    assert_int_equal(now.half_products - before->half_products, halves);
+}
+
+/* A GPU without bf16. The type left to us: forward products by fp16 copies, gradients, which fp16 could not hold, in
+ * fp32; fp32 asked for: all of them. */
+static void halves_forward(void **state)
+{
+    (void)state;
+    const shape s = {130, 64, 96};
+    const double fp16 = 2.0 / (2048.0 * 2048.0); /* two operands, off by 1/2048 at most */
+    setenv("CUDA_EMU_SM", "75", 1);
+    for (int left = 0; left < 2; left++) {
+        twin t = twin_open(left ? COMPUTE_AUTO : COMPUTE_F32);
+        assert_int_equal(t.d[CUDA].ct, COMPUTE_F32);
+        size_t N = s.N, I = s.I, O = s.O;
+        double most = left ? fp16 : most_of(&t);
+        tensor x = tensor_ct(&t, N * I, 1, 1), w = tensor_ct(&t, O * I, 2, 0.2f), bias = tensor_f32(&t, O, 3, 1);
+        tensor y = tensor_ct(&t, N * O, 4, 1), pre = tensor_ct(&t, N * O, 5, 1), dx = tensor_ct(&t, N * I, 6, 1);
+        tensor dy = tensor_ct(&t, N * O, 7, 1e-9f), dw = tensor_f32(&t, O * I, 8, 0),
+               lost = tensor_f32(&t, N * O, 9, 0);
+        layer l = layer_of(&s, &w, &bias);
+        emu_counts before = emu_counted();
+        BOTH(&t, i) t.d[i].op->linear_fwd(&t.d[i], y.p[i], x.p[i], &l.w[i], N);
+        twin_compare(&t, "linear_fwd", &y, most);
+        BOTH(&t, i) t.d[i].op->linear_gelu_fwd(&t.d[i], y.p[i], pre.p[i], x.p[i], &l.w[i], N);
+        twin_compare(&t, "linear_gelu_fwd, pre", &pre, most);
+        twin_compare(&t, "linear_gelu_fwd", &y, 2 * most);
+        BOTH(&t, i) t.d[i].op->linear_gelu_slope_fwd(&t.d[i], y.p[i], lost.p[i], x.p[i], &l.w[i], N);
+        twin_compare(&t, "linear_gelu_slope_fwd", &y, 2 * most);
+        BOTH(&t, i)
+        t.d[i].op->linear_residual_fwd(&t.d[i], y.p[i], pre.p[i], x.p[i], &l.w[i], NULL, lost.p[i], NULL, NULL, N);
+        twin_compare(&t, "linear_residual_fwd", &y, most);
+        made_since(&before, 4, left ? 4 : 0, "forward");
+        before = emu_counted();
+        BOTH(&t, i)
+        {
+            t.d[i].op->linear_dx(&t.d[i], dx.p[i], dy.p[i], &l.w[i], N);
+            t.d[i].op->linear_dw(&t.d[i], dw.p[i], NULL, dy.p[i], x.p[i], NULL, O, N, O, I);
+        }
+        twin_compare(&t, "linear_dx", &dx, 1e-11);
+        twin_compare(&t, "linear_dw", &dw, 1e-11);
+        made_since(&before, 2, 0, "gradients");
+        release(&t, &l);
+        twin_close(&t);
+    }
+    unsetenv("CUDA_EMU_SM");
+}
+
+/* A bias that cuBLASLt does not take (its stand-in: one of one value) is asked for once. */
+static void refused_bias(void **state)
+{
+    (void)state;
+    enum { CALLS = 4 };
+    const shape s = {9, 16, 1};
+    for (size_t c = 0; c < TYPES; c++) {
+        twin t = twin_open(types[c]);
+        tensor x = tensor_ct(&t, s.N * s.I, 1, 1), w = tensor_ct(&t, s.I, 2, 1), b = tensor_f32(&t, 1, 3, 1);
+        tensor y = tensor_ct(&t, s.N, 4, 0);
+        layer l = layer_of(&s, &w, &b);
+        emu_counts before = emu_counted();
+        for (int k = 0; k < CALLS; k++) t.d[CUDA].op->linear_fwd(&t.d[CUDA], y.p[CUDA], x.p[CUDA], &l.w[CUDA], s.N);
+        emu_counts now = emu_counted();
+        t.d[CPU].op->linear_fwd(&t.d[CPU], y.p[CPU], x.p[CPU], &l.w[CPU], s.N);
+        twin_compare(&t, "a bias refused", &y, most_of(&t));
+        assert_int_equal(now.products - before.products, CALLS);
+        assert_int_equal(now.heuristics - before.heuristics, 2); /* with it, and without */
+        release(&t, &l);
+        twin_close(&t);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_shapes), cmocka_unit_test(products_that_end),
-                                       cmocka_unit_test(empty_and_shared), cmocka_unit_test(many_shapes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_shapes),       cmocka_unit_test(products_that_end),
+                                       cmocka_unit_test(empty_and_shared), cmocka_unit_test(many_shapes),
+                                       cmocka_unit_test(halves_forward),   cmocka_unit_test(refused_bias)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
