@@ -1,6 +1,7 @@
 /* stage.c: see stage.h. */
 #include "cli/stage.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <math.h>
@@ -185,8 +186,8 @@ static err_code gpu_of(const char *wish, int *number, err *e)
     char *end;
     *number = strcmp(wish, "cpu") ? 0 : -1;
     if (*number < 0 || !strcmp(wish, "auto") || !strcmp(wish, "cuda")) return ERR_OK;
-    long n = strncmp(wish, "cuda:", 5) ? -1 : strtol(wish + 5, &end, 10);
-    if (n < 0 || n > 1023 || end == wish + 5 || *end) FAIL(e, USAGE, "--device %.40s: auto, cpu, cuda or cuda:N", wish);
+    long n = !strncmp(wish, "cuda:", 5) && isdigit((unsigned char)wish[5]) ? strtol(wish + 5, &end, 10) : -1;
+    if (n < 0 || n > 1023 || *end) FAIL(e, USAGE, "--device %.40s: auto, cpu, cuda or cuda:N", wish);
     *number = (int)n;
     return ERR_OK;
 }
