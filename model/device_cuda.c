@@ -45,9 +45,14 @@ static err_code load(void **out, err *e)
 
 static device_cuda_room_of *room_of; /* the plugin's, which stays loaded */
 
-err_code device_open_cuda(device *d, int number, compute_type ct, err *e)
+err_code device_open_cuda_by(device_cuda_open *open, device *d, int number, compute_type ct, err *e)
 {
     static const device_cuda_build own = DEVICE_CUDA_BUILD;
+    return open(&own, &room_of, d, number, ct, e);
+}
+
+err_code device_open_cuda(device *d, int number, compute_type ct, err *e)
+{
     void *plugin, *symbol;
     device_cuda_open *open;
     *d = (device){0};
@@ -56,7 +61,7 @@ err_code device_open_cuda(device *d, int number, compute_type ct, err *e)
     if (!(symbol = dlsym(plugin, DEVICE_CUDA_SYMBOL)))
         FAIL(e, CONFLICT, "%s is not this program's: it has no %s", DEVICE_CUDA_PLUGIN, DEVICE_CUDA_SYMBOL);
     memcpy(&open, &symbol, sizeof open);
-    return open(&own, &room_of, d, number, ct, e);
+    return device_open_cuda_by(open, d, number, ct, e);
 }
 
 bool device_is_cuda(const device *d)

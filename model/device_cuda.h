@@ -31,6 +31,8 @@ device_cuda_open radapt_cuda_open;
 
 /* GPU `number`, from 0. COMPUTE_AUTO: bf16 where it has it, else fp32. On failure d is closed. */
 err_code device_open_cuda(device *d, int number, compute_type ct, err *e);
+/* By a plugin's symbol that is there already: tests are linked with it. */
+err_code device_open_cuda_by(device_cuda_open *open, device *d, int number, compute_type ct, err *e);
 bool device_is_cuda(const device *d);
 /* Whether crops are made there (op->sample), from frames that go up once; or it counts for one that does. */
 bool device_samples(const device *d);
