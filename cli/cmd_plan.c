@@ -22,9 +22,10 @@ typedef struct {
     size_t recompute; /* blocks */
     bool unsettled;   /* as if none: which GPU's memory it should go by is not known */
     plan p;
-    err refused;   /* why the stage would not start on this machine; no code: it would */
-    err untimed;   /* why the rate was not measured */
-    double gflops; /* 0: not known */
+    size_t context; /* bytes of the GPU's memory that CUDA takes beside the plan: stated, not counted */
+    err refused;    /* why the stage would not start on this machine; no code: it would */
+    err untimed;    /* why the rate was not measured */
+    double gflops;  /* 0: not known */
     bool given;
 } planned;
 
@@ -269,15 +270,17 @@ static void print_json(const planned *k)
     json_t *bytes = json_object(), *flop = json_object();
     for (int i = 0; i < PLAN_CLASSES; i++)
         json_object_set_new(bytes, plan_class_name[i], json_integer((json_int_t)p->bytes[i]));
+    json_object_set_new(bytes, "context", json_integer((json_int_t)k->context));
     for (int i = 0; i < PLAN_FLOPS; i++) json_object_set_new(flop, plan_flop_name[i], json_real(p->flop[i]));
     stage_json(json_pack(
-        "{s:s,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:o,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:o,s:o}", "model", k->model, "stage",
+        "{s:s,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:o,s:b,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:o,s:o}", "model", k->model, "stage",
         k->stage, "method", k->method, "device", k->device, "compute", k->compute, "threads", k->threads, "images",
-        (json_int_t)p->images, "trainable", (json_int_t)p->trainable, "bytes", bytes, "device_bytes",
-        (json_int_t)p->device, "host_bytes", (json_int_t)p->host, "total_bytes", (json_int_t)p->total, "flop", flop,
-        "gflops", stage_real(k->gflops > 0 ? k->gflops : NAN), "gflops_given", json_boolean(k->given),
-        "seconds_expected", stage_real(k->gflops > 0 ? flop_sum(p) / k->gflops * 1e-9 : NAN), "recompute_blocks",
-        (json_int_t)made_again(k), "refused", reason(&k->refused), "untimed", reason(&k->untimed)));
+        (json_int_t)p->images, "trainable", (json_int_t)p->trainable, "bytes", bytes, "context_stated", k->context > 0,
+        "device_bytes", (json_int_t)(p->device + k->context), "host_bytes", (json_int_t)p->host, "total_bytes",
+        (json_int_t)(p->total + k->context), "flop", flop, "gflops", stage_real(k->gflops > 0 ? k->gflops : NAN),
+        "gflops_given", json_boolean(k->given), "seconds_expected",
+        stage_real(k->gflops > 0 ? flop_sum(p) / k->gflops * 1e-9 : NAN), "recompute_blocks", (json_int_t)made_again(k),
+        "refused", reason(&k->refused), "untimed", reason(&k->untimed)));
 }
 
 static void print_table(const planned *k)
@@ -292,7 +295,10 @@ static void print_table(const planned *k)
     printf("\n%zu trained values in the backbone\n\n%-16s %10s\n", p->trainable, "memory", "MiB");
     for (int i = 0; i < PLAN_CLASSES; i++)
         if (p->bytes[i]) printf("  %-14s %10.1f\n", plan_class_name[i], (double)p->bytes[i] / 1048576);
-    printf("  %-14s %10.1f\n\n", "in all", (double)p->total / 1048576);
+    if (k->context)
+        printf("  %-14s %10.1f  CUDA's own and its kernels: stated, not measured\n", "context",
+               (double)k->context / 1048576);
+    printf("  %-14s %10.1f\n\n", "in all", (double)(p->total + k->context) / 1048576);
     printf("%-16s %10s\n", "a step", "GFLOP");
     for (int i = 0; i < PLAN_FLOPS; i++)
         if (p->flop[i] > 0) printf("  %-14s %10.1f\n", plan_flop_name[i], p->flop[i] * 1e-9);
@@ -307,10 +313,8 @@ static void print_table(const planned *k)
     if (k->unsettled) printf("--recompute auto goes by the GPU's memory, which is not known here: planned as none.\n");
     if (k->refused.code) printf("It would not start here: %s.\n", k->refused.msg);
     if (cuda)
-        printf("Pinned and host are this machine's memory, all else the GPU's. Not counted: CUDA's context and kernels "
-               "(%d "
-               "MiB of\nthe GPU, about), the program and its libraries.\n",
-               PLAN_CUDA_CONSTANT >> 20);
+        printf("Pinned and host are this machine's memory, all else the GPU's. Not counted: the program and its "
+               "libraries.\n");
     else
         printf("Not counted: the program, its libraries and oneDNN's compiled kernels (%d MiB at most), and mapped "
                "files.\n",
@@ -326,6 +330,7 @@ err_code cmd_plan(const options *o, int *status, err *e)
                  .device = options_text(o, "plan.device"),
                  .gflops = options_real(o, "plan.gflops")};
     k.given = k.gflops > 0;
+    k.context = on_cuda(&k) ? PLAN_CUDA_CONSTANT : 0;
     *status = STATUS_DONE;
     if (o->n_arguments) FAIL(e, USAGE, "plan wants no arguments: radapt plan --backbone FILE|NAME");
     TRY(make_plan(&k, e));
