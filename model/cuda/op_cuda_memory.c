@@ -180,6 +180,7 @@ void op_cuda_prefetch(device *d, dv *dst, const void *src, size_t bytes)
     if (!m->ahead) op_cuda_check(d, cudaStreamWaitEvent(m->beside, m->read, 0), "an upload");
     m->ahead = true;
     go_up(d, dst, src, bytes, m->beside);
+    m->ahead = true; /* where there was too much, it waited for what had gone up so far */
 }
 
 void op_cuda_prefetched(device *d)

@@ -42,8 +42,43 @@ static void elementwise(void **state)
     }
 }
 
+/* More than is pinned at once, each before the one before was looked at: what is asked after finds all of it, and
+ * nothing goes where the op before still reads. */
+static void prefetches(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 3, WORDS = 17 << 20 };
+    twin t = twin_open(COMPUTE_F32);
+    device *d = &t.d[CUDA];
+    err e;
+    dv *there, *seen[ROUNDS];
+    uint32_t *host = malloc(WORDS * sizeof *host);
+    assert_non_null(host);
+    ASSERT_OK(d->op->alloc(d, WORDS * sizeof *host, &there, &e));
+    for (int r = 0; r < ROUNDS; r++) ASSERT_OK(d->op->alloc(d, WORDS * sizeof *host, &seen[r], &e));
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+        for (uint32_t i = 0; i < WORDS; i++) host[i] = i * 2654435761u + r;
+        d->op->prefetch(d, there, host, 100);
+        d->op->prefetch(d, dv_at(there, 100), host + 25, WORDS * sizeof *host - 100);
+        memset(host, 0, WORDS * sizeof *host);
+        d->op->prefetched(d);
+        d->op->copy(d, seen[r], there, WORDS * sizeof *host);
+        d->op->consumed(d);
+    }
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+        d->op->download(d, host, seen[r], WORDS * sizeof *host);
+        ASSERT_OK(device_sync(d, &e));
+        for (uint32_t i = 0; i < WORDS; i++)
+            if (host[i] != i * 2654435761u + r) fail_msg("round %u, word %u: %u", r, i, host[i]);
+    }
+    d->op->free(d, there);
+    for (int r = 0; r < ROUNDS; r++) d->op->free(d, seen[r]);
+    free(host);
+    twin_close(&t);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(elementwise)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(elementwise), cmocka_unit_test(prefetches)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
