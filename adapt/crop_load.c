@@ -22,7 +22,7 @@ static sample_job *jobs_of(const float *at)
     return (sample_job *)((char *)(uintptr_t)at + ARENA_ALIGN);
 }
 
-/* No more frames than crops. */
+/* No more frames than crops: each is carried for one of them. */
 static crop_frame *carried_of(const crop_load *k, const float *at)
 {
     return (crop_frame *)((char *)jobs_of(at) + aligned(k->crops * sizeof(sample_job)));
@@ -50,13 +50,11 @@ void *crop_load_room(const crop_load *k, float *at, size_t index, size_t bytes, 
 {
     head *h = (head *)at;
     dv *to = k->cache ? frame_cache_place(k->cache, index) : NULL;
+    bool there = to && frame_cache_has(k->cache, index);
+    job->resident = there ? to : NULL;
+    if (there || aligned(bytes) > k->frame_bytes || h->bytes > k->frame_bytes - aligned(bytes)) return NULL;
     job->resident = to;
-    if (to && frame_cache_has(k->cache, index)) return NULL;
-    if (h->carried == k->crops || aligned(bytes) > k->frame_bytes || h->bytes > k->frame_bytes - aligned(bytes)) {
-        job->resident = NULL;
-        return NULL;
-    }
-    carried_of(k, at)[h->carried++] = (crop_frame){h->bytes, bytes, to, index};
+    carried_of(k, at)[h->carried++] = (crop_frame){.at = h->bytes, .bytes = bytes, .to = to, .index = index};
     void *room = pixels_of(k, at) + h->bytes;
     h->bytes += aligned(bytes);
     job->pixels = room;
@@ -70,6 +68,12 @@ void crop_load_frame(const crop_load *k, float *at, const frame_info *f, size_t 
     job->pixels = pixels;
     void *room = crop_load_room(k, at, index, bytes, job);
     if (room) memcpy(room, pixels, bytes);
+    if (room || job->resident || !k->cache) return;
+    job->resident = frame_cache_place(k->cache, index);
+    if (!job->resident) return;
+    head *h = (head *)at;
+    carried_of(k, at)[h->carried++] =
+        (crop_frame){.from = pixels, .bytes = bytes, .to = (dv *)(uintptr_t)job->resident, .index = index};
 }
 
 crop_block crop_load_of(const crop_load *k, const float *at)
@@ -83,7 +87,8 @@ void crop_load_up(device *d, dv *frames, sample_job *own, const crop_block *b)
     for (size_t i = 0; i < b->n_carried; i++) {
         const crop_frame *f = &b->carried[i];
         if (f->to && frame_cache_has(b->cache, f->index)) continue; /* another block has brought it since */
-        d->op->prefetch(d, f->to ? f->to : dv_at(frames, f->at), (const char *)b->frames + f->at, f->bytes);
+        const void *from = f->from ? f->from : (const char *)b->frames + f->at;
+        d->op->prefetch(d, f->to ? f->to : dv_at(frames, f->at), from, f->bytes);
         if (f->to) frame_cache_took(b->cache, f->index);
     }
     d->op->prefetched(d);

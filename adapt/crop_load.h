@@ -22,6 +22,7 @@ typedef struct {
 
 /* A frame that a block carries. */
 typedef struct {
+    const void *from; /* its pixels, where they are not in the block; NULL: */
     size_t at, bytes; /* in the block's frames */
     dv *to;           /* where it stays; NULL: at the same place in memory of the step's */
     size_t index;     /* of the cohort's frames, where it stays */
@@ -44,7 +45,7 @@ sample_job *crop_load_begin(const crop_load *k, float *at);
 /* Of frame `index` of the cohort, `bytes` large: room for its pixels, which the caller writes, and job->pixels points
  * to. NULL: they need not come, for they are on the device (job->resident), or there is no room. */
 void *crop_load_room(const crop_load *k, float *at, size_t index, size_t bytes, sample_job *job);
-/* The same with the pixels given; they stay where they are if there is no room. */
+/* The same with the pixels given; if there is no room they stay where they are, and go up from there. */
 void crop_load_frame(const crop_load *k, float *at, const frame_info *f, size_t index, const void *pixels,
                      sample_job *job);
 crop_block crop_load_of(const crop_load *k, const float *at);

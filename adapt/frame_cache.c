@@ -33,7 +33,11 @@ err_code frame_cache_open(frame_cache *k, device *d, const frame_info *frames, s
         k->kept++;
     }
     if (!k->kept) return ERR_OK;
-    return d->op->alloc(d, k->bytes, &k->memory, e);
+    size_t before = d->bytes;
+    err why = {0};
+    if (d->op->alloc(d, k->bytes, &k->memory, &why)) k->kept = 0; /* somebody else has taken it: it goes without */
+    k->taken = d->bytes - before;
+    return ERR_OK;
 }
 
 void frame_cache_close(frame_cache *k)

@@ -16,8 +16,8 @@
 
 typedef struct {
     device *d;
-    dv *memory; /* NULL: no frame stays */
-    size_t bytes, kept;
+    dv *memory;                   /* NULL: no frame stays */
+    size_t bytes, kept, taken;    /* of frames with a place; taken: of the device's memory */
     size_t n;                     /* frames of the cohort */
     size_t *at;                   /* (n) bytes into memory; SIZE_MAX: no place */
     _Atomic unsigned char *there; /* (n) */
@@ -26,7 +26,8 @@ typedef struct {
 /* Bytes of a frame's stored pixels. */
 size_t frame_cache_bytes(const frame_info *f);
 /* frames (n): the cohort's; which (n_which): those that are wanted, the first first. each: bytes of every one of them,
- * or 0: as they are stored. room: bytes at most; with none, or where the device does not make crops, it is empty. */
+ * or 0: as they are stored. room: bytes at most; with none, or where the device does not make crops or has no memory
+ * left, it is empty. */
 err_code frame_cache_open(frame_cache *k, device *d, const frame_info *frames, size_t n, const uint32_t *which,
                           size_t n_which, size_t each, size_t room, err *e);
 void frame_cache_close(frame_cache *k);

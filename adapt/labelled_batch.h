@@ -21,8 +21,8 @@ typedef struct {
     float *unmixed;    /* a batch as it is drawn, before mixup; NULL: there is none */
     uint32_t *partner; /* (batch) */
     pool *threads;
-    frame_cache cache;
-    crop_load load; /* what of a batch the device makes: no crops where pictures are mixed, or made here */
+    frame_cache cache; /* frames of training cases that stay on the device */
+    crop_load load;    /* what of a batch the device makes: no crops where pictures are mixed, or made here */
 } labelled_batch;
 
 /* One batch as the loader carries it. */

@@ -11,7 +11,8 @@
  * test_memory.py; 10 to 30 MiB above it were measured in adapt, finetune and predict, where there are frames enough to
  * fill the batches of an evaluation; with fewer, up to 41 MiB below). Nor the pages of mapped files, which the system
  * takes back when it wants them. Nor, on a GPU, what CUDA takes of it for its context and kernels:
- * PLAN_CUDA_CONSTANT, which `radapt plan` adds; where there is a GPU what is left of it tells (plan_fits). */
+ * PLAN_CUDA_CONSTANT, which `radapt plan` adds, and frames that stay there where it leaves room (frame_cache.h); where
+ * there is a GPU what is left of it tells (plan_fits). */
 #ifndef RADAPT_PLAN_H
 #define RADAPT_PLAN_H
 #include "adapt/finetune.h"

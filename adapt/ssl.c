@@ -345,7 +345,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = images_of(&r, r.at);
-    out->peak_bytes = (double)vit_device(m)->bytes_most;
+    out->peak_bytes = (double)(vit_device(m)->bytes_most - r.data.cache.taken);
     rc = ssl_state_finish(&r, e);
 done:
     ssl_step_close(&r.step);

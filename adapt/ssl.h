@@ -49,7 +49,7 @@ typedef struct {
     double seconds, images_per_s;
     double loss_first, loss_last, knn_start, knn_best, rank_start, rank_best;
     size_t trainable;
-    double peak_bytes; /* of device memory, at most at once */
+    double peak_bytes; /* of device memory, at most at once, beside frames that stay there (frame_room) */
     bool resumed, already_done, rolled_back;
 } ssl_result;
 

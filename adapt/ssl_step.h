@@ -42,7 +42,8 @@ typedef struct {
 } ssl_step_config;
 
 /* Crops that the device makes (op.h: sample) from frames of the host. What a job's pixels point to within frames goes
- * up once for all of its jobs; what lies elsewhere each time it is asked for. */
+ * up once for all of its jobs, and once and for all where it has a place on the device (crop_block.cache); what lies
+ * elsewhere each time it is asked for. */
 typedef struct {
     crop_block block; /* 2B + L*B jobs in the order of crops; at most config.frame_bytes; may change when
                          ssl_step_gradients returns */
@@ -60,7 +61,7 @@ typedef struct {
 } ssl_step_in;
 
 typedef struct {
-    adamw_step adam; /* clip is set by it */
+    adamw_step adam; /* clip, average and momentum are set by it */
     float momentum;  /* of the teacher */
 } ssl_step_update_in;
 

@@ -1,5 +1,5 @@
-/* catalogue_db.h: what catalogue.c and catalogue_study.c share: the connection, statements, and the fields of an
- * identity.
+/* catalogue_db.h: what catalogue.c, catalogue_study.c and catalogue_frames.c share: the connection, statements, and the
+ * fields of an identity.
  *
  * One connection: catalogue.db is "main", identities.db is attached as "ident". Rollback journals (not WAL): a
  * transaction over both files is then atomic, whatever moment a kill chooses. */

@@ -133,8 +133,7 @@ static const vit_pass_impl *lender_of(const vit_pass *a)
 {
     const vit_pass_impl *k = a->impl, *from = a->lender ? a->lender->impl : NULL;
     if (!from || a->lender->keep == VIT_INFER) return NULL;
-    bool fits = k->scratch_rows <= from->scratch_rows && k->scratch_rows <= from->N && k->N <= from->N &&
-                a->B * a->P <= a->lender->B * a->lender->P;
+    bool fits = k->scratch_rows <= from->scratch_rows && k->N <= from->N && a->B * a->P <= a->lender->B * a->lender->P;
     return fits ? from : NULL;
 }
 

@@ -114,8 +114,9 @@ static inline size_t vit_mlp_width(const vit_config *c)
     return (size_t)c->hidden * (c->swiglu ? 2 : 1);
 }
 
-/* Activations of one block that backward needs. In inference there is x alone, one for all blocks: the rest is
- * scratch of a tile. The first vit_sharing blocks share all but x: after a forward pass it is the last one's. */
+/* Activations of one block that backward needs. In inference there is x alone, one for all blocks: heads' outputs are
+ * in vit_pass_impl.normed, the rest is scratch of a tile. The first vit_sharing blocks share all but x: after a forward
+ * pass it is the last one's. */
 struct vit_block_acts {
     dv *x;             /* (N,C) input */
     dv *mean1, *rstd1; /* (N) f32 */

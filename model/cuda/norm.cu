@@ -180,9 +180,8 @@ template <typename T> struct norm_backward {
 template <typename T, bool PARAMS> constexpr bool BRANCHES = !PARAMS && sizeof(T) == 2;
 
 /* dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma (Ba et al. 2016). A block takes `each` rows, its teams in
- * turn, lanes as in norm_kernel. PARAMS: a
- * thread's registers also hold its columns' sums of dy xhat and of dy; the teams' are added one after the other in
- * shared memory (2 C floats), and leave as partial (2,blocks,C). */
+ * turn, lanes as in norm_kernel. PARAMS: a thread's registers also hold its columns' sums of dy xhat and of dy; the
+ * teams' are added one after the other in shared memory (2 C floats), and leave as partial (2,blocks,C). */
 template <typename T, int V, int E, int TEAM, bool PARAMS>
 static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>)
     norm_bwd_kernel(norm_backward<T> a, float *partial, size_t each)

@@ -155,7 +155,10 @@ static void go_up(device *d, dv *dst, const void *src, size_t bytes, cudaStream_
     op_cuda_memory *m = op_cuda_of(d)->memory;
     while (bytes) {
         size_t block, at;
-        if (op_cuda_pinned_full(&m->pinned, op_cuda_graph_recording(d))) op_cuda_sync(d);
+        if (op_cuda_pinned_full(&m->pinned, op_cuda_graph_recording(d))) {
+            op_cuda_sync(d);
+            if (stream == m->beside) m->ahead = true; /* what goes up from here on was not waited for */
+        }
         size_t n = op_cuda_pinned_next(&m->pinned, bytes, &block, &at);
         op_cuda_pinned_pool *now = &m->pinned.pool[m->pinned.now];
         if (block == now->blocks && !add_block(d)) return;
@@ -180,7 +183,6 @@ void op_cuda_prefetch(device *d, dv *dst, const void *src, size_t bytes)
     if (!m->ahead) op_cuda_check(d, cudaStreamWaitEvent(m->beside, m->read, 0), "an upload");
     m->ahead = true;
     go_up(d, dst, src, bytes, m->beside);
-    m->ahead = true; /* where there was too much, it waited for what had gone up so far */
 }
 
 void op_cuda_prefetched(device *d)

@@ -508,9 +508,9 @@ static void sample_frame(group *g, const sampler_norm *norm, const sample_job *j
         high = max(high, p.y.last);
     }
     if (low > high) low = high; /* all are empty */
-    if (jobs[first].resident) step = f->rows;
+    /* Bands begin at multiples of their height wherever the frame lies and whoever else cuts it: sums are the same. */
     for (int row = low, end; row == low || row < high; row = end) {
-        end = high - row < step ? high : row + step;
+        end = min(high, (row / step + 1) * step);
         const uint8_t *rows = put_rows(g, &jobs[first], row, end, row_bytes);
         for (size_t i = first; i < n; i++) {
             if (!same_frame(&jobs[i], &jobs[first])) continue;

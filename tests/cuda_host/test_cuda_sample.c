@@ -245,6 +245,30 @@ static void resident(void **state)
     compare("resident", &norm, jobs, 4);
 }
 
+static float *crops_of(const sampler_norm *norm, const sample_job *jobs, size_t n)
+{
+    tensor out = tensor_f32(&both, n * 3 * (size_t)jobs[0].size * (size_t)jobs[0].size, 1, 1);
+    both.d[CUDA].op->sample(&both.d[CUDA], out.p[CUDA], norm, jobs, n);
+    return tensor_values(&both, &out, CUDA);
+}
+
+/* A crop has the same bits whether its frame comes up for it or is there, and whoever else cuts the frame. */
+static void same_bands(const sampler_norm *norm, const void *pixels_of, size_t bytes, sample_job a, sample_job b)
+{
+    size_t each = 3 * (size_t)a.size * (size_t)a.size;
+    tensor there = tensor_of(&both, TENSOR_BYTES, pixels_of, bytes);
+    const sample_job sent[] = {a, b};
+    float *of_sent = crops_of(norm, sent, 2), *alone = crops_of(norm, &b, 1);
+    a.resident = b.resident = there.p[CUDA];
+    const sample_job kept[] = {a, b};
+    float *of_kept = crops_of(norm, kept, 2);
+    assert_memory_equal(of_sent, of_kept, 2 * each * sizeof *of_sent);
+    assert_memory_equal(of_sent + each, alone, each * sizeof *alone);
+    free(of_sent);
+    free(alone);
+    free(of_kept);
+}
+
 /* A frame that does not fit what the GPU holds of frames, and several that do not fit together. */
 static void large(void **state)
 {
@@ -264,6 +288,7 @@ static void large(void **state)
                                job_of(&third, big + 8, whole, 14), job_of(&fourth, big + 6, whole, 14)};
     sampler_norm norm = plain("header");
     compare("bands", &norm, jobs, sizeof jobs / sizeof *jobs);
+    same_bands(&norm, big, (size_t)ROWS * COLUMNS * sizeof *big, job_of(&f, big, whole, 14), job_of(&f, big, part, 14));
     free(big);
 }
 
