@@ -11,11 +11,6 @@ typedef struct {
     size_t bytes, carried;
 } head;
 
-static size_t aligned(size_t bytes)
-{
-    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-}
-
 static sample_job *jobs_of(const float *at)
 {
     static_assert(sizeof(head) <= ARENA_ALIGN, "a block's head");
@@ -25,18 +20,18 @@ static sample_job *jobs_of(const float *at)
 /* No more frames than crops: each is carried for one of them. */
 static crop_frame *carried_of(const crop_load *k, const float *at)
 {
-    return (crop_frame *)((char *)jobs_of(at) + aligned(k->crops * sizeof(sample_job)));
+    return (crop_frame *)((char *)jobs_of(at) + arena_round(k->crops * sizeof(sample_job)));
 }
 
 static char *pixels_of(const crop_load *k, const float *at)
 {
-    return (char *)carried_of(k, at) + aligned(k->crops * sizeof(crop_frame));
+    return (char *)carried_of(k, at) + arena_round(k->crops * sizeof(crop_frame));
 }
 
 size_t crop_load_floats(const crop_load *k)
 {
-    size_t lists = aligned(k->crops * sizeof(sample_job)) + aligned(k->crops * sizeof(crop_frame));
-    return (ARENA_ALIGN + lists + aligned(k->frame_bytes)) / sizeof(float);
+    size_t lists = arena_round(k->crops * sizeof(sample_job)) + arena_round(k->crops * sizeof(crop_frame));
+    return (ARENA_ALIGN + lists + arena_round(k->frame_bytes)) / sizeof(float);
 }
 
 sample_job *crop_load_begin(const crop_load *k, float *at)
@@ -52,11 +47,11 @@ void *crop_load_room(const crop_load *k, float *at, size_t index, size_t bytes, 
     dv *to = k->cache ? frame_cache_place(k->cache, index) : NULL;
     bool there = to && frame_cache_has(k->cache, index);
     job->resident = there ? to : NULL;
-    if (there || aligned(bytes) > k->frame_bytes || h->bytes > k->frame_bytes - aligned(bytes)) return NULL;
+    if (there || arena_round(bytes) > k->frame_bytes || h->bytes > k->frame_bytes - arena_round(bytes)) return NULL;
     job->resident = to;
     carried_of(k, at)[h->carried++] = (crop_frame){.at = h->bytes, .bytes = bytes, .to = to, .index = index};
     void *room = pixels_of(k, at) + h->bytes;
-    h->bytes += aligned(bytes);
+    h->bytes += arena_round(bytes);
     job->pixels = room;
     return room;
 }

@@ -19,11 +19,6 @@ static void shapes(const dino_head_config *k, layer_shape out[DINO_HEAD_LAYERS])
     out[2] = (layer_shape){k->bottleneck, k->hidden};
 }
 
-static size_t round64(size_t n)
-{
-    return (n + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
-}
-
 /* Live copies of student and teacher: weights ct, biases f32, prototypes ct. */
 static void plan_live(dino_head *h, arena *m, const dino_head_config *k, size_t ct)
 {
@@ -50,9 +45,9 @@ size_t dino_head_bytes(const dino_head_config *k, size_t ct_bytes)
     layer_shape s[DINO_HEAD_LAYERS];
     shapes(k, s);
     plan_live(&h, &m, k, ct_bytes);
-    size_t state = 5 * round64(k->prototypes * k->bottleneck * sizeof(float));
+    size_t state = 5 * arena_round(k->prototypes * k->bottleneck * sizeof(float));
     for (int i = 0; i < DINO_HEAD_LAYERS; i++)
-        state += 5 * (round64(s[i].out * s[i].in * sizeof(float)) + round64(s[i].out * sizeof(float)));
+        state += 5 * (arena_round(s[i].out * s[i].in * sizeof(float)) + arena_round(s[i].out * sizeof(float)));
     return m.used + state;
 }
 

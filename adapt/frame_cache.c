@@ -6,11 +6,6 @@
 #include "base/arena.h"
 #include "model/device_cuda.h"
 
-static size_t aligned(size_t bytes)
-{
-    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-}
-
 size_t frame_cache_bytes(const frame_info *f)
 {
     return (size_t)f->rows * (size_t)f->columns * (size_t)f->channels * pixel_bytes(f->type);
@@ -26,7 +21,7 @@ err_code frame_cache_open(frame_cache *k, device *d, const frame_info *frames, s
     if (!k->at || !k->there) FAIL(e, NOMEM, "no memory for %zu frames", n);
     for (size_t i = 0; i < n; i++) k->at[i] = SIZE_MAX;
     for (size_t i = 0; i < n_which; i++) {
-        size_t bytes = aligned(each ? each : frame_cache_bytes(&frames[which[i]]));
+        size_t bytes = arena_round(each ? each : frame_cache_bytes(&frames[which[i]]));
         if (k->at[which[i]] != SIZE_MAX || bytes > room - k->bytes) continue;
         k->at[which[i]] = k->bytes;
         k->bytes += bytes;

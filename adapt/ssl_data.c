@@ -31,7 +31,7 @@ static size_t square_bytes(const ssl_data *s)
 /* With what a block's alignment takes. */
 static size_t square_place(const ssl_data *s)
 {
-    return (square_bytes(s) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    return arena_round(square_bytes(s));
 }
 
 static err_code open_squares(ssl_data *s, int side, err *e)

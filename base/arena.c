@@ -20,7 +20,7 @@ void *arena_take(arena *a, size_t count, size_t size)
         a->failed = true;
         return NULL;
     }
-    bytes = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    bytes = arena_round(bytes);
     if (__builtin_add_overflow(a->used, bytes, &end) || (a->base && end > a->capacity)) {
         a->failed = true;
         return NULL;

@@ -14,6 +14,12 @@
 
 enum { ARENA_ALIGN = 64 };
 
+/* What a take of so many bytes uses up; less than bytes where that wraps. */
+static inline size_t arena_round(size_t bytes)
+{
+    return (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+}
+
 typedef struct {
     char *base;      /* NULL: measuring pass */
     size_t capacity; /* bytes at base */

@@ -105,7 +105,7 @@ enum { HEADER = ARENA_ALIGN };
 
 size_t op_cpu_alloc_bytes(size_t bytes)
 {
-    size_t rounded = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    size_t rounded = arena_round(bytes);
     return rounded < bytes || rounded > SIZE_MAX - HEADER ? 0 : rounded + HEADER;
 }
 
