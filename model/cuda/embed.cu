@@ -245,10 +245,8 @@ struct mix_row {
     size_t C;
     template <int W> __device__ void run(size_t i, size_t c) const
     {
-        float sum[W], v[W];
-        gpu_load_n<W>(sum, out + i * C + c);
-#pragma unroll
-        for (int j = 0; j < W; j++) sum[j] = add ? sum[j] : 0;
+        float sum[W] = {}, v[W];
+        if (add) gpu_load_n<W>(sum, out + i * C + c);
         for (int32_t k = first[i]; k < first[i + 1]; k++) {
             gpu_load_n<W>(v, in + (size_t)index[k] * C + c);
 #pragma unroll

@@ -32,17 +32,22 @@ template <int TEAM, int n> static __device__ __forceinline__ void team_sum(float
     }
 }
 
-/* run.run<V, E, TEAM>() with the smallest team that holds a row. */
-template <typename T, typename R> static cudaError_t team_run(const R &run, size_t C, bool vectors)
+/* run.run<V, E, TEAM>() with the smallest team that holds a row; WIDE: of blocks, for less registers a thread. */
+template <typename T, bool WIDE = false, typename R> static cudaError_t team_run(const R &run, size_t C, bool vectors)
 {
     constexpr int V = VECTOR<T>;
     if (C > NORM_MOST) return cudaErrorInvalidValue;
     if (!vectors || C % V) return run.template run<1, 32, 256>();
-    if (C <= 256) return run.template run<V, 8, 32>();
-    if (C <= 512) return run.template run<V, 16, 32>();
-    if (C <= 768) return run.template run<V, 24, 32>();
-    if (C <= 1024) return run.template run<V, 32, 32>();
-    if (C <= 2048) return run.template run<V, 16, 128>();
+    if constexpr (WIDE) {
+        if (C <= 1024) return run.template run<V, 8, 128>();
+        if (C <= 2048) return run.template run<V, 8, 256>();
+    } else {
+        if (C <= 256) return run.template run<V, 8, 32>();
+        if (C <= 512) return run.template run<V, 16, 32>();
+        if (C <= 768) return run.template run<V, 24, 32>();
+        if (C <= 1024) return run.template run<V, 32, 32>();
+        if (C <= 2048) return run.template run<V, 16, 128>();
+    }
     return run.template run<V, 32, 256>();
 }
 
@@ -79,8 +84,22 @@ template <typename T, int W> static __device__ __forceinline__ void as_stored(fl
     }
 }
 
+/* v += rest, rounded to T, and rest what the rounding left. */
+template <int W, typename T> static __device__ __forceinline__ void with_rest(float (&v)[W], T *rest)
+{
+    float left[W];
+    gpu_load_n<W>(left, rest);
+#pragma unroll
+    for (int j = 0; j < W; j++) left[j] = v[j] += left[j];
+    as_stored<T>(v);
+#pragma unroll
+    for (int j = 0; j < W; j++) left[j] -= v[j];
+    gpu_store_n<W>(rest, left);
+}
+
 template <typename T> struct norm_forward {
     T *out, *y;         /* out: the sum that is normalised, or NULL: x itself is */
+    T *rest;            /* of the sum; or NULL */
     float *mean, *rstd; /* or NULL */
     const T *x, *branch;
     const float *bias, *ls, *gamma, *beta;
@@ -88,8 +107,8 @@ template <typename T> struct norm_forward {
     size_t N, C;
 };
 
-/* A team a row; lane l of it holds columns (k TEAM + l) V + j for all k < E / V, j < V. */
-template <typename T, int V, int E, int TEAM>
+/* A team a row; lane l of it holds columns (k TEAM + l) V + j for all k < E / V, j < V. REST: a.rest is there. */
+template <typename T, bool REST, int V, int E, int TEAM>
 static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>) norm_kernel(norm_forward<T> a)
 {
     size_t row = (size_t)blockIdx.x * TEAM_ROWS<TEAM> + threadIdx.x / TEAM;
@@ -104,6 +123,7 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>) norm_kernel(norm_fo
         if (c >= a.C) continue;
         if (a.out) {
             residual_at<V>(v[k], a.x, a.branch, a.bias, a.ls, at + c, c);
+            if constexpr (REST) with_rest<V>(v[k], a.rest + at + c);
             gpu_store_n<V>(a.out + at + c, v[k]);
             as_stored<T>(v[k]); /* as backward will find it */
         } else {
@@ -138,12 +158,12 @@ static __global__ void __launch_bounds__(TEAM_THREADS<TEAM>) norm_kernel(norm_fo
     if (a.rstd) a.rstd[row] = rstd;
 }
 
-template <typename T> struct norm_forward_run {
+template <typename T, bool REST> struct norm_forward_run {
     cudaStream_t stream;
     norm_forward<T> a;
     template <int V, int E, int TEAM> cudaError_t run() const
     {
-        auto kernel = norm_kernel<T, V, E, TEAM>;
+        auto kernel = norm_kernel<T, REST, V, E, TEAM>;
         return LAUNCH(kernel, gpu_blocks(a.N, TEAM_ROWS<TEAM>), TEAM_THREADS<TEAM>, 0, stream, a);
     }
 };
@@ -151,8 +171,10 @@ template <typename T> struct norm_forward_run {
 template <typename T> static cudaError_t norm_run(device *d, const norm_forward<T> &a)
 {
     if (!a.N) return cudaSuccess;
-    norm_forward_run<T> run = {op_cuda_of(d)->stream, a};
-    return team_run<T>(run, a.C, aligned(a.out, a.y, a.x, a.branch) && aligned(a.bias, a.ls, a.gamma, a.beta));
+    cudaStream_t stream = op_cuda_of(d)->stream;
+    bool vectors = aligned(a.out, a.y, a.x, a.branch, a.rest) && aligned(a.bias, a.ls, a.gamma, a.beta);
+    if (!a.rest) return team_run<T>(norm_forward_run<T, false>{stream, a}, a.C, vectors);
+    return team_run<T, true>(norm_forward_run<T, true>{stream, a}, a.C, vectors);
 }
 
 /* dbranch = ls * dx, in column c */
@@ -304,17 +326,9 @@ template <typename T> struct residual_row {
     template <int W> __device__ void run(size_t row, size_t c) const
     {
         size_t i = row * C + c;
-        float v[W], left[W];
+        float v[W];
         residual_at<W>(v, x, branch, bias, ls, i, c);
-        if (rest) {
-            gpu_load_n<W>(left, rest + i);
-#pragma unroll
-            for (int j = 0; j < W; j++) left[j] = v[j] += left[j];
-            as_stored<T>(v);
-#pragma unroll
-            for (int j = 0; j < W; j++) left[j] -= v[j];
-            gpu_store_n<W>(rest + i, left);
-        }
+        if (rest) with_rest<W>(v, rest + i);
         gpu_store_n<W>(out + i, v);
     }
 };
@@ -378,39 +392,24 @@ template <typename T> struct column {
     }
 };
 
+/* n of x, or where out is not NULL of out = x + ls * (branch + bias), with its rest. */
 template <typename T>
-static cudaError_t norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta,
-                            float eps, size_t N, size_t C)
-{
-    norm_forward<T> a = {};
-    a.y = (T *)y;
-    a.mean = (float *)mean;
-    a.rstd = (float *)rstd;
-    a.x = (const T *)x;
-    a.gamma = (const float *)gamma;
-    a.beta = (const float *)beta;
-    a.eps = eps;
-    a.N = N;
-    a.C = C;
-    return norm_run(d, a);
-}
-
-template <typename T>
-static cudaError_t residual_norm_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
-                                     const op_norm *then, size_t N, size_t C)
+static cudaError_t norm_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls, dv *rest,
+                            const op_norm *n, size_t N, size_t C)
 {
     norm_forward<T> a = {};
     a.out = (T *)out;
-    a.y = (T *)then->y;
-    a.mean = (float *)then->mean;
-    a.rstd = (float *)then->rstd;
+    a.y = (T *)n->y;
+    a.rest = (T *)rest;
+    a.mean = (float *)n->mean;
+    a.rstd = (float *)n->rstd;
     a.x = (const T *)x;
     a.branch = (const T *)branch;
     a.bias = (const float *)bias;
     a.ls = (const float *)ls;
-    a.gamma = (const float *)then->gamma;
-    a.beta = (const float *)then->beta;
-    a.eps = then->eps;
+    a.gamma = (const float *)n->gamma;
+    a.beta = (const float *)n->beta;
+    a.eps = n->eps;
     a.N = N;
     a.C = C;
     return norm_run(d, a);
@@ -485,7 +484,8 @@ extern "C" {
 void op_cuda_norm_fwd(device *d, dv *y, dv *mean, dv *rstd, const dv *x, const dv *gamma, const dv *beta, float eps,
                       size_t N, size_t C)
 {
-    op_cuda_check(d, GPU_CT(d, norm_fwd, d, y, mean, rstd, x, gamma, beta, eps, N, C), "norm_fwd");
+    op_norm n = {y, mean, rstd, gamma, beta, eps};
+    op_cuda_check(d, GPU_CT(d, norm_fwd, d, NULL, x, NULL, NULL, NULL, NULL, &n, N, C), "norm_fwd");
 }
 
 void op_cuda_norm_bwd(device *d, dv *dx, bool accumulate, dv *dgamma, dv *dbeta, const dv *dy, const dv *x,
@@ -509,12 +509,9 @@ void op_cuda_residual_fwd(device *d, dv *out, const dv *x, const dv *branch, con
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
                                dv *rest, const op_norm *then, size_t N, size_t C)
 {
-    bool once = then && !rest; /* a rest as well would spill registers */
-    cudaError_t rc = once ? GPU_CT(d, residual_norm_fwd, d, out, x, branch, bias, ls, then, N, C)
+    cudaError_t rc = then ? GPU_CT(d, norm_fwd, d, out, x, branch, bias, ls, rest, then, N, C)
                           : GPU_CT(d, residual_fwd, d, out, x, branch, bias, ls, rest, N, C);
     op_cuda_check(d, rc, "residual_fwd");
-    if (then && rest)
-        op_cuda_norm_fwd(d, then->y, then->mean, then->rstd, out, then->gamma, then->beta, then->eps, N, C);
 }
 
 void op_cuda_residual_bwd(device *d, dv *dbranch, const dv *dout, const dv *ls, size_t N, size_t C)

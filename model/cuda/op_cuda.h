@@ -53,6 +53,8 @@ bool op_cuda_graph_recording(const device *d);
 size_t op_cuda_graph_made(const device *d); /* executable graphs: few where steps are alike */
 err_code op_cuda_blas_open(device *d, err *e);
 void op_cuda_blas_close(device *d);
+/* Why the runtime said rc to `what`: one line, and a code. */
+err_code op_cuda_refused(const device *d, cudaError_t rc, const char *what, err *e);
 /* The first failure stays in d->sticky (device_sync). */
 void op_cuda_fail(device *d, err_code code, const char *what);
 void op_cuda_check(device *d, cudaError_t rc, const char *what);
@@ -160,7 +162,7 @@ void op_cuda_product_slope(device *d, dv *dx, const dv *dy, const dv *w, const d
 void op_cuda_add_bias(device *d, dv *x, const dv *bias, size_t N, size_t F);
 void op_cuda_gelu_bias_fwd(device *d, dv *y, dv *x, const dv *bias, bool keep, size_t N, size_t F);
 /* out = x + ls * (branch + bias), ls and bias f32 (C) or NULL; rest and then as of linear_residual_fwd, or NULL: all of
- * it in one pass where there is no rest. */
+ * it in one pass. */
 void op_cuda_residual_bias_fwd(device *d, dv *out, const dv *x, const dv *branch, const dv *bias, const dv *ls,
                                dv *rest, const op_norm *then, size_t N, size_t C);
 /* db f32 (R) += column sums of dy (N,O), of the columns rows int32 (R), or all (R == O); columns: gathers them too, to

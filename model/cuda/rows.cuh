@@ -2,7 +2,7 @@
  * what is done in one place. W values at a time, W the vector of 16 bytes, or 1 where rows or lengths do not allow it.
  *
  *     map:  f.run<W>(i)             for all i below n: a thread a vector, single values at the end
- *     rows: f.run<W>(row, c)        for all rows and columns: a warp a row, a lane a vector, strided
+ *     rows: f.run<W>(row, c)        for all rows and columns: a warp a row, or a stretch of a long one, a lane a vector
  *     sums: f.run<W>(row, c, sum)   sum[W] += what column c .. c+W-1 of the row has; over all rows, out (C) +=
  *
  * All are limited by the bytes that F moves. Pointers that F both reads and writes may be the same: a thread reads its
@@ -13,6 +13,7 @@
 
 constexpr int MAP_THREADS = 256;
 constexpr int ROWS_WARPS = 8;
+constexpr int ROWS_VECTORS = 32;    /* a lane's, at most: 4,096 columns of fp32 in a stretch */
 constexpr int SUMS_GROUPS = 8;      /* warps that share a block's columns */
 constexpr size_t SUMS_ROWS = 64;    /* a block's, at least */
 constexpr size_t SUMS_CHUNKS = 512; /* blocks that share a column, at most */
@@ -48,14 +49,17 @@ static __global__ void __launch_bounds__(32 * ROWS_WARPS) rows_kernel(F f, size_
 {
     size_t row = (size_t)blockIdx.x * ROWS_WARPS + threadIdx.x / 32;
     if (row >= N) return;
-    for (size_t c = threadIdx.x % 32 * V; c < C; c += 32 * V) f.template run<V>(row, c);
+    size_t first = (size_t)blockIdx.y * ROWS_VECTORS * 32 * V, end = first + ROWS_VECTORS * 32 * V;
+    for (size_t c = first + threadIdx.x % 32 * V; c < C && c < end; c += 32 * V) f.template run<V>(row, c);
 }
 
 template <int V, typename F> static cudaError_t rows(device *d, const F &f, size_t N, size_t C, bool vectors)
 {
     if (!N || !C) return cudaSuccess;
-    auto kernel = vectors && C % V == 0 ? rows_kernel<V, F> : rows_kernel<1, F>;
-    return LAUNCH(kernel, gpu_blocks(N, ROWS_WARPS), 32 * ROWS_WARPS, 0, op_cuda_of(d)->stream, f, N, C);
+    bool wide = vectors && C % V == 0;
+    auto kernel = wide ? rows_kernel<V, F> : rows_kernel<1, F>;
+    dim3 grid(gpu_blocks(N, ROWS_WARPS), gpu_blocks(C, (wide ? V : 1) * 32 * ROWS_VECTORS));
+    return LAUNCH(kernel, grid, 32 * ROWS_WARPS, 0, op_cuda_of(d)->stream, f, N, C);
 }
 
 /* The block's SUMS_GROUPS warps hold sums of the same 32 * V columns, a lane V of them: added up in the first's. Every

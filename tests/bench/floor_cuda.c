@@ -117,8 +117,7 @@ static void linear_residual_fwd(device *d, dv *out, const dv *x, const dv *in, l
                                 dv *rest, const op_norm *then, size_t N)
 {
     count("linear_fwd", product(d, w, N), operations(w, N));
-    count(then && !rest ? "residual_norm" : "residual_bias_fwd", (rest ? 5 : then ? 4 : 3) * ct(d, N * w->out), 0);
-    if (then && rest) count("norm_fwd", 2 * ct(d, N * w->out), 0);
+    count(then ? "residual_norm" : "residual_bias_fwd", (3 + !!then + 2 * !!rest) * ct(d, N * w->out), 0);
 }
 static void linear_dx(device *d, dv *dx, const dv *dy, linear_w *w, size_t N)
 {
