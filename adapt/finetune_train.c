@@ -39,8 +39,8 @@ typedef struct {
     size_t log_bytes;
     /* device */
     vit_pass pass;
-    dv *arena_block, *pixels, *frames, *target, *weight, *logits, *logits_f32, *d_logits_f32, *d_logits,
-        *loss;               /* f32 (2): the batch's loss, its gradients' sum of squares */
+    dv *arena_block, *target, *weight, *logits, *logits_f32, *d_logits_f32, *d_logits;
+    dv *loss;                /* f32 (2): the batch's loss, its gradients' sum of squares */
     dv **best_master;        /* (params.n) */
     checkpoint_extra *extra; /* (params.n) the same with names */
     char (*extra_name)[128];
@@ -207,17 +207,15 @@ static err_code alloc_device(loop *t, err *e)
     struct {
         dv **to;
         size_t bytes;
-    } all[] = {{&t->pixels, B * t->source.image_floats * sizeof(float)},
-               {&t->frames, t->source.load.frame_bytes},
-               {&t->target, B * O * sizeof(float)},
+    } all[] = {{&t->target, B * O * sizeof(float)},
                {&t->weight, B * O * sizeof(float)},
                {&t->logits, B * O * d->ct_bytes},
                {&t->d_logits, B * O * d->ct_bytes},
                {&t->logits_f32, B * O * sizeof(float)},
                {&t->d_logits_f32, B * O * sizeof(float)},
                {&t->loss, 2 * sizeof(float)}};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (all[i].bytes) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(d->op->alloc(d, all[i].bytes, all[i].to, e));
+    TRY(labelled_batch_alloc(&t->source, e));
     vit_want_classes(j->m, &t->pass);
     for (size_t i = 0; i < j->params.n; i++) {
         size_t count = j->params.p[i].rows * j->params.p[i].cols;
@@ -257,9 +255,9 @@ static void fini(loop *t)
 {
     device *d = t->j->d;
     loader_close(t->l);
-    enum { BUFFERS = 10 };
-    dv *all[BUFFERS] = {t->arena_block, t->pixels,   t->frames,     t->target,       t->weight,
-                        t->logits,      t->d_logits, t->logits_f32, t->d_logits_f32, t->loss};
+    enum { BUFFERS = 8 };
+    dv *all[BUFFERS] = {t->arena_block, t->target,     t->weight,       t->logits,
+                        t->d_logits,    t->logits_f32, t->d_logits_f32, t->loss};
     for (size_t i = 0; i < BUFFERS; i++)
         if (all[i]) d->op->free(d, all[i]);
     for (size_t i = 0; t->best_master && i < t->j->params.n; i++)
@@ -304,7 +302,8 @@ static err_code evaluate(loop *t, err *e)
     size_t frames = case_set_frames(&t->validation);
     if (t->validation.n) {
         double *of_case = t->probability + frames * (size_t)j->classes;
-        TRY(features_extract(j->m, VIT_STUDENT, j->c, t->validation.frames, frames, &j->o->view, t->features, e));
+        TRY(features_extract(j->m, VIT_STUDENT, j->c, t->validation.frames, frames, &j->o->view, &t->source.cache,
+                             t->features, e));
         TRY(finetune_train_predict(j, t->features, frames, t->probability, e));
         case_set_mean(&t->validation, t->probability, j->classes, of_case);
         TRY(case_set_metrics(&t->validation, of_case, SPLIT_VALIDATION, &m, e));
@@ -340,7 +339,7 @@ static void gradients(loop *t, float scale)
     op->zero(d, t->loss, sizeof(float));
     optim_zero(&t->optim);
 
-    vit_patches(j->m, VIT_STUDENT, &t->pass, t->pixels);
+    vit_patches(j->m, VIT_STUDENT, &t->pass, t->source.pixels);
     vit_fwd(j->m, VIT_STUDENT, &t->pass, t->pass.patches, NULL);
     op->linear_fwd(d, t->logits, t->pass.out, &j->head, B); /* (B,C) -> (B,O) */
     op->to_f32(d, t->logits_f32, t->logits, B * O);
@@ -352,7 +351,7 @@ static void gradients(loop *t, float scale)
     op->to_ct(d, t->d_logits, t->d_logits_f32, B * O);
     op->linear_dw(d, W->grad, b->grad, t->d_logits, t->pass.out, NULL, O, B, O, C);
     op->linear_dx(d, t->pass.dout, t->d_logits, &j->head, B);
-    vit_bwd(j->m, &t->pass, t->pixels, NULL);
+    vit_bwd(j->m, &t->pass, t->source.pixels, NULL);
 }
 
 static bool at_epoch_end(const loop *t)
@@ -378,13 +377,6 @@ static err_code read_losses(loop *t, uint64_t left, err *e)
     return ERR_OK;
 }
 
-/* The batch's pictures, or the frames that the device makes them of. */
-static void take_pictures(loop *t, const float *carried)
-{
-    labelled_batch *s = &t->source;
-    crop_load_images(t->j->d, &s->load, carried, s->batch * s->image_floats, t->frames, s->jobs, &s->norm, t->pixels);
-}
-
 /* A GPU is asked for the next step before this one's loss is read: it does not wait for the host within an epoch,
  * unless a batch's frames are more than is pinned. */
 static err_code train_step(loop *t, err *e)
@@ -397,7 +389,7 @@ static err_code train_step(loop *t, err *e)
     const float *taken;
     TRY(loader_take(t->l, t->step, &taken, e));
     const labelled_batch_parts v = labelled_batch_view(&t->source, taken);
-    take_pictures(t, v.pixels);
+    labelled_batch_images(&t->source, &v);
     op->upload(d, t->target, v.target, targets);
     op->upload(d, t->weight, v.weight, targets);
     if (t->drop) vit_drop_draw(j->m, o->drop_path, o->seed, t->step, 0, B, t->drop);
@@ -527,14 +519,15 @@ err_code finetune_train_measure(finetune_job *j, finetune_measured *out, err *e)
     if (!rc) rc = optim_init(&t->optim, j->d, &j->params, j->o->clip, e);
     if (!rc) {
         for (size_t i = 0; i < j->params.n; i++) out->best += t->extra[i].count * sizeof(float);
-        out->batch = t->batch * t->source.image_floats * sizeof(float) + t->source.load.frame_bytes;
-        take_pictures(t, nothing);
+        const labelled_batch_parts v = {.pixels = nothing};
+        out->batch = labelled_batch_bytes(&t->source);
+        labelled_batch_images(&t->source, &v);
         j->d->op->send(j->d, 0, t->loss, 2 * sizeof(float));
-        take_pictures(t, nothing); /* while the step before goes on: what is pinned */
+        labelled_batch_images(&t->source, &v); /* while the step before goes on: what is pinned */
         gradients(t, 1);
         double *forward = &j->d->flop[FLOP_FORWARD], counted = *forward, kept[FLOP_KINDS];
         memcpy(kept, j->d->flop, sizeof kept);
-        vit_bwd(j->m, &t->pass, t->pixels, NULL);
+        vit_bwd(j->m, &t->pass, t->source.pixels, NULL);
         out->again = *forward - counted;
         memcpy(j->d->flop, kept, sizeof kept);
         out->packed = j->d->bytes_packed;

@@ -1,12 +1,19 @@
 /* labelled_batch.c: see labelled_batch.h. */
 #include "adapt/labelled_batch.h"
 
+#include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "adapt/task.h"
 #include "base/rng.h"
 #include "model/device_cuda.h"
 #include "preprocess/augment.h"
+
+static bool mixes(const labelled_batch *t)
+{
+    return t->j->o->mixup > 0;
+}
 
 static size_t pixel_floats(const labelled_batch *t)
 {
@@ -15,7 +22,7 @@ static size_t pixel_floats(const labelled_batch *t)
 
 size_t labelled_batch_floats(const labelled_batch *t)
 {
-    return pixel_floats(t) + 2 * t->batch * t->outputs + 1;
+    return pixel_floats(t) + 2 * t->batch * t->outputs + 1 + (mixes(t) ? 4 * t->batch : 0);
 }
 
 labelled_batch_parts labelled_batch_view(const labelled_batch *t, const float *at)
@@ -24,6 +31,10 @@ labelled_batch_parts labelled_batch_view(const labelled_batch *t, const float *a
     v.target = v.pixels + pixel_floats(t);
     v.weight = v.target + t->batch * t->outputs;
     v.scale = v.weight + t->batch * t->outputs;
+    if (!mixes(t)) return v;
+    static_assert(sizeof(int32_t) == sizeof(float), "numbers of pictures lie among floats");
+    v.mix_share = v.scale + 1;
+    v.mix_of = (int32_t *)(v.mix_share + 2 * t->batch);
     return v;
 }
 
@@ -53,31 +64,36 @@ static err_code draw_batch(labelled_batch *t, uint64_t step, const labelled_batc
     return ERR_OK;
 }
 
-/* out = lambda a + (1 - lambda) b of pictures and of losses: the loss of a mixed picture is the mean of its two
- * pictures' losses, which of binary cross-entropies is that of the mean target with the sum of the weights. */
-static void mix(const labelled_batch *t, const labelled_batch_parts *from, size_t a, size_t b, float lambda,
-                const labelled_batch_parts *out)
+/* The loss of a mixed picture, lambda a + (1 - lambda) b, is the mean of its two pictures' losses, which of binary
+ * cross-entropies is that of the mean target with the sum of the weights. */
+static void mix_targets(const labelled_batch *t, const labelled_batch_parts *v, size_t a, size_t b, float lambda)
 {
-    size_t floats = t->image_floats, n = t->outputs;
-    const float *x = from->pixels + a * floats, *y = from->pixels + b * floats;
-    float *z = out->pixels + a * floats;
-    for (size_t i = 0; i < floats; i++) z[i] = lambda * x[i] + (1 - lambda) * y[i];
+    size_t n = t->outputs;
+    const float *target = t->unmixed, *weight = target + t->batch * n;
     for (size_t k = 0; k < n; k++) {
-        float p = lambda * from->weight[a * n + k], q = (1 - lambda) * from->weight[b * n + k];
-        out->weight[a * n + k] = p + q;
-        out->target[a * n + k] = p + q > 0 ? (p * from->target[a * n + k] + q * from->target[b * n + k]) / (p + q) : 0;
+        float p = lambda * weight[a * n + k], q = (1 - lambda) * weight[b * n + k];
+        v->weight[a * n + k] = p + q;
+        v->target[a * n + k] = p + q > 0 ? (p * target[a * n + k] + q * target[b * n + k]) / (p + q) : 0;
     }
 }
 
 /* Mixup (Zhang et al., arXiv 1710.09412): each picture with another of its batch, one share for all of them. */
-static void mix_batch(labelled_batch *t, uint64_t step, const labelled_batch_parts *from,
-                      const labelled_batch_parts *out)
+static void mix_batch(labelled_batch *t, uint64_t step, const labelled_batch_parts *v)
 {
+    size_t n = t->batch * t->outputs;
     rng r = rng_at(t->j->o->seed, RNG_MIX, step, 0);
     float lambda = rng_beta(&r, t->j->o->mixup);
     for (size_t i = 0; i < t->batch; i++) t->partner[i] = (uint32_t)i;
     rng_shuffle(&r, t->partner, t->batch);
-    for (size_t i = 0; i < t->batch; i++) mix(t, from, i, t->partner[i], lambda, out);
+    memcpy(t->unmixed, v->target, n * sizeof(float));
+    memcpy(t->unmixed + n, v->weight, n * sizeof(float));
+    for (size_t i = 0; i < t->batch; i++) {
+        v->mix_of[2 * i] = (int32_t)i;
+        v->mix_of[2 * i + 1] = (int32_t)t->partner[i];
+        v->mix_share[2 * i] = lambda;
+        v->mix_share[2 * i + 1] = 1 - lambda;
+        mix_targets(t, v, i, t->partner[i], lambda);
+    }
 }
 
 /* Smoothing and, of a softmax, the weight go into the targets. */
@@ -99,36 +115,37 @@ err_code labelled_batch_fill(void *ctx, uint64_t step, float *out, err *e)
 {
     labelled_batch *t = ctx;
     labelled_batch_parts v = labelled_batch_view(t, out);
-    if (t->unmixed) {
-        labelled_batch_parts drawn = labelled_batch_view(t, t->unmixed);
-        TRY(draw_batch(t, step, &drawn, e));
-        mix_batch(t, step, &drawn, &v);
-    } else {
-        TRY(draw_batch(t, step, &v, e));
-    }
+    TRY(draw_batch(t, step, &v, e));
+    if (mixes(t)) mix_batch(t, step, &v);
     finish_targets(t, &v);
     return ERR_OK;
 }
 
-/* Frames of training cases may stay on the device, where it makes the pictures. */
+static size_t frames_of(const cohort *c, split_part part, uint32_t *frames)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < c->n_cases; i++)
+        for (size_t k = 0; c->cases[i].part == part && k < c->cases[i].n_frames && n < c->n_frames; k++)
+            frames[n++] = c->cases[i].frames[k];
+    return n;
+}
+
+/* Frames may stay on the device, where it makes the pictures. */
 static err_code open_cache(labelled_batch *t, err *e)
 {
     const cohort *c = t->j->c;
-    size_t n = 0;
-    uint32_t *frames = malloc((c->n_frames + 1) * sizeof *frames);
+    uint32_t *frames = malloc((2 * c->n_frames + 1) * sizeof *frames);
     if (!frames) FAIL(e, NOMEM, "finetune: no memory for %zu frames", c->n_frames);
-    for (size_t i = 0; i < c->n_cases; i++)
-        for (size_t k = 0; c->cases[i].part == SPLIT_TRAIN && k < c->cases[i].n_frames && n < c->n_frames; k++)
-            frames[n++] = c->cases[i].frames[k];
-    size_t room = t->j->o->mixup == 0 ? t->j->o->frame_room : 0;
-    err_code rc = frame_cache_open(&t->cache, t->j->d, c->frames, c->n_frames, frames, n, 0, room, e);
+    size_t n = frames_of(c, SPLIT_TRAIN, frames);
+    n += frames_of(c, SPLIT_VALIDATION, frames + n);
+    err_code rc = frame_cache_open(&t->cache, t->j->d, c->frames, c->n_frames, frames, n, 0, t->j->o->frame_room, e);
     free(frames);
     return rc;
 }
 
 void labelled_batch_place(labelled_batch *t)
 {
-    if (device_samples(t->j->d) && t->j->o->mixup == 0)
+    if (device_samples(t->j->d))
         t->load = (crop_load){t->batch, t->batch * CROP_LOAD_FRAME, t->cache.memory ? &t->cache : NULL};
 }
 
@@ -144,15 +161,56 @@ err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
     labelled_batch_place(t);
     t->jobs = malloc(t->batch * sizeof *t->jobs);
     t->partner = malloc(t->batch * sizeof *t->partner);
-    t->unmixed = o->mixup > 0 ? malloc(labelled_batch_floats(t) * sizeof *t->unmixed) : NULL;
+    t->unmixed = mixes(t) ? malloc(2 * t->batch * t->outputs * sizeof *t->unmixed) : NULL;
     t->threads = pool_new(0);
-    if (!t->jobs || !t->partner || (o->mixup > 0 && !t->unmixed) || !t->threads)
+    if (!t->jobs || !t->partner || (mixes(t) && !t->unmixed) || !t->threads)
         FAIL(e, NOMEM, "finetune: no memory for a batch");
     return ERR_OK;
 }
 
+size_t labelled_batch_bytes(const labelled_batch *t)
+{
+    size_t B = t->batch, pictures = B * t->image_floats * sizeof(float);
+    size_t table = (B + 1) * sizeof(int32_t) + 2 * B * (sizeof(int32_t) + sizeof(float));
+    return pictures + t->load.frame_bytes + (mixes(t) ? pictures + table : 0);
+}
+
+err_code labelled_batch_alloc(labelled_batch *t, err *e)
+{
+    device *d = t->j->d;
+    size_t B = t->batch, pictures = B * t->image_floats * sizeof(float);
+    TRY(d->op->alloc(d, pictures, &t->pixels, e));
+    if (t->load.frame_bytes) TRY(d->op->alloc(d, t->load.frame_bytes, &t->frames, e));
+    if (!mixes(t)) return ERR_OK;
+    TRY(d->op->alloc(d, pictures, &t->drawn, e));
+    TRY(d->op->alloc(d, (B + 1) * sizeof(int32_t), &t->mix_first, e));
+    TRY(d->op->alloc(d, 2 * B * sizeof(int32_t), &t->mix_of, e));
+    TRY(d->op->alloc(d, 2 * B * sizeof(float), &t->mix_share, e));
+    int32_t *first = malloc((B + 1) * sizeof *first);
+    if (!first) FAIL(e, NOMEM, "finetune: no memory for a batch");
+    for (size_t i = 0; i <= B; i++) first[i] = (int32_t)(2 * i);
+    d->op->upload(d, t->mix_first, first, (B + 1) * sizeof *first);
+    err_code rc = device_sync(d, e);
+    free(first);
+    return rc;
+}
+
+void labelled_batch_images(labelled_batch *t, const labelled_batch_parts *v)
+{
+    device *d = t->j->d;
+    size_t B = t->batch, floats = t->image_floats;
+    crop_load_images(d, &t->load, v->pixels, B * floats, t->frames, t->jobs, &t->norm, t->drawn ? t->drawn : t->pixels);
+    if (!t->drawn) return;
+    d->op->upload(d, t->mix_of, v->mix_of, 2 * B * sizeof *v->mix_of);
+    d->op->upload(d, t->mix_share, v->mix_share, 2 * B * sizeof *v->mix_share);
+    d->op->mix_rows(d, t->pixels, false, t->drawn, t->mix_first, t->mix_of, t->mix_share, B, floats);
+}
+
 void labelled_batch_fini(labelled_batch *t)
 {
+    dv *there[] = {t->pixels, t->frames, t->drawn, t->mix_first, t->mix_of, t->mix_share};
+    for (size_t i = 0; i < sizeof there / sizeof *there; i++)
+        if (there[i]) t->j->d->op->free(t->j->d, there[i]);
     pool_free(t->threads);
     frame_cache_close(&t->cache);
     draw_fini(&t->draw);

@@ -55,7 +55,8 @@ static void test_targets(void **state)
     vit_close(j.m);
 }
 
-/* The mixed batch is lambda of the unmixed one and the rest of one of its pictures, targets as well. */
+/* A mixed picture is lambda of itself and the rest of one of its batch, and its target too; the pictures are as drawn.
+ */
 static void test_mixup(void **state)
 {
     world *w = *state;
@@ -67,28 +68,38 @@ static void test_mixup(void **state)
     ASSERT_OK(labelled_batch_init(&plain, &j, &e));
     o.mixup = 1;
     ASSERT_OK(labelled_batch_init(&mixed, &j, &e));
+    ASSERT_OK(labelled_batch_alloc(&mixed, &e));
     double shares[8];
+    int moved = 0;
     for (uint64_t step = 0; step < 8; step++) {
         float *a = filled(&plain, step), *b = filled(&mixed, step);
         labelled_batch_parts p = labelled_batch_view(&plain, a), m = labelled_batch_view(&mixed, b);
         rng r = rng_at(o.seed, RNG_MIX, step, 0);
         double lambda = shares[step] = rng_beta(&r, 1);
+        unsigned partners = 0;
+        assert_null(p.mix_of);
+        assert_memory_equal(m.pixels, p.pixels, BATCH * FLOATS * sizeof *p.pixels);
         for (int i = 0; i < BATCH; i++) {
-            int partner = -1;
-            for (int k = 0; k < BATCH && partner < 0; k++) {
-                double worst = 0;
-                for (int q = 0; q < FLOATS; q++)
-                    worst = fmax(worst, fabs(m.pixels[i * FLOATS + q] - lambda * p.pixels[i * FLOATS + q] -
-                                             (1 - lambda) * p.pixels[k * FLOATS + q]));
-                if (worst < 1e-5) partner = k;
-            }
-            if (partner < 0) fail_msg("step %d: picture %d is not a mixture", (int)step, i);
+            int partner = m.mix_of[2 * i + 1];
+            assert_int_equal(m.mix_of[2 * i], i);
+            assert_in_range(partner, 0, BATCH - 1);
+            partners |= 1U << partner;
+            moved += partner != i;
+            assert_true(fabs(m.mix_share[2 * i] - lambda) < 1e-6 && fabs(m.mix_share[2 * i + 1] - 1 + lambda) < 1e-6);
             for (int k = 0; k < 2; k++)
                 assert_true(fabs(m.target[2 * i + k] - lambda * p.target[2 * i + k] -
                                  (1 - lambda) * p.target[2 * partner + k]) < 1e-6);
         }
+        assert_int_equal(partners, (1U << BATCH) - 1); /* each once */
+        labelled_batch_images(&mixed, &m);
+        const float *made = (const float *)mixed.pixels;
+        for (int i = 0; i < BATCH * FLOATS; i++) {
+            int of = m.mix_of[2 * (i / FLOATS) + 1] * FLOATS + i % FLOATS;
+            assert_true(fabs(made[i] - lambda * p.pixels[i] - (1 - lambda) * p.pixels[of]) < 1e-5);
+        }
         free(a), free(b);
     }
+    assert_true(moved > 24);
     for (int i = 1; i < 8; i++) assert_true(shares[i] != shares[0]);
     labelled_batch_fini(&plain);
     labelled_batch_fini(&mixed);
