@@ -401,7 +401,7 @@ static err_code chunk(bundle *b, const cohort *c, size_t first, size_t end, find
     err_code rc = ERR_OK;
     if (!index || !x || !p || !z) FAIL_DONE(rc, e, NOMEM, "no memory for the features of %zu frames", n);
     for (size_t i = 0; i < n; i++) index[i] = (uint32_t)(first + i);
-    TRY_DONE(rc, features_extract(b->m, VIT_STUDENT, c, index, n, &b->view, x, e));
+    TRY_DONE(rc, features_extract(b->m, VIT_STUDENT, c, index, n, &b->view, NULL, x, e));
     probe_logits(b->weight, b->bias, x, n, C, outputs, z);
     task_probabilities(task, labels, z, n, p);
     for (size_t i = 0; i < n * K; i++)

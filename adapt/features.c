@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "adapt/crop_load.h"
+#include "base/log.h"
 #include "base/stop.h"
 #include "model/device_cuda.h"
 #include "preprocess/loader.h"
@@ -36,6 +37,7 @@ static err_code fill(void *ctx, uint64_t step, float *out, err *e)
         const void *pixels = again ? jobs[0].pixels : cohort_pixels(s->c, frame);
         jobs[i] = (sample_job){.frame = f,
                                .pixels = pixels,
+                               .resident = again ? jobs[0].resident : NULL,
                                .crop = sampler_whole(f, true, s->fraction),
                                .size = s->size,
                                .out = s->load ? NULL : out + i * s->image_floats};
@@ -99,6 +101,21 @@ static void buffers_close(buffers *b, device *d)
     free(b->jobs);
 }
 
+/* Of as many of *batch images as the device has memory for: what comes of an image does not depend on the others. */
+static err_code buffers_fitting(buffers *b, vit *m, size_t *batch, int size, err *e)
+{
+    for (;;) {
+        err why = {0};
+        err_code rc = buffers_open(b, m, *batch, size, &why);
+        if (rc && (rc != ERR_NOMEM || *batch == 1)) return err_set(e, rc, why.file, why.line, "%s", why.msg);
+        if (!rc) return ERR_OK;
+        buffers_close(b, vit_device(m));
+        *b = (buffers){0};
+        *batch = (*batch + 1) / 2;
+        log_event(LOG_INFO, "features.batch", "images", LOG_INT(*batch), "reason", LOG_STR(why.msg), NULL);
+    }
+}
+
 static size_t batch_of(const view_options *v, size_t n)
 {
     size_t batch = v->batch > 0 ? (size_t)v->batch : FEATURES_BATCH;
@@ -137,7 +154,7 @@ err_code features_measure(vit *m, size_t n, const view_options *v, size_t *host,
 }
 
 err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *index, size_t n, const view_options *v,
-                          float *out, err *e)
+                          frame_cache *kept, float *out, err *e)
 {
     device *d = vit_device(m);
     size_t C = (size_t)vit_get_config(m)->dim, batch = batch_of(v, n), images;
@@ -151,12 +168,15 @@ err_code features_extract(vit *m, vit_who who, const cohort *c, const uint32_t *
     if (!size_mul(batch, s.image_floats, &images)) FAIL(e, LIMIT, "features: a batch of %zu images", batch);
     buffers b = {0};
     loader *l = NULL;
-    uint64_t steps = (n + batch - 1) / batch;
+    uint64_t steps;
     err_code rc = ERR_OK;
+    TRY_DONE(rc, buffers_fitting(&b, m, &batch, v->size, e));
+    s.batch = batch;
     s.jobs = malloc(batch * sizeof *s.jobs);
     s.threads = pool_new(0);
     if (!s.jobs || !s.threads) FAIL_DONE(rc, e, NOMEM, "features: no memory or threads");
-    TRY_DONE(rc, buffers_open(&b, m, batch, v->size, e));
+    steps = (n + batch - 1) / batch;
+    b.load.cache = kept;
     if (b.load.crops) s.load = &b.load;
     TRY_DONE(rc, loader_open(&l, fill, &s, carried(&b), 0, steps - 1, e));
     for (uint64_t step = 0; step < steps; step++) {

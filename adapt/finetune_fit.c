@@ -34,7 +34,7 @@ err_code finetune_fit_look(finetune_job *j, finetune_seen *s, const bool parts[3
     view_options v = j->o->view;
     progress_start(&p, stage, "images", n);
     v.shown = &p;
-    err_code rc = features_extract(j->m, VIT_STUDENT, j->c, s->set.frames, n, &v, s->x, e);
+    err_code rc = features_extract(j->m, VIT_STUDENT, j->c, s->set.frames, n, &v, NULL, s->x, e);
     progress_end(&p);
     return rc;
 }

@@ -235,10 +235,16 @@ static err_code carry(ssl_data *s, uint64_t micro, float *out, err *e)
     return s->squares ? make_squares(s, made, e) : ERR_OK;
 }
 
-err_code ssl_data_keep(ssl_data *s, device *d, size_t room, err *e)
+err_code ssl_data_keep(ssl_data *s, device *d, const uint32_t *more, size_t n_more, size_t room, err *e)
 {
-    size_t each = s->squares ? square_bytes(s) : 0;
-    TRY(frame_cache_open(&s->cache, d, s->c->frames, s->c->n_frames, s->frames, s->n, each, room, e));
+    size_t each = s->squares ? square_bytes(s) : 0, n = s->n;
+    uint32_t *all = malloc((n + n_more) * sizeof *all);
+    if (!all) FAIL(e, NOMEM, "adapt: no memory for %zu frames", n);
+    memcpy(all, s->frames, n * sizeof *all);
+    for (size_t i = 0; i < n_more && !each; i++) all[n++] = more[i];
+    err_code rc = frame_cache_open(&s->cache, d, s->c->frames, s->c->n_frames, all, n, each, room, e);
+    free(all);
+    TRY(rc);
     if (s->cache.memory) s->load.cache = &s->cache;
     return ERR_OK;
 }

@@ -43,8 +43,9 @@ err_code ssl_data_crops(ssl_data *s, uint64_t micro, float *out, err *e);
 /* Floats that the loader carries; and a step's input in them: globals and locals, or crops. */
 size_t ssl_data_carried(const ssl_data *s);
 void ssl_data_view(const ssl_data *s, const float *carried, ssl_step_in *in, ssl_step_crops *crops);
-/* From here on frames stay on the device where it makes the crops: as many as fit into room. */
-err_code ssl_data_keep(ssl_data *s, device *d, size_t room, err *e);
+/* From here on frames stay on the device where it makes the crops: as many as fit into room, and after them, if they
+ * are kept as they are stored, `more` (n_more) of the cohort's. */
+err_code ssl_data_keep(ssl_data *s, device *d, const uint32_t *more, size_t n_more, size_t room, err *e);
 /* Bytes that it holds beside that. */
 size_t ssl_data_bytes(const ssl_data *s);
 /* loader_fill; micro: the number of a micro-batch, from 0 over all updates. */

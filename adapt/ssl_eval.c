@@ -93,8 +93,24 @@ static err_code spread_rank(const ssl_eval *s, size_t C, double *rank, err *e)
     return ERR_OK;
 }
 
+err_code ssl_eval_keep(ssl_eval *s, device *d, const cohort *c, frame_cache *shared, size_t room, err *e)
+{
+    size_t n = s->n_train + s->n_validation;
+    s->kept = shared;
+    if (shared) return ERR_OK;
+    uint32_t *all = malloc((n + 1) * sizeof *all);
+    if (!all) FAIL(e, NOMEM, "adapt: no memory for evaluation");
+    memcpy(all, s->train, s->n_train * sizeof *all);
+    memcpy(all + s->n_train, s->validation, s->n_validation * sizeof *all);
+    err_code rc = frame_cache_open(&s->own, d, c->frames, c->n_frames, all, n, 0, room, e);
+    free(all);
+    s->kept = &s->own;
+    return rc;
+}
+
 void ssl_eval_close(ssl_eval *s)
 {
+    frame_cache_close(&s->own);
     free(s->train);
     free(s->validation);
     free(s->train_label);
@@ -134,8 +150,8 @@ err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const s
     size_t C = (size_t)vit_get_config(m)->dim;
     float *query = s->features + s->n_train * C;
     *out = (ssl_score){NAN, NAN, NAN, NAN, NAN};
-    TRY(features_extract(m, who, c, s->train, s->n_train, &o->view, s->features, e));
-    if (s->n_validation) TRY(features_extract(m, who, c, s->validation, s->n_validation, &o->view, query, e));
+    TRY(features_extract(m, who, c, s->train, s->n_train, &o->view, s->kept, s->features, e));
+    if (s->n_validation) TRY(features_extract(m, who, c, s->validation, s->n_validation, &o->view, s->kept, query, e));
     for (size_t i = 0; i < (s->n_train + s->n_validation) * C; i++)
         if (!isfinite(s->features[i])) {
             out->rank = 0;

@@ -9,6 +9,7 @@ typedef struct {
     int *train_label, *validation_label; /* -1: not labelled (rank only) */
     size_t n_train, n_validation;        /* n_validation 0: no kNN */
     float *features;                     /* (n_train + n_validation, C) */
+    frame_cache *kept, own;              /* where these frames stay on the device (ssl_eval_keep); kept: or NULL */
 } ssl_eval;
 
 typedef struct {
@@ -23,6 +24,9 @@ err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, 
 /* That it holds on the host with `most` frames a part, and takes in a run: the linear classifier's copy. */
 size_t ssl_eval_bytes(const vit *m, size_t most);
 void ssl_eval_close(ssl_eval *s);
+/* From here on its frames stay on a device that makes the images: with those of others, in `shared`, or, where that is
+ * NULL, as many as fit into room bytes. */
+err_code ssl_eval_keep(ssl_eval *s, device *d, const cohort *c, frame_cache *shared, size_t room, err *e);
 err_code ssl_eval_run(ssl_eval *s, vit *m, vit_who who, const cohort *c, const ssl_options *o, ssl_score *out, err *e);
 
 #endif

@@ -52,7 +52,7 @@ static void test_same(void **state)
     for (uint32_t i = 0; i < FRAMES; i++) index[i] = i;
     view_options v = {.size = 32, .share = 0.875f, .batch = FRAMES};
     assert_int_equal(w->c.n_frames, FRAMES);
-    ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, index, FRAMES, &v, all, &e));
+    ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, index, FRAMES, &v, NULL, all, &e));
     double norm = 0, apart = 0;
     for (size_t j = 0; j < w->dim; j++) {
         norm += all[j] * all[j];
@@ -66,7 +66,7 @@ static void test_same(void **state)
         progress_start(&p, "test", "images", FRAMES);
         v.batch = batches[t];
         v.shown = &p;
-        ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, index, FRAMES, &v, other, &e));
+        ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, index, FRAMES, &v, NULL, other, &e));
         assert_int_equal(p.done, FRAMES);
         progress_end(&p);
         for (size_t i = 0; i < FRAMES * w->dim; i++)
@@ -74,11 +74,11 @@ static void test_same(void **state)
     }
     static const uint32_t some[] = {7, 2, 2};
     v.shown = NULL;
-    ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, some, 3, &v, other, &e));
+    ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, some, 3, &v, NULL, other, &e));
     for (size_t i = 0; i < 3; i++)
         for (size_t j = 0; j < w->dim; j++)
             assert_true(fabsf(other[i * w->dim + j] - all[some[i] * w->dim + j]) < 1e-4f);
-    ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, NULL, 0, &v, NULL, &e));
+    ASSERT_OK(features_extract(w->m, VIT_STUDENT, &w->c, NULL, 0, &v, NULL, NULL, &e));
 }
 
 static void test_errors(void **state)
@@ -95,13 +95,13 @@ static void test_errors(void **state)
     for (size_t t = 0; t < sizeof table / sizeof *table; t++) {
         err e = {0};
         view_options v = {.size = table[t].size, .share = table[t].share};
-        assert_int_equal(features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &v, out, &e), table[t].code);
+        assert_int_equal(features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &v, NULL, out, &e), table[t].code);
         print_message("%s\n", e.msg);
     }
     err e = {0};
     stop_request();
-    err_code rc =
-        features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &(view_options){.size = 32, .share = 0.875f}, out, &e);
+    err_code rc = features_extract(w->m, VIT_STUDENT, &w->c, index, 3, &(view_options){.size = 32, .share = 0.875f},
+                                   NULL, out, &e);
     stop_clear();
     assert_int_equal(rc, ERR_INTERRUPTED);
 }

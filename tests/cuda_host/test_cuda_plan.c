@@ -1,6 +1,7 @@
 /* Plans of the CUDA back end: what a device that counts says of adaptation and of fine-tuning is, to the byte, what
  * whole runs of them then take of the GPU; and what is said where a GPU has less. */
 #define TWIN_ANY_DEVICE
+#include "adapt/features.h"
 #include "adapt/finetune.h"
 #include "adapt/plan.h"
 #include "adapt/ssl.h"
@@ -215,10 +216,41 @@ static void none_and_all_fit(void **state)
     close_gpu(&d);
 }
 
+/* Where a GPU has not the memory for as many images at once, features are taken of fewer, and are the same. */
+static void fewer_at_once(void **state)
+{
+    world *w = *state;
+    enum { BATCH = 16, FRAMES = 20 };
+    const view_options v = {.size = 32, .share = 1, .batch = BATCH};
+    uint32_t index[FRAMES];
+    size_t C = 0, held = 0, most = 0;
+    float *x[2];
+    for (uint32_t i = 0; i < FRAMES; i++) index[i] = i;
+    for (int little = 0; little < 2; little++) {
+        err e = {0};
+        device d;
+        if (little) gpu_has(held + (most - held) / 3);
+        ASSERT_OK(op_cuda_open(&d, 0, COMPUTE_F32, &e));
+        vit *m = world_vit_on(&d, WORLD_BACKBONE);
+        C = (size_t)vit_get_config(m)->dim;
+        held = d.bytes;
+        x[little] = malloc(FRAMES * C * sizeof(float));
+        ASSERT_OK(features_extract(m, VIT_STUDENT, &w->c, index, FRAMES, &v, NULL, x[little], &e));
+        if (little) assert_true(d.bytes_most < most);
+        most = d.bytes_most;
+        vit_close(m);
+        device_close(&d);
+    }
+    unsetenv("CUDA_EMU_MEMORY");
+    for (size_t i = 0; i < FRAMES * C; i++) assert_true(fabsf(x[0][i] - x[1][i]) < 1e-4f);
+    free(x[0]), free(x[1]);
+}
+
 int main(void)
 {
     log_open(stderr, LOG_TEXT, LOG_OFF);
     const struct CMUnitTest tests[] = {cmocka_unit_test(adapt_as_planned), cmocka_unit_test(finetune_as_planned),
-                                       cmocka_unit_test(images_that_fit), cmocka_unit_test(none_and_all_fit)};
+                                       cmocka_unit_test(images_that_fit), cmocka_unit_test(none_and_all_fit),
+                                       cmocka_unit_test(fewer_at_once)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

@@ -118,6 +118,7 @@ static void test_frames_stay(void **state)
     for (int squares = 0; squares < 2; squares++) {
         double loss[ROOMS][MOST];
         size_t n[ROOMS], up[ROOMS];
+        double peak[ROOMS];
         for (int i = 0; i < ROOMS; i++) {
             err e = {0};
             char dir[FILE_PATH_MAX], run[64];
@@ -137,24 +138,65 @@ static void test_frames_stay(void **state)
             world_path(t->w, run, "", dir);
             vit *m = world_vit_on(t->d[CUDA], "dim=32,depth=1,heads=1,patch=8,grid=2");
             size_t before = emu_counted().up;
+            t->cuda.bytes_most = t->cuda.bytes;
             ASSERT_OK(ssl_adapt(m, &t->w->c, &o, dir, &r, &e));
             up[i] = emu_counted().up - before;
             vit_close(m);
             n[i] = numbers(t->w, run, "loss", loss[i], MOST);
+            peak[i] = r.peak_bytes;
         }
         printf("  %s: %zu, %zu and %zu bytes up\n", squares ? "squares" : "frames", up[0], up[1], up[2]);
         assert_true(n[0] >= 2);
         for (int i = 1; i < ROOMS; i++) {
             assert_int_equal(n[i], n[0]);
+            assert_true(peak[i] == peak[0]); /* beside them */
             assert_memory_equal(loss[i], loss[0], n[0] * sizeof *loss[0]);
         }
         assert_true(up[1] < up[0]);
         assert_true(up[2] < up[1]);
-        size_t frames = 0, each = squares ? 3 * 20 * 20 : FRAME;
-        for (size_t i = 0; i < t->w->c.n_frames; i++) frames += t->w->c.part[i] == SPLIT_TRAIN;
-        /* No frame goes up again, but those of batches that were under way. */
-        assert_true(up[0] - up[2] >= (EPOCHS - 1) * (frames - 3) * each - 2 * 4 * each);
+        size_t frames = 0, seen = 0, each = squares ? 3 * 20 * 20 : FRAME;
+        for (size_t i = 0; i < t->w->c.n_frames; i++) {
+            frames += t->w->c.part[i] == SPLIT_TRAIN;
+            seen += t->w->c.part[i] == SPLIT_TRAIN || t->w->c.part[i] == SPLIT_VALIDATION;
+        }
+        /* No frame goes up again, but those of batches that were under way; nor for the second evaluation. */
+        size_t trained = (squares ? EPOCHS - 1 : EPOCHS) * (frames - 3) * each;
+        assert_true(up[0] - up[2] >= trained + seen * FRAME - 2 * 4 * each);
     }
+}
+
+/* One run of it on one side, with room for frames that stay. */
+static void tune(two *t, int side, const char *run, float mixup, size_t room)
+{
+    const cohort *c = &t->w->c;
+    err e = {0};
+    char path[FILE_PATH_MAX];
+    finetune_options o;
+    finetune_result r;
+    param_set adapter = {0};
+    bundle_info info = {.peft = {.method = METHOD_APLA}, .n_labels = c->n_labels};
+    finetune_defaults(&o);
+    o.method = METHOD_APLA;
+    o.epochs = 2;
+    o.batch = 6;
+    o.lr = 1e-4f;
+    o.head_lr = 1e-3f;
+    o.warmup_steps = 2;
+    o.patience = 0;
+    o.mixup = mixup;
+    o.frame_room = room;
+    o.view = (view_options){.size = 32, .share = 1, .batch = 8};
+    snprintf(info.backbone_random, sizeof info.backbone_random, "%s seed=5", SHAPE);
+    info.labels = calloc((size_t)c->n_labels, sizeof *info.labels);
+    for (int k = 0; k < c->n_labels; k++) memcpy(info.labels[k].name, c->labels[k], sizeof c->labels[k]);
+    ASSERT_OK(findings_codes(NULL, info.labels, c->n_labels, &e));
+    vit *m = world_vit_on(t->d[side], SHAPE);
+    ASSERT_OK(vit_train(m, &info.peft, &adapter, &e));
+    world_path(t->w, run, "", path);
+    ASSERT_OK(finetune_run(m, &adapter, c, &o, &info, path, &r, &e));
+    vit_close(m);
+    param_set_free(t->d[side], &adapter);
+    free(info.labels);
 }
 
 static void finetunes(two *t, const char *name, float mixup)
@@ -162,38 +204,12 @@ static void finetunes(two *t, const char *name, float mixup)
     static const char *side[SIDES] = {"cpu", "cuda"};
     char run[SIDES][64];
     csv predicted[SIDES];
-    const cohort *c = &t->w->c;
     printf(" %s\n", name);
     for (int i = 0; i < SIDES; i++) {
         err e = {0};
         char path[FILE_PATH_MAX];
-        finetune_options o;
-        finetune_result r;
-        param_set adapter = {0};
-        bundle_info info = {.peft = {.method = METHOD_APLA}, .n_labels = c->n_labels};
-        finetune_defaults(&o);
-        o.method = METHOD_APLA;
-        o.epochs = 2;
-        o.batch = 6;
-        o.lr = 1e-4f;
-        o.head_lr = 1e-3f;
-        o.warmup_steps = 2;
-        o.patience = 0;
-        o.mixup = mixup;
-        o.frame_room = 1 << 20;
-        o.view = (view_options){.size = 32, .share = 1, .batch = 8};
-        snprintf(info.backbone_random, sizeof info.backbone_random, "%s seed=5", SHAPE);
-        info.labels = calloc((size_t)c->n_labels, sizeof *info.labels);
-        for (int k = 0; k < c->n_labels; k++) memcpy(info.labels[k].name, c->labels[k], sizeof c->labels[k]);
-        ASSERT_OK(findings_codes(NULL, info.labels, c->n_labels, &e));
-        vit *m = world_vit_on(t->d[i], SHAPE);
-        ASSERT_OK(vit_train(m, &info.peft, &adapter, &e));
         snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
-        world_path(t->w, run[i], "", path);
-        ASSERT_OK(finetune_run(m, &adapter, c, &o, &info, path, &r, &e));
-        vit_close(m);
-        param_set_free(t->d[i], &adapter);
-        free(info.labels);
+        tune(t, i, run[i], mixup, 1 << 20);
         world_path(t->w, run[i], "predictions.csv", path);
         ASSERT_OK(csv_read(&predicted[i], path, &e));
     }
@@ -223,9 +239,37 @@ static void test_finetune(void **state)
     finetunes(*state, "apla, mixed", 0.4f);
 }
 
+/* Frames of training and of validation go up once, and nothing else comes of it. */
+static void test_tuned_frames_stay(void **state)
+{
+    enum { FRAME = 32 * 32 * 2, MOST = 256 };
+    static const char *const run[] = {"tuned-up-each-time", "tuned-stay"}, *const keys[] = {"loss", "validation_loss"};
+    two *t = *state;
+    size_t up[2], seen = 0;
+    for (int i = 0; i < 2; i++) {
+        size_t before = emu_counted().up;
+        tune(t, CUDA, run[i], 0.4f, i ? 1 << 20 : 0);
+        up[i] = emu_counted().up - before;
+    }
+    for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+        double x[2][MOST];
+        size_t n = numbers(t->w, run[0], keys[k], x[0], MOST);
+        if (k == 0) assert_true(n >= 2);
+        assert_int_equal(numbers(t->w, run[1], keys[k], x[1], MOST), n);
+        assert_memory_equal(x[0], x[1], n * sizeof *x[0]);
+    }
+    for (size_t i = 0; i < t->w->c.n_frames; i++) seen += t->w->c.part[i] == SPLIT_VALIDATION;
+    printf("  %zu and %zu bytes up; %zu validation frames\n", up[0], up[1], seen);
+    /* Of three validations two bring nothing, nor does the second epoch but for batches that were under way. */
+    size_t trained = 0;
+    for (size_t i = 0; i < t->w->c.n_frames; i++) trained += t->w->c.part[i] == SPLIT_TRAIN;
+    assert_true(seen > 0 && up[0] - up[1] >= (2 * seen + trained / 2) * FRAME);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_adapt), cmocka_unit_test(test_adapt_squares_accumulate),
-                                       cmocka_unit_test(test_frames_stay), cmocka_unit_test(test_finetune)};
+                                       cmocka_unit_test(test_frames_stay), cmocka_unit_test(test_finetune),
+                                       cmocka_unit_test(test_tuned_frames_stay)};
     return cmocka_run_group_tests(tests, open_two, close_two);
 }
