@@ -13,26 +13,26 @@ void op_cuda_fail(device *d, err_code code, const char *what)
     if (!d->sticky.code) err_set(&d->sticky, code, __FILE__, __LINE__, "%s", what);
 }
 
-void op_cuda_check(device *d, cudaError_t rc, const char *what)
+err_code op_cuda_refused(const device *d, cudaError_t rc, const char *what, err *e)
 {
-    if (!rc || d->sticky.code) return;
     switch (rc) {
     case cudaErrorMemoryAllocation:
-        err_set(&d->sticky, ERR_NOMEM, __FILE__, __LINE__, "no memory on the GPU for %s", what);
-        return;
+        FAIL(e, NOMEM, "no memory on the GPU for %s", what);
     case cudaErrorECCUncorrectable:
-        err_set(&d->sticky, ERR_DAMAGED, __FILE__, __LINE__,
-                "the GPU's memory had an error that ECC could not correct, in %s: begin again, or use another GPU",
-                what);
-        return;
+        FAIL(e, DAMAGED,
+             "the GPU's memory had an error that ECC could not correct, in %s: begin again, or use another GPU", what);
     case cudaErrorNoKernelImageForDevice:
-        err_set(&d->sticky, ERR_UNSUPPORTED, __FILE__, __LINE__, "this build has no kernels for this GPU (sm_%d)",
-                op_cuda_of(d)->sm);
-        return;
+        FAIL(e, UNSUPPORTED, "this build has no kernels for this GPU (sm_%d)", op_cuda_of(d)->sm);
+    case cudaErrorDevicesUnavailable:
+        FAIL(e, UNSUPPORTED, "the GPU is another program's alone");
     default:
-        err_set(&d->sticky, ERR_INTERNAL, __FILE__, __LINE__, "the GPU failed in %s: %.100s", what,
-                cudaGetErrorString(rc));
+        FAIL(e, INTERNAL, "the GPU failed in %s: %.100s", what, cudaGetErrorString(rc));
     }
+}
+
+void op_cuda_check(device *d, cudaError_t rc, const char *what)
+{
+    if (rc && !d->sticky.code) op_cuda_refused(d, rc, what, &d->sticky);
 }
 
 void *op_cuda_scratch(device *d, size_t bytes)
@@ -180,9 +180,10 @@ static err_code open_parts(device *d, err *e)
     op_cuda *o = op_cuda_of(d);
     TRY(op_cuda_memory_open(d, e));
     TRY(op_cuda_graph_open(d, e));
-    if (cudaStreamCreateWithFlags(&o->stream, cudaStreamNonBlocking)) {
+    cudaError_t rc = cudaStreamCreateWithFlags(&o->stream, cudaStreamNonBlocking);
+    if (rc) {
         cudaGetLastError();
-        FAIL(e, NOMEM, "the GPU gives no context: another program may hold its memory");
+        return op_cuda_refused(d, rc, "its context: another program may hold it", e);
     }
     TRY(op_cuda_alloc_bare(d, OP_CUDA_SCRATCH_BYTES, &o->scratch, e));
     return op_cuda_blas_open(d, e);

@@ -19,7 +19,8 @@
 
 #include "model/cuda/op_cuda.h"
 
-enum { ENTRIES = 1024, ALIGN_MOST = 16 /* bytes that a thread loads at once */ };
+/* A step's masked patches are another number each time, a few hundred numbers in all, of some twenty shapes each. */
+enum { ENTRIES = 16384, ENTRIES_MOST = 12288, ALIGN_MOST = 16 /* bytes that a thread loads at once */ };
 
 typedef enum { FORWARD, GRADIENT } product_kind;
 
@@ -70,8 +71,11 @@ err_code op_cuda_blas_open(device *d, err *e)
     if (!s) FAIL(e, NOMEM, "no memory for the compute device");
     if (cublasLtCreate(&s->handle) || cublasLtMatmulPreferenceCreate(&s->preference) ||
         cublasLtMatmulPreferenceSetAttribute(s->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most,
-                                             sizeof most))
+                                             sizeof most)) {
+        cudaError_t rc = cudaGetLastError();
+        if (rc) return op_cuda_refused(d, rc, "starting cuBLASLt", e);
         FAIL(e, INTERNAL, "cuBLASLt cannot be started");
+    }
     return op_cuda_alloc_bare(d, OP_CUDA_BLAS_BYTES, &s->workspace, e);
 }
 
@@ -167,6 +171,13 @@ static cublasStatus_t make_entry(device *d, entry *t, const product *p, const vo
     return CUBLAS_STATUS_SUCCESS;
 }
 
+/* Its own codes do not tell what the runtime knows: a GPU that is of no more use. */
+static void failed(device *d, const char *what)
+{
+    op_cuda_check(d, cudaGetLastError(), "a matrix product");
+    op_cuda_fail(d, ERR_INTERNAL, what);
+}
+
 /* p: zeroed before it was filled, for its padding counts. false: there is no algorithm for it with its bias; with
  * anything else amiss the device has failed. */
 static bool run(device *d, product *p, const void *a, const void *b, const void *bias, void *out)
@@ -176,11 +187,11 @@ static bool run(device *d, product *p, const void *a, const void *b, const void 
     p->align[0] = alignment(a);
     p->align[1] = alignment(b);
     p->align[2] = alignment(out);
-    if (s->n > ENTRIES / 2) drop_entries(s); /* shapes vary without end: start again */
+    if (s->n >= ENTRIES_MOST) drop_entries(s); /* shapes vary without end: start again */
     entry *t = slot(s, p);
     cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
     if (!t->p.m && make_entry(d, t, p, bias)) {
-        op_cuda_fail(d, ERR_INTERNAL, "cuBLASLt has no algorithm for a matrix product");
+        failed(d, "cuBLASLt has no algorithm for a matrix product");
         return true;
     }
     if (t->refused) return false;
@@ -188,7 +199,7 @@ static bool run(device *d, product *p, const void *a, const void *b, const void 
     if (!rc)
         rc = cublasLtMatmul(s->handle, t->what, &one, a, t->a, b, t->b, &add, out, t->d, out, t->d, &t->algo,
                             s->workspace, OP_CUDA_BLAS_BYTES, op_cuda_of(d)->stream);
-    if (rc) op_cuda_fail(d, ERR_INTERNAL, "cuBLASLt failed in a matrix product");
+    if (rc) failed(d, "cuBLASLt failed in a matrix product");
     return true;
 }
 

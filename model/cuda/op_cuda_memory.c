@@ -42,7 +42,7 @@ err_code op_cuda_memory_open(device *d, err *e)
     if (!rc) rc = cudaStreamCreateWithFlags(&m->beside, cudaStreamNonBlocking);
     if (!rc) return ERR_OK;
     cudaGetLastError();
-    FAIL(e, NOMEM, "the GPU gives no context: another program may hold its memory");
+    return op_cuda_refused(d, rc, "its context: another program may hold it", e);
 }
 
 void op_cuda_memory_close(device *d)
@@ -92,7 +92,7 @@ err_code op_cuda_alloc_bare(device *d, size_t bytes, dv **out, err *e)
     cudaError_t rc = whole < bytes ? cudaErrorMemoryAllocation : cudaMalloc(&p, whole);
     if (rc) cudaGetLastError(); /* said here; the device goes on */
     if (rc == cudaErrorMemoryAllocation) return no_room(d, bytes, e);
-    if (rc) FAIL(e, INTERNAL, "the GPU gives no memory: %.80s", cudaGetErrorString(rc));
+    if (rc) return op_cuda_refused(d, rc, "taking memory", e);
     m->all[m->n++] = (taken){p, whole};
     d->bytes += whole;
     if (d->bytes > d->bytes_most) d->bytes_most = d->bytes;
@@ -108,7 +108,7 @@ err_code op_cuda_alloc(device *d, size_t bytes, dv **out, err *e)
     if (!d->sticky.code) return ERR_OK;
     op_cuda_free(d, *out); /* its content is anything */
     *out = NULL;
-    FAIL(e, INTERNAL, "%s", d->sticky.msg);
+    return err_set(e, d->sticky.code, d->sticky.file, d->sticky.line, "%s", d->sticky.msg);
 }
 
 void op_cuda_free(device *d, dv *p)
@@ -141,8 +141,10 @@ static bool add_block(device *d)
     char ***block = &m->block[m->pinned.now], **more = realloc(*block, (now->blocks + 1) * sizeof *more);
     void *p = NULL;
     if (more) *block = more;
-    if (!more || cudaHostAlloc(&p, OP_CUDA_PINNED_BYTES, cudaHostAllocDefault)) {
+    cudaError_t rc = more ? cudaHostAlloc(&p, OP_CUDA_PINNED_BYTES, cudaHostAllocDefault) : cudaErrorMemoryAllocation;
+    if (rc) {
         cudaGetLastError();
+        if (rc != cudaErrorMemoryAllocation) op_cuda_check(d, rc, "taking pinned memory");
         op_cuda_fail(d, ERR_NOMEM, "no pinned memory for what goes to the GPU");
         return false;
     }

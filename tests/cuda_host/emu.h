@@ -119,6 +119,8 @@ cudaError_t forbidden_in_capture();
 
 /* At each call's entry: no device, a sticky error, a call from a host function, the call that is to fail. */
 cudaError_t enter();
+/* Whether a call has failed after which a GPU is of no more use. */
+bool is_broken();
 /* Remembers an error for cudaGetLastError(). */
 cudaError_t fail(cudaError_t code);
 /* Whether this call is the one that CUDA_EMU_FAIL_NTH names; counts it. */

@@ -59,13 +59,21 @@ cudaError_t fail(cudaError_t code)
 
 bool fails_now()
 {
-    return ++calls == fail_nth;
+    if (++calls != fail_nth) return false;
+    for (const auto &e : errors)
+        if (e.code == fail_code && e.sticky) broken = last = e.code;
+    return true;
 }
 
 static cudaError_t no_device()
 {
     long n = env("CUDA_EMU_DEVICES", 1);
     return n > 0 ? cudaSuccess : n ? (cudaError_t)-n : cudaErrorNoDevice;
+}
+
+bool is_broken()
+{
+    return broken;
 }
 
 cudaError_t enter()
@@ -77,8 +85,6 @@ cudaError_t enter()
     if (broken) return fail(broken);
     if (cudaError_t rc = no_device()) return fail(rc);
     if (!fails_now()) return cudaSuccess;
-    for (const auto &e : errors)
-        if (e.code == fail_code && e.sticky) broken = e.code;
     return fail((cudaError_t)fail_code);
 }
 

@@ -60,6 +60,7 @@ static bool is_default(cudaStream_t s)
 static bool can_run(const CUstream_st *s)
 {
     if (s->queue.empty()) return false;
+    if (is_broken()) return true;
     const item &first = s->queue.front();
     return !first.event || first.event->done >= first.target;
 }
@@ -68,7 +69,7 @@ static void step(CUstream_st *s)
 {
     item it = std::move(s->queue.front());
     s->queue.pop_front();
-    if (it.fn) it.fn();
+    if (it.fn && !is_broken()) it.fn(); /* a GPU of no more use does nothing: what it would copy to may be gone */
 }
 
 template <class F> static void run_until(F done)
