@@ -51,4 +51,6 @@ stub=$(dirname "$(dirname "$nvcc")")/lib64/stubs/libcuda.so
 if [ -e "$stub" ]; then
     cp "$stub" "$temp/stub/libcuda.so.1"
     expect "stub" "$temp/stub"
+else
+    echo "left out: there is no $stub"
 fi

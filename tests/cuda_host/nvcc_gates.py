@@ -1,5 +1,6 @@
-"""nvcc_gates.py FOLDER [--write]: what ptxas said of each kernel, in FOLDER/*.ptxas, against registers.txt beside this
-file: no spills, and as many registers as the table says. --write makes the table anew.
+"""nvcc_gates.py FOLDER [ARCHITECTURE...|--write]: what ptxas said of each kernel, in FOLDER/*.ptxas, against registers.txt
+beside this file: no spills, and as many registers as the table says, for all of these architectures. --write makes the
+table anew.
 
 Rows: file, kernel, and for each architecture registers and bytes of static shared memory. Another version of nvcc may
 allot a few registers more: SLACK. What spills does not compile at all (-warn-spills -Werror)."""
@@ -78,9 +79,12 @@ for key, (registers, shared) in sorted(now.items()):
         print(f"{' '.join(key)}: {registers} registers, {shared} bytes shared; the table has {table[key]}")
         wrong += 1
 compiled = {k[2] for k in now}
+for arch in set(sys.argv[2:]) - compiled:
+    print(f"nothing was compiled for sm_{arch}")
+    wrong += 1
 for key in table:
     if key[2] in compiled and key not in now:
         print(f"{' '.join(key)}: in the table, but not compiled")
         wrong += 1
-print(f"{len(now)} kernels times architectures, {wrong} not as the table has them")
+print(f"{len(now)} kernels times architectures ({' '.join(sorted(compiled, key=int))}), {wrong} not as the table has them")
 sys.exit(wrong > 0)
