@@ -7,6 +7,7 @@
 #include "tests/cuda_host/twin.h"
 
 enum { TENSORS = 10, BOTTLENECK = 256, ROWS_OF_LOGITS = 256, CLASSES = 14, MASKED = 7, SIDE = 512 /* of a frame */ };
+enum { LOCAL_T = 50, PROMPTS = 10 };
 enum { GRID = 37, TAPS = 16, MIXED_MOST = 256 };
 #define BIT(i) (1u << (i))
 

@@ -171,6 +171,42 @@ static double bytes_softmax_ce(void)
 {
     return 12.0 * (double)(B * CLASSES);
 }
+static void make_sets(void)
+{
+    make_classes();
+    t[4] = tensor_f32(&pair, B * CLASSES, 5, 1);
+}
+static void run_sigmoid_ce(device *d, int i)
+{
+    d->op->zero(d, t[3].p[i], 4);
+    d->op->sigmoid_ce(d, t[3].p[i], t[2].p[i], t[0].p[i], t[1].p[i], t[4].p[i], 1 / (float)B, B, CLASSES);
+}
+static double bytes_sigmoid_ce(void)
+{
+    return 16.0 * (double)(B * CLASSES);
+}
+
+/* How evenly a teacher's targets are spread: of sums that are positive. */
+static void make_entropy(void)
+{
+    t[0] = tensor_f32(&pair, prototypes, 1, 0);
+    t[1] = tensor_f32(&pair, 1, 2, 0);
+    t[2] = tensor_f32(&pair, 1, 3, 0);
+    t[3] = tensor_ct(&pair, ROWS_OF_LOGITS * prototypes, 4, 1);
+    t[4] = tensor_f32(&pair, prototypes, 5, 0);
+    t[5] = tensor_f32(&pair, prototypes, 6, 0);
+    BOTH(pair, i)
+    pair.d[i].op->teacher_softmax(&pair.d[i], t[3].p[i], t[4].p[i], t[0].p[i], t[2].p[i], t[3].p[i], t[5].p[i], 0.5f,
+                                  ROWS_OF_LOGITS, prototypes);
+}
+static void run_entropy(device *d, int i)
+{
+    d->op->mean_entropy(d, t[1].p[i], t[0].p[i], ROWS_OF_LOGITS, prototypes);
+}
+static double bytes_entropy(void)
+{
+    return 4.0 * (double)prototypes;
+}
 
 /* --- optimiser: prototypes of 65536 by 256 */
 
@@ -218,7 +254,6 @@ static double bytes_adamw(void)
 
 static frame_info frame;
 static sample_job *jobs[TWINS];
-static double sampled; /* stored pixels inside the crops */
 static void make_sample(void)
 {
     size_t images = B / 2, each = (size_t)SIDE * SIDE;
@@ -236,7 +271,6 @@ static void make_sample(void)
     free(pixels);
     BOTH(pair, i)
     {
-        sampled = 0;
         assert_non_null(jobs[i] = calloc(B, sizeof **jobs));
         for (size_t k = 0; k < B; k++) {
             rng a = rng_at(1, RNG_AUGMENT, k, 0);
@@ -244,7 +278,6 @@ static void make_sample(void)
             jobs[i][k] = (sample_job){.frame = &frame, .pixels = at, .size = 224};
             jobs[i][k].resident = i == CUDA ? at : NULL;
             jobs[i][k].crop = augment_ssl(&o, &frame, k % 2 ? CROP_GLOBAL2 : CROP_GLOBAL1, &a);
-            sampled += (double)jobs[i][k].crop.width * (double)jobs[i][k].crop.height;
         }
     }
 }
@@ -255,7 +288,7 @@ static void run_sample(device *d, int i)
 }
 static double bytes_sample(void)
 {
-    return 2 * sampled + 12.0 * (double)(B * 224 * 224);
+    return 2.0 * (double)(B / 2 * SIDE * SIDE) + 12.0 * (double)(B * 224 * 224);
 }
 
 static const bench_case step_cases[] = {
@@ -270,6 +303,8 @@ static const bench_case step_cases[] = {
     {"weight_norm_bwd", make_weight_norm, run_weight_norm_bwd, BIT(3), 1e-8, bytes_weight_norm_bwd, NULL},
     {"koleo", make_koleo, run_koleo, BIT(1) | BIT(2), 2e-5, bytes_koleo, NULL},
     {"softmax_ce", make_classes, run_softmax_ce, BIT(2) | BIT(3), 1e-8, bytes_softmax_ce, NULL},
+    {"sigmoid_ce", make_sets, run_sigmoid_ce, BIT(2) | BIT(3), 1e-8, bytes_sigmoid_ce, NULL},
+    {"mean_entropy", make_entropy, run_entropy, BIT(1), 1e-5, bytes_entropy, NULL},
     {"grad_square, adamw", make_optimiser, run_adamw, BIT(0) | BIT(4) | BIT(5) | BIT(6), 1e-5, bytes_adamw, NULL},
     {"sample", make_sample, run_sample, BIT(0), 1e-5, bytes_sample, NULL},
 };

@@ -59,6 +59,21 @@ static double bytes_projection_norm(void)
 {
     return bytes_projection() + ct(N * C) + 8.0 * (double)N;
 }
+/* As inference has it: what rounding leaves goes along. */
+static void make_projection_rest(void)
+{
+    make_projection_norm();
+    t[6] = tensor_ct(&pair, N * C, 6, 2e-3f);
+}
+static void run_projection_rest(device *d, int i)
+{
+    const op_norm then = {t[5].p[i], NULL, NULL, t[8].p[i], t[9].p[i], 1e-6f};
+    d->op->linear_residual_fwd(d, t[3].p[i], t[0].p[i], t[1].p[i], &w[i], t[2].p[i], NULL, t[6].p[i], &then, N);
+}
+static double bytes_projection_rest(void)
+{
+    return ct(N * C * 6 + C * C);
+}
 static double flop_square(void)
 {
     return 2.0 * (double)N * (double)C * (double)C;
@@ -126,6 +141,18 @@ static void run_fc2_dx(device *d, int i)
     d->op->linear_dx_slope(d, t[1].p[i], t[3].p[i], &above[i], t[2].p[i], N);
 }
 
+/* The way back through fc1. */
+static void make_dx(void)
+{
+    weight(F, C);
+    t[0] = tensor_ct(&pair, N * F, 1, 1);
+    t[1] = tensor_ct(&pair, N * C, 2, 0);
+}
+static void run_dx(device *d, int i)
+{
+    d->op->linear_dx(d, t[1].p[i], t[0].p[i], &w[i], N);
+}
+
 static void make_dw(void)
 {
     t[0] = tensor_ct(&pair, N * C, 1, 1);
@@ -165,40 +192,70 @@ static double bytes_scale_grad(void)
 
 /* --- attention */
 
-static void make_attention(void)
+/* Images, tokens, heads and their size. */
+static size_t at_B, at_T, at_H, at_D;
+static void attention_of(size_t images, size_t tokens, size_t head)
 {
-    t[0] = tensor_ct(&pair, N * 3 * C, 1, 1);
-    t[1] = tensor_ct(&pair, N * C, 2, 0);
-    t[2] = tensor_f32(&pair, B * H * T, 3, 0);
-    t[3] = tensor_ct(&pair, N * C, 4, 1);
-    t[4] = tensor_ct(&pair, N * 3 * C, 5, 0);
+    at_B = images, at_T = tokens, at_H = C / head, at_D = head;
+    size_t wide = at_B * at_T * at_H * at_D;
+    t[0] = tensor_ct(&pair, 3 * wide, 1, 1);
+    t[1] = tensor_ct(&pair, wide, 2, 0);
+    t[2] = tensor_f32(&pair, at_B * at_H * at_T, 3, 0);
+    t[3] = tensor_ct(&pair, wide, 4, 1);
+    t[4] = tensor_ct(&pair, 3 * wide, 5, 0);
     BOTH(pair, i)
     {
         err e;
         device *d = &pair.d[i];
-        ASSERT_OK(device_reserve(d, d->op->attention_bytes(d, false, B, T, H, D, true), &e));
-        d->op->attention_fwd(d, t[1].p[i], t[2].p[i], t[0].p[i], B, T, H, D);
+        ASSERT_OK(device_reserve(d, d->op->attention_bytes(d, false, at_B, at_T, at_H, at_D, true), &e));
+        d->op->attention_fwd(d, t[1].p[i], t[2].p[i], t[0].p[i], at_B, at_T, at_H, at_D);
     }
+}
+static void make_attention(void)
+{
+    attention_of(B, T, D);
+}
+static void make_attention_local(void)
+{
+    attention_of(4 * B, LOCAL_T, D);
+}
+/* The other sizes that heads have. */
+static void make_attention_32(void)
+{
+    attention_of(B / 2, T, 32);
+}
+static void make_attention_80(void)
+{
+    attention_of(B / 2, T, 80);
+}
+static void make_attention_96(void)
+{
+    attention_of(B / 2, T, 96);
+}
+static void make_attention_128(void)
+{
+    attention_of(B / 2, T, 128);
 }
 static void run_attention(device *d, int i)
 {
-    d->op->attention_fwd(d, t[1].p[i], t[2].p[i], t[0].p[i], B, T, H, D);
+    d->op->attention_fwd(d, t[1].p[i], t[2].p[i], t[0].p[i], at_B, at_T, at_H, at_D);
 }
 static double bytes_attention(void)
 {
-    return ct(4 * N * C) + 4.0 * (double)(B * H * T);
+    size_t rows = at_B * at_T;
+    return ct(4 * rows * at_H * at_D) + 4.0 * (double)(rows * at_H);
 }
 static double flop_attention(void)
 {
-    return 4.0 * (double)N * (double)T * (double)C;
+    return 4.0 * (double)(at_B * at_T) * (double)at_T * (double)(at_H * at_D);
 }
 static void run_attention_bwd(device *d, int i)
 {
-    d->op->attention_bwd(d, t[4].p[i], t[3].p[i], t[0].p[i], t[1].p[i], t[2].p[i], B, T, H, D);
+    d->op->attention_bwd(d, t[4].p[i], t[3].p[i], t[0].p[i], t[1].p[i], t[2].p[i], at_B, at_T, at_H, at_D);
 }
 static double bytes_attention_bwd(void)
 {
-    return ct(8 * N * C) + 4.0 * (double)(B * H * T);
+    return 2 * bytes_attention() - 4.0 * (double)(at_B * at_T * at_H);
 }
 static double flop_attention_bwd(void)
 {
@@ -460,19 +517,101 @@ static double bytes_mix(void)
     return 4.0 * (double)((GRID * GRID + T - 1) * C) + 8.0 * TAPS * (double)(T - 1) + 4.0 * (double)T;
 }
 
+/* Prompts of VPT in every image, and the mean of all patches in front of them, for models without a class token. */
+static void make_prompts(void)
+{
+    t[0] = tensor_ct(&pair, N * C, 1, 1);
+    t[1] = tensor_f32(&pair, PROMPTS * C, 2, 1);
+    t[2] = tensor_f32(&pair, PROMPTS * C, 3, 0);
+    t[3] = tensor_ct(&pair, B * (T + 1) * C, 4, 1);
+    t[4] = tensor_ct(&pair, N * C, 5, 0);
+}
+static void run_prompts(device *d, int i)
+{
+    d->op->prompt_fwd(d, t[0].p[i], t[1].p[i], B, T, 1, PROMPTS, C);
+}
+static double bytes_prompts(void)
+{
+    return ct(B * PROMPTS * C) + 4.0 * (double)(PROMPTS * C);
+}
+static void run_prompts_bwd(device *d, int i)
+{
+    d->op->zero(d, t[2].p[i], PROMPTS * C * sizeof(float));
+    d->op->prompt_bwd(d, t[0].p[i], t[2].p[i], B, T, 1, PROMPTS, C);
+}
+static double bytes_prompts_bwd(void)
+{
+    return ct(2 * B * PROMPTS * C) + 8.0 * (double)(PROMPTS * C);
+}
+static void run_mean_token(device *d, int i)
+{
+    d->op->mean_token_fwd(d, t[3].p[i], t[0].p[i], B, T, 1, C);
+}
+static double bytes_mean_token(void)
+{
+    return ct(2 * N * C + B * C);
+}
+static void run_mean_token_bwd(device *d, int i)
+{
+    d->op->mean_token_bwd(d, t[4].p[i], t[3].p[i], B, T, 1, C);
+}
+
+/* Between the types, and sums of two. */
+static void make_plain(void)
+{
+    t[0] = tensor_ct(&pair, N * C, 1, 1);
+    t[1] = tensor_f32(&pair, N * C, 2, 1);
+    t[2] = tensor_f32(&pair, N * C, 3, 0);
+    t[3] = tensor_ct(&pair, N * C, 4, 0);
+}
+static void run_to_f32(device *d, int i)
+{
+    d->op->to_f32(d, t[2].p[i], t[0].p[i], N * C);
+}
+static void run_to_ct(device *d, int i)
+{
+    d->op->to_ct(d, t[3].p[i], t[1].p[i], N * C);
+}
+static double bytes_types(void)
+{
+    return 6.0 * (double)(N * C);
+}
+/* The same again: added up without end the values would overflow. */
+static void run_add(device *d, int i)
+{
+    d->op->copy(d, t[3].p[i], t[0].p[i], N * C * d->ct_bytes);
+    d->op->add(d, t[3].p[i], t[0].p[i], N * C);
+}
+
 static const bench_case vit_cases[] = {
     {"linear_fwd (qkv)", make_qkv, run_qkv, BIT(1), 1e-5, bytes_qkv, flop_qkv},
     {"linear_residual_fwd", make_projection, run_projection, BIT(3), 1e-5, bytes_projection, flop_square},
     {"linear_residual_fwd, norm", make_projection_norm, run_projection_norm, BIT(3) | BIT(5) | BIT(6) | BIT(7), 2e-5,
      bytes_projection_norm, flop_square},
+    {"linear_residual_fwd, rest", make_projection_rest, run_projection_rest, BIT(3) | BIT(5), 2e-5,
+     bytes_projection_rest, flop_square},
     {"linear_gelu_fwd", make_fc1_kept, run_fc1_plain, BIT(1), 3e-5, bytes_fc1_plain, flop_mlp},
     {"linear_gelu_fwd, pre kept", make_fc1_kept, run_fc1_kept, BIT(1) | BIT(2), 3e-5, bytes_fc1_kept, flop_mlp},
     {"linear_gelu_slope_fwd", make_fc1, run_fc1, BIT(1), 3e-5, bytes_fc1, flop_mlp},
     {"linear_dx_slope", make_fc2_dx, run_fc2_dx, BIT(1), 3e-5, bytes_fc1, flop_mlp},
+    {"linear_dx (fc1)", make_dx, run_dx, BIT(1), 1e-5, bytes_fc1_plain, flop_mlp},
     {"linear_dw", make_dw, run_dw, BIT(2) | BIT(3), 1e-5, bytes_dw, flop_square},
     {"scale_grad", make_scale_grad, run_scale_grad, BIT(0), 1e-8, bytes_scale_grad, NULL},
     {"attention_fwd", make_attention, run_attention, BIT(1) | BIT(2), 5e-5, bytes_attention, flop_attention},
     {"attention_bwd", make_attention, run_attention_bwd, BIT(4), 2e-4, bytes_attention_bwd, flop_attention_bwd},
+    {"attention_fwd, local", make_attention_local, run_attention, BIT(1) | BIT(2), 5e-5, bytes_attention,
+     flop_attention},
+    {"attention_bwd, local", make_attention_local, run_attention_bwd, BIT(4), 2e-4, bytes_attention_bwd,
+     flop_attention_bwd},
+    {"attention_fwd, 32", make_attention_32, run_attention, BIT(1) | BIT(2), 5e-5, bytes_attention, flop_attention},
+    {"attention_bwd, 32", make_attention_32, run_attention_bwd, BIT(4), 2e-4, bytes_attention_bwd, flop_attention_bwd},
+    {"attention_fwd, 80", make_attention_80, run_attention, BIT(1) | BIT(2), 5e-5, bytes_attention, flop_attention},
+    {"attention_bwd, 80", make_attention_80, run_attention_bwd, BIT(4), 2e-4, bytes_attention_bwd, flop_attention_bwd},
+    {"attention_fwd, 96", make_attention_96, run_attention, BIT(1) | BIT(2), 5e-5, bytes_attention, flop_attention},
+    {"attention_bwd, 96", make_attention_96, run_attention_bwd, BIT(4), 2e-4, bytes_attention_bwd, flop_attention_bwd},
+    {"attention_fwd, 128", make_attention_128, run_attention, BIT(1) | BIT(2), 5e-5, bytes_attention, flop_attention},
+    {"attention_bwd, 128", make_attention_128, run_attention_bwd, BIT(4), 2e-4, bytes_attention_bwd,
+     flop_attention_bwd},
     {"norm_fwd", make_norm, run_norm, BIT(1) | BIT(2) | BIT(3), 1e-5, bytes_norm, NULL},
     {"norm_again", make_norm, run_norm_again, BIT(7), 1e-5, bytes_norm, NULL},
     {"norm_bwd", make_norm, run_norm_bwd, BIT(7), 2e-5, bytes_norm_bwd, NULL},
@@ -490,6 +629,13 @@ static const bench_case vit_cases[] = {
     {"embed_bwd", make_embed, run_embed_bwd, BIT(1) | BIT(2) | BIT(3) | BIT(4), 1e-5, bytes_embed_bwd, NULL},
     {"gather", make_gather, run_gather, BIT(1), 0, bytes_gather, NULL},
     {"scatter_add", make_gather, run_scatter, BIT(0), 1e-5, bytes_scatter, NULL},
+    {"prompt_fwd", make_prompts, run_prompts, BIT(0), 1e-5, bytes_prompts, NULL},
+    {"prompt_bwd", make_prompts, run_prompts_bwd, BIT(0) | BIT(2), 1e-5, bytes_prompts_bwd, NULL},
+    {"mean_token_fwd", make_prompts, run_mean_token, BIT(3), 1e-5, bytes_mean_token, NULL},
+    {"mean_token_bwd", make_prompts, run_mean_token_bwd, BIT(4), 1e-5, bytes_mean_token, NULL},
+    {"to_f32", make_plain, run_to_f32, BIT(2), 1e-12, bytes_types, NULL},
+    {"to_ct", make_plain, run_to_ct, BIT(3), 1e-5, bytes_types, NULL},
+    {"copy, add", make_plain, run_add, BIT(3), 1e-5, bytes_five, NULL},
     {"mix_rows", make_mix, run_mix, BIT(0), 1e-9, bytes_mix, NULL},
 };
 
