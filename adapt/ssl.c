@@ -15,10 +15,16 @@
 
 enum { LOG_STEPS = 10, ROLL_BACKS = 2, NAN_ROW = 3, EVALUATIONS = 40 };
 
+static double choice(const ssl_run *r, double knn, double linear)
+{
+    double share = (double)r->o->knn_share;
+    return isfinite(linear) ? share * knn + (1 - share) * linear : knn;
+}
+
 static bool is_better(const ssl_run *r, const ssl_score *s)
 {
     if (r->best_step == SSL_RUN_NEVER || !isfinite(s->knn_auc)) return true;
-    return s->knn_auc >= r->out->knn_best;
+    return choice(r, s->knn_auc, s->linear_auc) >= choice(r, r->out->knn_best, r->out->linear_best);
 }
 
 /* The teacher's rank fell below the limit: back to the best with half the rate, and after too many times no further. */
@@ -33,8 +39,8 @@ static err_code collapsed(ssl_run *r, bool *over, err *e)
     return ssl_state_save(r, e);
 }
 
-/* Evaluates the teacher and keeps it if it is the best so far: with labels the best kNN wins, ties go to the later;
- * without, the latest that has not collapsed. */
+/* Evaluates the teacher and keeps it if it is the best so far: with labels the best by kNN and linear classifier
+ * (knn_share) wins, ties go to the later; without, the latest that has not collapsed. */
 static err_code evaluate(ssl_run *r, bool *over, err *e)
 {
     ssl_score s;
@@ -43,6 +49,7 @@ static err_code evaluate(ssl_run *r, bool *over, err *e)
         if (!(s.rank > 0)) FAIL(e, NUMERIC, "adapt: the backbone's features are not finite");
         r->out->rank_start = s.rank;
         r->out->knn_start = s.knn_auc;
+        r->out->linear_start = s.linear_auc;
     }
     TRY(ssl_record_line(r,
                         json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)r->at, "epoch",
@@ -57,6 +64,7 @@ static err_code evaluate(ssl_run *r, bool *over, err *e)
     if (!(s.rank > 0) || s.rank < r->o->collapse_rank * r->out->rank_start) return collapsed(r, over, e);
     if (!is_better(r, &s)) return ERR_OK;
     r->out->knn_best = s.knn_auc;
+    r->out->linear_best = s.linear_auc;
     r->out->rank_best = s.rank;
     return ssl_state_keep_best(r, e);
 }
@@ -310,11 +318,14 @@ static err_code open_all(ssl_run *r, err *e)
     layer_rates(r);
     for (size_t i = 0; i < r->n_backbone; i++) r->out->trainable += r->ps.p[i].rows * r->ps.p[i].cols;
     TRY(ssl_step_open(&r->step, r->m, &r->ps, &k, e));
-    TRY(ssl_data_keep(&r->data, vit_device(r->m), o->frame_room, e));
+    device *d = vit_device(r->m);
+    TRY(ssl_data_keep(&r->data, d, r->eval.validation, r->eval.n_validation, o->frame_room, e));
+    size_t taken = r->data.cache.taken, left = taken < o->frame_room ? o->frame_room - taken : 0;
+    TRY(ssl_eval_keep(&r->eval, d, r->c, r->data.squares ? NULL : r->data.load.cache, left, e));
     log_event(LOG_INFO, "adapt.start", "frames", LOG_INT(r->data.n), "batch", LOG_INT(r->data.batch), "accumulate",
               LOG_INT(r->data.accumulate), "prototypes", LOG_INT(k.head.prototypes), "trainable",
               LOG_INT(r->out->trainable), "planned_mib", LOG_INT(r->step.bytes >> 20), "frames_kept",
-              LOG_INT(r->data.cache.kept), NULL);
+              LOG_INT(r->data.cache.kept + r->eval.own.kept), NULL);
     return ERR_OK;
 }
 
@@ -345,7 +356,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = images_of(&r, r.at);
-    out->peak_bytes = (double)(vit_device(m)->bytes_most - r.data.cache.taken);
+    out->peak_bytes = (double)(vit_device(m)->bytes_most - r.data.cache.taken - r.eval.own.taken);
     rc = ssl_state_finish(&r, e);
 done:
     ssl_step_close(&r.step);

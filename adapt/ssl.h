@@ -35,6 +35,7 @@ typedef struct ssl_options {
         evaluate_epochs; /* kNN, linear classifier and effective rank every so often; 0: 0.5, 40 times a run at most */
     int knn;             /* neighbours; 20 */
     float knn_temp;      /* weight of one: exp(cosine / temp); 0.07 */
+    float knn_share;     /* of kNN in what chooses the best teacher, the linear classifier has the rest; 0.5 */
     double checkpoint_minutes;
     double collapse_rank; /* roll back when the effective rank falls below this share of the start's; 0.25 */
     uint64_t seed;
@@ -47,7 +48,7 @@ err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e
 typedef struct {
     uint64_t steps, images;
     double seconds, images_per_s;
-    double loss_first, loss_last, knn_start, knn_best, rank_start, rank_best;
+    double loss_first, loss_last, knn_start, knn_best, linear_start, linear_best, rank_start, rank_best;
     size_t trainable;
     double peak_bytes; /* of device memory, at most at once, beside frames that stay there (frame_room) */
     bool resumed, already_done, rolled_back;

@@ -42,6 +42,7 @@ void ssl_defaults(ssl_options *o)
         .evaluate_epochs = 0,
         .knn = 20,
         .knn_temp = 0.07f,
+        .knn_share = 0.5f,
         .checkpoint_minutes = 5,
         .collapse_rank = 0.25,
         .seed = 1,
@@ -70,6 +71,7 @@ static void essa(ssl_options *o)
     o->evaluate_epochs = 0.5;
     o->knn = 200;
     o->knn_temp = 0.1f;
+    o->knn_share = 1;
     o->collapse_rank = 0; /* no guard */
     o->crop_from = 256;
     augment_essa(&o->augment);

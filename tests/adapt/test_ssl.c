@@ -193,6 +193,41 @@ static void test_full(void **state)
     check_joint(*state, varied(METHOD_FULL), "ssl-full", "ssl-full-parts");
 }
 
+/* The patch embedding's own factor: with 0 it stays where it was while all else moves. */
+static void test_patch_rate(void **state)
+{
+    world *w = *state;
+    static const char *const run[] = {"ssl-patch-0", "ssl-patch-1"}, name[] = "patch_embed.proj.weight";
+    err e = {0};
+    vit *m = world_vit(w);
+    param_set ps = {0};
+    ASSERT_OK(vit_train(m, &(peft_spec){.method = METHOD_FULL}, &ps, &e));
+    const param *before = NULL;
+    for (size_t i = 0; i < ps.n; i++)
+        if (!strcmp(ps.p[i].name, name)) before = &ps.p[i];
+    assert_non_null(before);
+    for (int k = 0; k < 2; k++) {
+        char path[FILE_PATH_MAX];
+        ssl_result r;
+        safetensors f;
+        ssl_options o = tiny(METHOD_FULL);
+        o.epochs = 1;
+        o.checkpoint_minutes = 60;
+        o.patch_lr = (float)k;
+        ASSERT_OK(adapt(w, &o, run[k], &r, &e));
+        world_path(w, run[k], "adapter.safetensors", path);
+        ASSERT_OK(safetensors_open(&f, path, &e));
+        const tensor *t = safetensors_find(&f, name);
+        assert_non_null(t);
+        assert_int_equal(t->count, before->rows * before->cols);
+        bool same = !memcmp(t->data, before->master, t->count * sizeof(float));
+        safetensors_close(&f);
+        assert_int_equal(same, k == 0);
+    }
+    param_set_free(&w->d, &ps);
+    vit_close(m);
+}
+
 /* The other methods: a run that was stopped gives the bits of one that was not, and the adapter holds the trained
  * tensors alone, with the method's numbers; it can be loaded onto its backbone. */
 static void test_methods(void **state)
@@ -463,14 +498,10 @@ static void test_evaluation_is_spread(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),
-                                       cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_methods),
-                                       cmocka_unit_test(test_collapse),
-                                       cmocka_unit_test(test_moments_go_back),
-                                       cmocka_unit_test(test_conflict),
-                                       cmocka_unit_test(test_options),
-                                       cmocka_unit_test(test_essa),
-                                       cmocka_unit_test(test_evaluation_is_spread)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),       cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_patch_rate), cmocka_unit_test(test_methods),
+                                       cmocka_unit_test(test_collapse),   cmocka_unit_test(test_moments_go_back),
+                                       cmocka_unit_test(test_conflict),   cmocka_unit_test(test_options),
+                                       cmocka_unit_test(test_essa),       cmocka_unit_test(test_evaluation_is_spread)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }
