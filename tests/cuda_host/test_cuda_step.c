@@ -20,15 +20,18 @@ typedef struct {
     bool recompute;
     size_t accumulate;
     bool crops; /* made on the device */
+    bool old;   /* a GPU without bf16 (sm_75): fp32 in memory, forward products by fp16 */
 } step_case;
 
 #define SHAPE "dim=64,depth=2,heads=2,patch=8,grid=2"
 static const step_case cases[] = {
-    {"apla", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1, false},
-    {"apla, bf16, made again", SHAPE, METHOD_APLA, COMPUTE_BF16, SSL_SOFTMAX, true, 1, false},
-    {"full", SHAPE, METHOD_FULL, COMPUTE_F32, SSL_SINKHORN, false, 1, false},
-    {"lora, two micro-batches", SHAPE, METHOD_LORA, COMPUTE_F32, SSL_SOFTMAX, false, 2, false},
-    {"apla, crops made there", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1, true},
+    {"apla", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1, false, false},
+    {"apla, bf16, made again", SHAPE, METHOD_APLA, COMPUTE_BF16, SSL_SOFTMAX, true, 1, false, false},
+    {"full", SHAPE, METHOD_FULL, COMPUTE_F32, SSL_SINKHORN, false, 1, false, false},
+    {"lora, two micro-batches", SHAPE, METHOD_LORA, COMPUTE_F32, SSL_SOFTMAX, false, 2, false, false},
+    {"apla, crops made there", SHAPE, METHOD_APLA, COMPUTE_F32, SSL_SOFTMAX, false, 1, true, false},
+    {"full, bf16, crops made there", SHAPE, METHOD_FULL, COMPUTE_BF16, SSL_SINKHORN, false, 1, true, false},
+    {"apla, sm_75", SHAPE, METHOD_APLA, COMPUTE_AUTO, SSL_SOFTMAX, false, 1, false, true},
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -46,9 +49,11 @@ static void open_side(side *x, int which, const step_case *c, bool teacher)
     err e = {0};
     vit_source source = {.seed = 5};
     *x = (side){0};
+    if (c->old) setenv("CUDA_EMU_SM", "75", 1);
     if (which == CPU) ASSERT_OK(device_open_cpu(&x->d, 1, COMPUTE_F32, &e));
     if (which == CUDA) ASSERT_OK(op_cuda_open(&x->d, 0, c->ct, &e));
-    if (which == COUNT) ASSERT_OK(op_count_open(&x->d, 1, c->ct, OP_COUNT_CUDA, &e));
+    if (which == COUNT) ASSERT_OK(op_count_open(&x->d, 1, c->old ? COMPUTE_F32 : c->ct, OP_COUNT_CUDA, &e));
+    unsetenv("CUDA_EMU_SM");
     x->cpu = which == CPU ? x->d.impl : NULL;
     ASSERT_OK(vit_named_config(c->shape, &source.random, &e));
     ASSERT_OK(vit_open(&x->m, &x->d, &source, &e));
@@ -248,7 +253,7 @@ static void ssl_steps(void **state)
     (void)state;
     for (int i = 0; i < CASES; i++) {
         const step_case *c = &cases[i];
-        bool bf16 = c->ct == COMPUTE_BF16;
+        bool bf16 = c->ct == COMPUTE_BF16 || c->old;
         side x[SIDES];
         ssl_step_out out[SIDES];
         printf("  %s\n", c->what);
@@ -258,8 +263,8 @@ static void ssl_steps(void **state)
         }
         for (int n = 0; n < STEPS; n++) {
             for (int k = 0; k < SIDES; k++) step(&x[k], c, n, &out[k]);
-            compare_out(&out[CPU], &out[CUDA], bf16 ? 0.03 : 1e-4);
-            if (n == 0) compare_params(x, bf16 ? 0.02 : 1e-6, bf16 ? 0.02 : 1e-8);
+            compare_out(&out[CPU], &out[CUDA], c->old ? 4e-3 : bf16 ? 0.02 : 1e-4);
+            if (n == 0) compare_params(x, c->old ? 2e-5 : bf16 ? 2e-3 : 1e-6, c->old ? 2e-4 : bf16 ? 1e-2 : 1e-8);
         }
         for (int g = 0; g < 2 && c->centering == SSL_SOFTMAX; g++)
             at_most("centre", "", apart(x, x[CPU].s.group[g].center, x[CUDA].s.group[g].center, PROTOTYPES),
@@ -494,7 +499,8 @@ static void tuning_steps(void **state)
 {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        step_case c = {"full", SHAPE, METHOD_FULL, bf16 ? COMPUTE_BF16 : COMPUTE_F32, SSL_SOFTMAX, false, 1, false};
+        step_case c = {"full", SHAPE, METHOD_FULL, bf16 ? COMPUTE_BF16 : COMPUTE_F32, SSL_SOFTMAX, false,
+                       1,      false, false};
         side x[TWINS];
         tuning t[TWINS];
         BOTH(, k)
@@ -508,7 +514,7 @@ static void tuning_steps(void **state)
             printf("  %s, fine-tuning, step %d: loss %.6f and %.6f\n", bf16 ? "bf16" : "f32", n, (double)loss[CPU],
                    (double)loss[CUDA]);
             assert_true(fabs(loss[CPU] - loss[CUDA]) <= (bf16 ? 0.05 : 1e-4) * (1 + fabs(loss[CPU])));
-            if (n == 0) compare_params(x, bf16 ? 0.02 : 1e-6, bf16 ? 0.02 : 1e-8);
+            if (n == 0) compare_params(x, bf16 ? 1e-3 : 1e-6, bf16 ? 5e-3 : 1e-8);
         }
         BOTH(, k)
         {

@@ -1,6 +1,6 @@
-/* A whole adaptation on the CUDA back end, frames, crops, evaluations and checkpoints with it, in which one runtime call
- * fails, wherever that is: it ends in an error of one line, or, where it could do without the call, with the losses that
- * it has otherwise; nothing stays allocated. test_emu_fail.c tries every call of a small program. */
+/* A whole adaptation on the CUDA back end, frames, crops, evaluations and checkpoints with it, in which one runtime
+ * call fails, wherever that is: it ends in an error of one line, or, where it could do without the call, with the
+ * losses that it has otherwise; nothing stays allocated. test_emu_fail.c tries every call of a small program. */
 #define TWIN_ANY_DEVICE
 #include "adapt/ssl.h"
 #include "base/log.h"
@@ -53,7 +53,8 @@ static void calls_failing(void **state, int with)
         err_code rc = adapt(w, n, with, &loss, &e);
         if (emu_live()) fail_msg("call %ld of %ld: %d things are left", n, calls, emu_live());
         without += !rc;
-        if (!rc && loss != right) fail_msg("call %ld of %ld: no error, and a loss of %g, not %g", n, calls, loss, right);
+        if (!rc && loss != right)
+            fail_msg("call %ld of %ld: no error, and a loss of %g, not %g", n, calls, loss, right);
         if (rc && (rc != e.code || !e.msg[0] || strchr(e.msg, '\n'))) fail_msg("call %ld: %d, %s", n, (int)rc, e.msg);
         if (rc && with == ECC && (rc != ERR_DAMAGED || !strstr(e.msg, "ECC"))) fail_msg("call %ld: %s", n, e.msg);
     }
