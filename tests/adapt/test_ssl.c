@@ -137,6 +137,23 @@ static void check_adapter(const world *w, const char *name)
     safetensors_close(&s);
 }
 
+/* Of all evaluations the kept one has the best mean of kNN and linear classifier, and is the last of those. */
+static void check_choice(const world *w, const char *name, const ssl_options *o, const ssl_result *r)
+{
+    char *text = world_text(w, name, "metrics.jsonl");
+    double best = -1, knn = NAN, linear = NAN;
+    int n = 0;
+    for (char *at = text; (at = strstr(at, "\"knn_auc\":")); n++) {
+        double k = strtod(at + 10, &at), l = strtod(strstr(at, "\"linear_auc\":") + 13, NULL);
+        double both = (double)o->knn_share * k + (1 - (double)o->knn_share) * l;
+        if (both < best) continue;
+        best = both, knn = k, linear = l;
+    }
+    free(text);
+    assert_true(n >= 3);
+    assert_true(fabs(r->knn_best - knn) < 1e-12 && fabs(r->linear_best - linear) < 1e-12);
+}
+
 static void check_joint(world *w, ssl_options o, const char *whole, const char *parts)
 {
     err e = {0};
@@ -147,7 +164,8 @@ static void check_joint(world *w, ssl_options o, const char *whole, const char *
     assert_int_equal(r.images, r.steps * 4 * (uint64_t)o.accumulate);
     assert_false(r.resumed || r.already_done || r.rolled_back);
     assert_true(isfinite(r.loss_first) && isfinite(r.loss_last) && r.rank_start > 1);
-    assert_true(r.knn_best >= r.knn_start && r.knn_start > 0.4);
+    assert_true(r.knn_best + r.linear_best >= r.knn_start + r.linear_start && r.knn_start > 0.4);
+    check_choice(w, whole, &o, &r);
     assert_false(is_there(w, whole, "checkpoint.safetensors"));
     check_adapter(w, whole);
     char stray[FILE_PATH_MAX + 32], dir[FILE_PATH_MAX];
@@ -441,6 +459,7 @@ static void test_essa(void **state)
                 {"layer decay", o.layer_decay, 1},
                 {"drop path", o.drop_path, 0},
                 {"patch lr", o.patch_lr, 1},
+                {"share of kNN", o.knn_share, 1},
                 {"epochs", o.epochs, 300},
                 {"warm-up", o.warmup_epochs, 10},
                 {"head warm-up", o.head_warmup_epochs, 0},
