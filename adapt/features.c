@@ -101,13 +101,15 @@ static void buffers_close(buffers *b, device *d)
     free(b->jobs);
 }
 
-/* Of as many of *batch images as the device has memory for: what comes of an image does not depend on the others. */
+/* Of as many of *batch images as the device has memory for: but for rounding, what comes of an image does not depend on
+ * how many there are. */
 static err_code buffers_fitting(buffers *b, vit *m, size_t *batch, int size, err *e)
 {
     for (;;) {
         err why = {0};
         err_code rc = buffers_open(b, m, *batch, size, &why);
-        if (rc && (rc != ERR_NOMEM || *batch == 1)) return err_set(e, rc, why.file, why.line, "%s", why.msg);
+        if (rc && (rc != ERR_NOMEM || *batch == 1 || vit_device(m)->sticky.code))
+            return err_set(e, rc, why.file, why.line, "%s", why.msg);
         if (!rc) return ERR_OK;
         buffers_close(b, vit_device(m));
         *b = (buffers){0};

@@ -168,24 +168,43 @@ err_code labelled_batch_init(labelled_batch *t, const finetune_job *j, err *e)
     return ERR_OK;
 }
 
-size_t labelled_batch_bytes(const labelled_batch *t)
+enum { PARTS = 6 };
+typedef struct {
+    dv **at;
+    size_t bytes;
+} part;
+
+/* What it has on the device. */
+static void parts_of(labelled_batch *t, part out[PARTS])
 {
-    size_t B = t->batch, pictures = B * t->image_floats * sizeof(float);
-    size_t table = (B + 1) * sizeof(int32_t) + 2 * B * (sizeof(int32_t) + sizeof(float));
-    return pictures + t->load.frame_bytes + (mixes(t) ? pictures + table : 0);
+    size_t B = t->batch, mixed = mixes(t) ? B : 0, picture = t->image_floats * sizeof(float);
+    const part all[PARTS] = {{&t->pixels, B * picture},
+                             {&t->frames, t->load.frame_bytes},
+                             {&t->drawn, mixed * picture},
+                             {&t->mix_first, mixed ? (mixed + 1) * sizeof(int32_t) : 0},
+                             {&t->mix_of, 2 * mixed * sizeof(int32_t)},
+                             {&t->mix_share, 2 * mixed * sizeof(float)}};
+    memcpy(out, all, sizeof all);
+}
+
+size_t labelled_batch_bytes(labelled_batch *t)
+{
+    size_t bytes = 0;
+    part all[PARTS];
+    parts_of(t, all);
+    for (int i = 0; i < PARTS; i++) bytes += all[i].bytes;
+    return bytes;
 }
 
 err_code labelled_batch_alloc(labelled_batch *t, err *e)
 {
     device *d = t->j->d;
-    size_t B = t->batch, pictures = B * t->image_floats * sizeof(float);
-    TRY(d->op->alloc(d, pictures, &t->pixels, e));
-    if (t->load.frame_bytes) TRY(d->op->alloc(d, t->load.frame_bytes, &t->frames, e));
+    size_t B = t->batch;
+    part all[PARTS];
+    parts_of(t, all);
+    for (int i = 0; i < PARTS; i++)
+        if (all[i].bytes) TRY(d->op->alloc(d, all[i].bytes, all[i].at, e));
     if (!mixes(t)) return ERR_OK;
-    TRY(d->op->alloc(d, pictures, &t->drawn, e));
-    TRY(d->op->alloc(d, (B + 1) * sizeof(int32_t), &t->mix_first, e));
-    TRY(d->op->alloc(d, 2 * B * sizeof(int32_t), &t->mix_of, e));
-    TRY(d->op->alloc(d, 2 * B * sizeof(float), &t->mix_share, e));
     int32_t *first = malloc((B + 1) * sizeof *first);
     if (!first) FAIL(e, NOMEM, "finetune: no memory for a batch");
     for (size_t i = 0; i <= B; i++) first[i] = (int32_t)(2 * i);
@@ -208,9 +227,10 @@ void labelled_batch_images(labelled_batch *t, const labelled_batch_parts *v)
 
 void labelled_batch_fini(labelled_batch *t)
 {
-    dv *there[] = {t->pixels, t->frames, t->drawn, t->mix_first, t->mix_of, t->mix_share};
-    for (size_t i = 0; i < sizeof there / sizeof *there; i++)
-        if (there[i]) t->j->d->op->free(t->j->d, there[i]);
+    part all[PARTS] = {0};
+    if (t->j) parts_of(t, all);
+    for (int i = 0; i < PARTS; i++)
+        if (all[i].at && *all[i].at) t->j->d->op->free(t->j->d, *all[i].at);
     pool_free(t->threads);
     frame_cache_close(&t->cache);
     draw_fini(&t->draw);

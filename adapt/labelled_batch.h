@@ -49,7 +49,7 @@ void labelled_batch_fini(labelled_batch *s);
 void labelled_batch_place(labelled_batch *s);
 /* Memory of a batch's pictures on j's device, after _place; and its bytes. */
 err_code labelled_batch_alloc(labelled_batch *s, err *e);
-size_t labelled_batch_bytes(const labelled_batch *s);
+size_t labelled_batch_bytes(labelled_batch *s);
 /* The batch's pictures, brought or made there, and mixed: s->pixels. */
 void labelled_batch_images(labelled_batch *s, const labelled_batch_parts *v);
 size_t labelled_batch_floats(const labelled_batch *s);

@@ -15,16 +15,11 @@
 
 enum { LOG_STEPS = 10, ROLL_BACKS = 2, NAN_ROW = 3, EVALUATIONS = 40 };
 
-static double choice(const ssl_run *r, double knn, double linear)
-{
-    double share = (double)r->o->knn_share;
-    return isfinite(linear) ? share * knn + (1 - share) * linear : knn;
-}
-
 static bool is_better(const ssl_run *r, const ssl_score *s)
 {
     if (r->best_step == SSL_RUN_NEVER || !isfinite(s->knn_auc)) return true;
-    return choice(r, s->knn_auc, s->linear_auc) >= choice(r, r->out->knn_best, r->out->linear_best);
+    const ssl_score best = {.knn_auc = r->out->knn_best, .linear_auc = r->out->linear_best};
+    return ssl_score_choice(s, r->o->knn_share) >= ssl_score_choice(&best, r->o->knn_share);
 }
 
 /* The teacher's rank fell below the limit: back to the best with half the rate, and after too many times no further. */
@@ -340,7 +335,12 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
                  .evaluated = SSL_RUN_NEVER,
                  .best_step = SSL_RUN_NEVER};
     char path[FILE_PATH_MAX];
-    *out = (ssl_result){.knn_start = NAN, .knn_best = NAN, .rank_start = NAN, .rank_best = NAN};
+    *out = (ssl_result){.knn_start = NAN,
+                        .knn_best = NAN,
+                        .linear_start = NAN,
+                        .linear_best = NAN,
+                        .rank_start = NAN,
+                        .rank_best = NAN};
     TRY(ssl_run_path(&r, "result.json", path, e));
     if (file_exists(path)) return ssl_record_read(path, out, e);
     ssl_state_hash(&r);

@@ -43,6 +43,11 @@ static bool may_be_seen(const cohort *c, size_t frame)
     return c->part[frame] == SPLIT_TRAIN || c->part[frame] == SPLIT_NONE;
 }
 
+double ssl_score_choice(const ssl_score *s, float share)
+{
+    return isfinite(s->linear_auc) ? (double)share * s->knn_auc + (1 - (double)share) * s->linear_auc : s->knn_auc;
+}
+
 size_t ssl_eval_bytes(const vit *m, size_t most)
 {
     return 2 * (most + 1) * (sizeof(uint32_t) + sizeof(int)) +

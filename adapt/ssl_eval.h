@@ -18,6 +18,9 @@ typedef struct {
     double rank;                        /* 0: a feature is not finite */
 } ssl_score;
 
+/* What chooses the best: share of kNN's ROC-AUC and the rest of the linear classifier's; without that, kNN's alone. */
+double ssl_score_choice(const ssl_score *s, float share);
+
 /* At most `most` frames a part, spread evenly over the cases (over the frames where there are no labels). */
 enum { SSL_EVAL_FRAMES = 2000 };
 err_code ssl_eval_open(ssl_eval *s, const vit *m, const cohort *c, size_t most, err *e);

@@ -2,8 +2,9 @@
  * is a struct for rows.cuh.
  *
  * LayerNorm holds a row in the registers of a team of threads, E values each: it is read once, and the variance is of
- * differences from the mean. A warp is a team for rows of up to 1024 values, a block for longer ones; 8192 at most.
- * Rows that are not whole vectors of 16 bytes (no model's are) take the largest team. All is limited by bytes moved. */
+ * differences from the mean. A warp is a team for rows of up to 1024 values, a block for longer ones, and where a
+ * rest takes registers too; 8192 at most. Rows that are not whole vectors of 16 bytes (no model's are) take the largest
+ * team. All is limited by bytes moved. */
 #include "model/cuda/rows.cuh"
 
 constexpr size_t NORM_MOST = 8192;

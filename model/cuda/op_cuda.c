@@ -17,7 +17,7 @@ err_code op_cuda_refused(const device *d, cudaError_t rc, const char *what, err 
 {
     switch (rc) {
     case cudaErrorMemoryAllocation:
-        FAIL(e, NOMEM, "no memory on the GPU for %s", what);
+        FAIL(e, NOMEM, "no memory for the GPU in %s: another program may hold it", what);
     case cudaErrorECCUncorrectable:
         FAIL(e, DAMAGED,
              "the GPU's memory had an error that ECC could not correct, in %s: begin again, or use another GPU", what);
@@ -183,7 +183,7 @@ static err_code open_parts(device *d, err *e)
     cudaError_t rc = cudaStreamCreateWithFlags(&o->stream, cudaStreamNonBlocking);
     if (rc) {
         cudaGetLastError();
-        return op_cuda_refused(d, rc, "its context: another program may hold it", e);
+        return op_cuda_refused(d, rc, "opening its context", e);
     }
     TRY(op_cuda_alloc_bare(d, OP_CUDA_SCRATCH_BYTES, &o->scratch, e));
     return op_cuda_blas_open(d, e);

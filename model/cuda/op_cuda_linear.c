@@ -187,8 +187,11 @@ static bool run(device *d, product *p, const void *a, const void *b, const void 
     p->align[0] = alignment(a);
     p->align[1] = alignment(b);
     p->align[2] = alignment(out);
-    if (s->n >= ENTRIES_MOST) drop_entries(s); /* shapes vary without end: start again */
     entry *t = slot(s, p);
+    if (!t->p.m && s->n >= ENTRIES_MOST) { /* shapes vary without end: start again */
+        drop_entries(s);
+        t = slot(s, p);
+    }
     cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
     if (!t->p.m && make_entry(d, t, p, bias)) {
         failed(d, "cuBLASLt has no algorithm for a matrix product");

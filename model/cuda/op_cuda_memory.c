@@ -42,7 +42,7 @@ err_code op_cuda_memory_open(device *d, err *e)
     if (!rc) rc = cudaStreamCreateWithFlags(&m->beside, cudaStreamNonBlocking);
     if (!rc) return ERR_OK;
     cudaGetLastError();
-    return op_cuda_refused(d, rc, "its context: another program may hold it", e);
+    return op_cuda_refused(d, rc, "opening its context", e);
 }
 
 void op_cuda_memory_close(device *d)

@@ -66,8 +66,11 @@ static void test_mixup(void **state)
     labelled_batch plain, mixed;
     make(w, &j, &o);
     ASSERT_OK(labelled_batch_init(&plain, &j, &e));
-    o.mixup = 1;
-    ASSERT_OK(labelled_batch_init(&mixed, &j, &e));
+    finetune_options with = o;
+    finetune_job mixing = j;
+    with.mixup = 1;
+    mixing.o = &with;
+    ASSERT_OK(labelled_batch_init(&mixed, &mixing, &e));
     ASSERT_OK(labelled_batch_alloc(&mixed, &e));
     double shares[8];
     int moved = 0;

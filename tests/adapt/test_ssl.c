@@ -515,12 +515,29 @@ static void test_evaluation_is_spread(void **state)
     free(cases);
 }
 
+static void test_choice(void **state)
+{
+    (void)state;
+    const ssl_score a = {.knn_auc = 0.875, .linear_auc = 0.75}, b = {.knn_auc = 0.75, .linear_auc = 0.9375};
+    const ssl_score c = {.knn_auc = 0.8125, .linear_auc = NAN};
+    assert_true(ssl_score_choice(&a, 1) == 0.875 && ssl_score_choice(&b, 1) == 0.75); /* kNN alone: a */
+    assert_true(ssl_score_choice(&a, 0) == 0.75 && ssl_score_choice(&b, 0) == 0.9375);
+    assert_true(ssl_score_choice(&a, 0.5f) == 0.8125 && ssl_score_choice(&b, 0.5f) == 0.84375); /* both: b */
+    assert_true(ssl_score_choice(&c, 0.5f) == 0.8125);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),       cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_patch_rate), cmocka_unit_test(test_methods),
-                                       cmocka_unit_test(test_collapse),   cmocka_unit_test(test_moments_go_back),
-                                       cmocka_unit_test(test_conflict),   cmocka_unit_test(test_options),
-                                       cmocka_unit_test(test_essa),       cmocka_unit_test(test_evaluation_is_spread)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_apla),
+                                       cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_patch_rate),
+                                       cmocka_unit_test(test_choice),
+                                       cmocka_unit_test(test_methods),
+                                       cmocka_unit_test(test_collapse),
+                                       cmocka_unit_test(test_moments_go_back),
+                                       cmocka_unit_test(test_conflict),
+                                       cmocka_unit_test(test_options),
+                                       cmocka_unit_test(test_essa),
+                                       cmocka_unit_test(test_evaluation_is_spread)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }

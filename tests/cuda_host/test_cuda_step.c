@@ -49,11 +49,9 @@ static void open_side(side *x, int which, const step_case *c, bool teacher)
     err e = {0};
     vit_source source = {.seed = 5};
     *x = (side){0};
-    if (c->old) setenv("CUDA_EMU_SM", "75", 1);
     if (which == CPU) ASSERT_OK(device_open_cpu(&x->d, 1, COMPUTE_F32, &e));
     if (which == CUDA) ASSERT_OK(op_cuda_open(&x->d, 0, c->ct, &e));
     if (which == COUNT) ASSERT_OK(op_count_open(&x->d, 1, c->old ? COMPUTE_F32 : c->ct, OP_COUNT_CUDA, &e));
-    unsetenv("CUDA_EMU_SM");
     x->cpu = which == CPU ? x->d.impl : NULL;
     ASSERT_OK(vit_named_config(c->shape, &source.random, &e));
     ASSERT_OK(vit_open(&x->m, &x->d, &source, &e));
@@ -254,6 +252,7 @@ static void ssl_steps(void **state)
     for (int i = 0; i < CASES; i++) {
         const step_case *c = &cases[i];
         bool bf16 = c->ct == COMPUTE_BF16 || c->old;
+        if (c->old) setenv("CUDA_EMU_SM", "75", 1);
         side x[SIDES];
         ssl_step_out out[SIDES];
         printf("  %s\n", c->what);
@@ -278,6 +277,7 @@ static void ssl_steps(void **state)
             ssl_step_close(&x[k].s);
             close_side(&x[k]);
         }
+        unsetenv("CUDA_EMU_SM");
     }
 }
 
@@ -365,6 +365,7 @@ static void no_waits(void **state)
         side x;
         ssl_step_out out;
         err e = {0};
+        if (c->old) setenv("CUDA_EMU_SM", "75", 1);
         open_side(&x, CUDA, c, true);
         open_step(&x, c);
         for (int n = 0; n < 2 * STEPS + 2; n++) {
@@ -386,6 +387,7 @@ static void no_waits(void **state)
         printf("  %s: graphs made %zu\n", c->what, op_cuda_graph_made(&x.d));
         ssl_step_close(&x.s);
         close_side(&x);
+        unsetenv("CUDA_EMU_SM");
     }
 }
 
