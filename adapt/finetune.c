@@ -18,12 +18,12 @@
 #define FORMAT_NAME "radapt-finetune/3"
 enum { PROBE_ROWS = 32768 }; /* about so many frames of training cases are fitted; a case has one at least */
 
-void finetune_defaults(finetune_options *o)
+void finetune_defaults(finetune_options *o, peft_method method)
 {
-    *o = (finetune_options){.method = METHOD_APLA,
+    *o = (finetune_options){.method = method,
                             .epochs = 20,
                             .batch = 32,
-                            .lr = 1e-4f,
+                            .lr = method == METHOD_FULL ? 1e-4f : 3e-4f,
                             .head_lr = 1e-4f,
                             .lr_last = 1e-6f,
                             .weight_decay = 1e-5f,

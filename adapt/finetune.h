@@ -37,7 +37,8 @@ typedef struct finetune_options {
     view_options view;
     uint64_t seed;
 } finetune_options;
-void finetune_defaults(finetune_options *o);
+/* With a method's learning rate. */
+void finetune_defaults(finetune_options *o, peft_method method);
 
 typedef struct {
     uint64_t steps;

@@ -37,10 +37,17 @@ static const binding fields[] = {
 #undef AT
 enum { FIELDS = sizeof fields / sizeof *fields };
 
+static void defaults(const options *o, finetune_options *out)
+{
+    peft_method method = METHOD_APLA;
+    peft_find(options_text(o, "finetune.method"), &method);
+    finetune_defaults(out, method);
+}
+
 err_code cmd_finetune_defaults(options *o, err *e)
 {
     finetune_options fo;
-    finetune_defaults(&fo);
+    defaults(o, &fo);
     TRY(binding_show(o, fields, FIELDS, &fo, e));
     return options_fallback(o, "finetune.rows", "0", e);
 }
@@ -258,14 +265,13 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     finetune_options fo;
     bool automatic;
     char from[HASH_HEX], codes[HASH_HEX], params[PARAMS_TEXT], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
-    finetune_defaults(&fo);
+    defaults(o, &fo);
     TRY(stage_view(s, &fo.view, e));
     TRY(prepare_params(s, adapter, &fo.view, &spec, &base, from, &out->adapted, e));
     TRY(describe(s, info, &spec, &base, e));
     hash_buffer(info->labels, (size_t)info->n_labels * sizeof *info->labels, codes);
     binding_take(o, fields, FIELDS, &fo);
     take_choices(o, &fo);
-    peft_find(options_text(o, "finetune.method"), &fo.method);
     TRY(recompute_read(o, &fo.recompute, &automatic, e));
     fo.seed = (uint64_t)options_int(o, "seed");
     const char *data = s->cohort.data_hash, *split = s->cohort.split_hash;

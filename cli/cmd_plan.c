@@ -90,8 +90,7 @@ static err_code plan_of_stage(planned *k, vit *m, err *e)
     finetune_options fo;
     if (!strcmp(k->stage, "adapt")) return plan_of_adapt(k, m, e);
     TRY(method_spec(o, "plan", &peft, e));
-    finetune_defaults(&fo);
-    fo.method = peft.method;
+    finetune_defaults(&fo, peft.method);
     fo.recompute = k->recompute;
     fo.view.size = (int)options_int(o, "size");
     if (!strcmp(k->stage, "finetune")) {

@@ -46,8 +46,7 @@ static void model_close(world *w, model *k)
 static finetune_options tiny(peft_method method)
 {
     finetune_options o;
-    finetune_defaults(&o);
-    o.method = method;
+    finetune_defaults(&o, method);
     o.epochs = 4;
     o.batch = 8;
     o.lr = o.head_lr = 3e-3f;

@@ -8,7 +8,7 @@ enum { BATCH = 6, SIZE = 16, FLOATS = 3 * SIZE * SIZE };
 
 static void make(world *w, finetune_job *j, finetune_options *o)
 {
-    finetune_defaults(o);
+    finetune_defaults(o, METHOD_APLA);
     o->batch = BATCH;
     o->view.size = SIZE;
     o->seed = 3;

@@ -175,8 +175,7 @@ static void finetune_as_planned(void **state)
         err e = {0};
         char dir[FILE_PATH_MAX], name[32];
         finetune_options o;
-        finetune_defaults(&o);
-        o.method = rows[i].method;
+        finetune_defaults(&o, rows[i].method);
         o.recompute = rows[i].recompute;
         o.epochs = 1;
         o.batch = 5;
@@ -307,7 +306,7 @@ static void again(void **state)
     (void)state;
     finetune_options o;
     plan p[2];
-    finetune_defaults(&o);
+    finetune_defaults(&o, METHOD_APLA);
     o.view = (view_options){.size = 32, .share = 1};
     for (int i = 0; i < 2; i++) {
         err e = {0};

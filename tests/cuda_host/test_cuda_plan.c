@@ -95,8 +95,7 @@ static void finetune_as_planned(void **state)
         finetune_result r;
         plan p;
         device d;
-        finetune_defaults(&o);
-        o.method = rows[i].method;
+        finetune_defaults(&o, rows[i].method);
         o.recompute = rows[i].again;
         o.mixup = rows[i].mixup;
         o.epochs = 1;

@@ -175,8 +175,7 @@ static void tune(two *t, int side, const char *run, float mixup, size_t room)
     finetune_result r;
     param_set adapter = {0};
     bundle_info info = {.peft = {.method = METHOD_APLA}, .n_labels = c->n_labels};
-    finetune_defaults(&o);
-    o.method = METHOD_APLA;
+    finetune_defaults(&o, METHOD_APLA);
     o.epochs = 2;
     o.batch = 6;
     o.lr = 1e-4f;
