@@ -116,7 +116,7 @@ err_code labelled_batch_fill(void *ctx, uint64_t step, float *out, err *e)
     labelled_batch *t = ctx;
     labelled_batch_parts v = labelled_batch_view(t, out);
     TRY(draw_batch(t, step, &v, e));
-    if (mixes(t)) mix_batch(t, step, &v);
+    if (v.mix_of) mix_batch(t, step, &v);
     finish_targets(t, &v);
     return ERR_OK;
 }

@@ -238,9 +238,16 @@ static void test_patch_rate(void **state)
         const tensor *t = safetensors_find(&f, name);
         assert_non_null(t);
         assert_int_equal(t->count, before->rows * before->cols);
-        bool same = !memcmp(t->data, before->master, t->count * sizeof(float));
+        double moved = 0;
+        for (size_t i = 0; i < t->count; i++) {
+            float x;
+            memcpy(&x, (const char *)t->data + i * sizeof x, sizeof x);
+            moved = fmax(moved, fabs((double)x - ((const float *)before->master)[i]));
+        }
         safetensors_close(&f);
-        assert_int_equal(same, k == 0);
+        print_message("    times %d: moved by %g at most\n", k, moved);
+        if (k) assert_true(moved > 1e-6);
+        if (!k) assert_true(moved < 1e-7); /* a moving average of the same is rounded */
     }
     param_set_free(&w->d, &ps);
     vit_close(m);
