@@ -15,7 +15,7 @@ timeout $((most / 2)) "$folder/bench_cuda" "${IMAGES:-32}" >"$work/ops.json" || 
 [ $status != 77 ] || exit 77
 case $status in
 0) ;;
-124) echo "cuda: ops left out for want of time" >&2 status=0 ;;
+124) status=0 && echo "cuda: ops left out for want of time" >&2 ;;
 *) echo "cuda: an op is wrong, or the bench failed: exit $status" >&2 ;;
 esac
 [ -n "$python" ] || echo "cuda: no PyTorch to compare with (RADAPT_TORCH_PYTHON): ours alone" >&2
