@@ -15,13 +15,12 @@
 #include "base/log.h"
 #include "base/progress.h"
 
-#define FORMAT_NAME "radapt-finetune/3"
+#define FORMAT_NAME "radapt-finetune/4"
 enum { PROBE_ROWS = 32768 }; /* about so many frames of training cases are fitted; a case has one at least */
 
 void finetune_defaults(finetune_options *o, peft_method method)
 {
     *o = (finetune_options){.method = method,
-                            .epochs = 20,
                             .batch = 32,
                             .lr = method == METHOD_FULL ? 1e-4f : 3e-4f,
                             .head_lr = 1e-4f,
@@ -70,7 +69,7 @@ static err_code check(const vit *m, const param_set *adapter, const cohort *c, c
     if (!c->n_cases) FAIL(e, USAGE, "finetune: no labelled cases");
     TRY(check_labels(c, e));
     if (o->batch < 1 || o->batch > 65536) FAIL(e, USAGE, "finetune: a batch of %d", o->batch);
-    if (!(o->epochs > 0 && o->epochs <= 1e6)) FAIL(e, USAGE, "finetune: %g epochs", o->epochs);
+    if (!(o->epochs >= 0 && o->epochs <= 1e6)) FAIL(e, USAGE, "finetune: %g epochs", o->epochs);
     if (o->warmup_steps < 0) FAIL(e, USAGE, "finetune: %d warm-up steps", o->warmup_steps);
     if (!(o->crop_scale[0] > 0 && o->crop_scale[0] <= o->crop_scale[1] && o->crop_scale[1] <= 16))
         FAIL(e, USAGE, "finetune: crop scale %g to %g", (double)o->crop_scale[0], (double)o->crop_scale[1]);

@@ -20,7 +20,7 @@ typedef enum { WEIGHTS_AUTO, WEIGHTS_NONE, WEIGHTS_BALANCED } label_weights;
 
 typedef struct finetune_options {
     peft_method method; /* METHOD_LINEAR: the head alone; else every param of the adapter set is stepped */
-    double epochs;
+    double epochs;      /* 0: 20, and more where these are less than 300 updates */
     int batch;
     float lr, head_lr, lr_last, weight_decay, clip, label_smoothing;
     float layer_decay; /* of the learning rate from one block to the one before; 1: none */
@@ -33,7 +33,7 @@ typedef struct finetune_options {
     bool probe_first;  /* the classifier starts as METHOD_LINEAR's; else from zero */
     label_sampling sampling;
     label_weights weights;
-    int patience; /* epochs without a better validation score before stopping; 0: never */
+    int patience; /* validations without a better score before it stops, an epoch apart, 40 a run at most; 0: never */
     view_options view;
     uint64_t seed;
 } finetune_options;

@@ -26,7 +26,7 @@
 typedef struct {
     finetune_job *j;
     size_t batch, outputs;
-    uint64_t step, steps, per_epoch;
+    uint64_t step, steps, per_epoch, apart; /* apart: validations, in steps */
     uint64_t known;     /* steps whose loss was read: all but the last, or all */
     uint64_t evaluated; /* step of the last validation; UINT64_MAX: none */
     metrics best;
@@ -354,9 +354,9 @@ static void gradients(loop *t, float scale)
     vit_bwd(j->m, &t->pass, t->source.pixels, NULL);
 }
 
-static bool at_epoch_end(const loop *t)
+static bool at_validation(const loop *t)
 {
-    return t->step % t->per_epoch == 0 || t->step == t->steps;
+    return t->step % t->apart == 0 || t->step == t->steps;
 }
 
 /* What came of the oldest steps that nobody has looked at, until `left` of them are left. */
@@ -407,7 +407,7 @@ static err_code train_step(loop *t, err *e)
     op->record(d, false);
     op->send(d, (int)(t->step % OP_SENT_PLACES), t->loss, 2 * sizeof(float));
     t->step++;
-    return read_losses(t, device_is_cuda(d) && !at_epoch_end(t) ? OP_SENT_PLACES - 1 : 0, e);
+    return read_losses(t, device_is_cuda(d) && !at_validation(t) ? OP_SENT_PLACES - 1 : 0, e);
 }
 
 static err_code run(loop *t, progress *p, err *e)
@@ -416,12 +416,12 @@ static err_code run(loop *t, progress *p, err *e)
     t->known = t->step;
     for (;;) {
         double start = progress_clock();
-        if (at_epoch_end(t) && t->evaluated != t->step) {
+        if (at_validation(t) && t->evaluated != t->step) {
             TRY(evaluate(t, e));
             t->seconds += progress_clock() - start;
         }
         if (t->step == t->steps) return ERR_OK;
-        if (at_epoch_end(t) && o->patience > 0 && t->bad >= o->patience) {
+        if (at_validation(t) && o->patience > 0 && t->bad >= o->patience) {
             log_event(LOG_INFO, "finetune.early_stop", "step", LOG_INT(t->step), "best_step", LOG_INT(t->best_step),
                       NULL);
             return ERR_OK;
@@ -442,6 +442,18 @@ static err_code run(loop *t, progress *p, err *e)
     }
 }
 
+/* Where nobody says how long: an epoch of few labels is a few updates, and twenty of them would end before the learning
+ * rate has risen. */
+static void set_length(loop *t)
+{
+    enum { EPOCHS = 20, UPDATES = 300, VALIDATIONS = 40 };
+    double n = t->j->o->epochs, least = ceil(UPDATES / (double)t->per_epoch);
+    if (n == 0) n = least > EPOCHS ? least : EPOCHS;
+    t->steps = (uint64_t)llround(n * (double)t->per_epoch);
+    if (t->steps < 1) t->steps = 1;
+    t->apart = t->per_epoch * (n > VALIDATIONS ? (uint64_t)ceil(n / VALIDATIONS) : 1);
+}
+
 static err_code init(loop *t, err *e)
 {
     finetune_job *j = t->j;
@@ -450,8 +462,7 @@ static err_code init(loop *t, err *e)
     t->batch = t->source.batch;
     t->outputs = t->source.outputs;
     t->per_epoch = (t->source.draw.cases + t->batch - 1) / t->batch;
-    t->steps = (uint64_t)llround(o->epochs * (double)t->per_epoch);
-    if (t->steps < 1) t->steps = 1;
+    set_length(t);
     t->evaluated = UINT64_MAX;
     TRY(alloc_host(t, e));
     TRY(alloc_device(t, e));

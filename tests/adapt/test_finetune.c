@@ -521,6 +521,23 @@ static void test_few(void **state)
     cohort_close(&c);
 }
 
+/* Where nobody says how long: of 18 cases 300 updates of 8 of them, validated 40 times and at the start. */
+static void test_length(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    finetune_result r;
+    finetune_options o = tiny(METHOD_BITFIT);
+    o.epochs = 0;
+    ASSERT_OK(run(w, METHOD_BITFIT, &o, &w->c, "length", &r, &e));
+    assert_int_equal(r.steps, 300);
+    char *log = world_text(w, "length", "metrics.jsonl");
+    int lines = 0;
+    for (const char *at = log; (at = strchr(at, '\n')); at++) lines++;
+    free(log);
+    assert_in_range(lines, 30, 41);
+}
+
 static void test_options(void **state)
 {
     world *w = *state;
@@ -529,7 +546,7 @@ static void test_options(void **state)
         int batch, warmup, size;
         double epochs;
         float scale, smoothing, mixup, decay;
-    } table[] = {{"batch", 0, 1, 32, 1, 1, 0, 0, 1},        {"epochs", 8, 1, 32, 0, 1, 0, 0, 1},
+    } table[] = {{"batch", 0, 1, 32, 1, 1, 0, 0, 1},        {"epochs", 8, 1, 32, -1, 1, 0, 0, 1},
                  {"NaN epochs", 8, 1, 32, NAN, 1, 0, 0, 1}, {"warm-up", 8, -1, 32, 1, 1, 0, 0, 1},
                  {"size", 8, 1, 33, 1, 1, 0, 0, 1},         {"size 0", 8, 1, 0, 1, 1, 0, 0, 1},
                  {"crop scale", 8, 1, 32, 1, 0, 0, 0, 1},   {"smoothing", 8, 1, 32, 1, 1, 1, 0, 1},
@@ -559,6 +576,7 @@ int main(void)
         cmocka_unit_test(test_lora),      cmocka_unit_test(test_bitfit),      cmocka_unit_test(test_vpt),
         cmocka_unit_test(test_on_top),    cmocka_unit_test(test_steps_learn), cmocka_unit_test(test_best_is_kept),
         cmocka_unit_test(test_patience),  cmocka_unit_test(test_sets),        cmocka_unit_test(test_grades),
-        cmocka_unit_test(test_head_init), cmocka_unit_test(test_options),     cmocka_unit_test(test_few)};
+        cmocka_unit_test(test_head_init), cmocka_unit_test(test_length),      cmocka_unit_test(test_options),
+        cmocka_unit_test(test_few)};
     return cmocka_run_group_tests(tests, world_make, world_unmake);
 }
