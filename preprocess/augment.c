@@ -11,6 +11,7 @@ void augment_defaults(augment_options *o)
 {
     augment_essa(o);
     o->window = 0.1f;
+    o->solarize_grey = 0;
     o->brightness = o->contrast = 0.3f;
 }
 
@@ -28,7 +29,8 @@ void augment_essa(augment_options *o)
                            .gray = 0.2f,
                            .blur = {1.0f, 0.1f, 0.5f},
                            .blur_sigma = {0.1f, 2.0f},
-                           .solarize = 0.2f};
+                           .solarize = 0.2f,
+                           .solarize_grey = 1};
 }
 
 static float aspect(const float ratio[2], rng *r)
@@ -90,7 +92,8 @@ crop_params augment_ssl(const augment_options *o, const frame_info *f, crop_role
         c.window_scale = around(o->window, r);
     }
     if (chance(o->blur[role], r)) c.blur_sigma = rng_between(r, o->blur_sigma[0], o->blur_sigma[1]);
-    if (colour && role == CROP_GLOBAL2 && chance(o->solarize, r)) c.solarize = 0.5f;
+    float solarize = colour ? o->solarize : o->solarize * o->solarize_grey;
+    if (role == CROP_GLOBAL2 && solarize > 0 && chance(solarize, r)) c.solarize = 0.5f;
     return c;
 }
 

@@ -1,8 +1,8 @@
 /* augment.h: draws crop_params: the DINOv2 multi-crop augmentation with defaults safe for grey medical images, and the
  * supervised stage's. Every draw is a function of (seed, step, index), so that a resumed run repeats it.
  *
- * Saturation, hue, grey and solarize are for RGB frames only: a grey picture has no hue, and solarizing turns air into
- * bone. CT and MR frames have their window moved instead. */
+ * Saturation, hue and grey are for RGB frames only, and solarize unless the published recipe is asked for: it turns air
+ * into bone. CT and MR frames have their window moved instead. */
 #ifndef RADAPT_AUGMENT_H
 #define RADAPT_AUGMENT_H
 #include "base/rng.h"
@@ -19,7 +19,8 @@ typedef struct {
     float gray;                                  /* probability; RGB only */
     float blur[3];                               /* probability by role: 1.0, 0.1, 0.5 */
     float blur_sigma[2];                         /* U(0.1, 2.0), output pixels */
-    float solarize;                              /* probability on global2, threshold 1/2; RGB only */
+    float solarize;                              /* probability on global2, threshold 1/2: of RGB frames, and */
+    float solarize_grey;                         /* ... of grey ones times this: 0; 1 as published */
     float window; /* CT, MR, NIfTI: centre moves by U(-x, x) of the width, width changes by U(-x, x) */
 } augment_options;
 

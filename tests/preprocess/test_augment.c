@@ -72,7 +72,7 @@ static void distribution(void **state)
     (void)state;
     augment_options o;
     augment_essa(&o);
-    double area = 0, aspect = 0, gray = 0, solarized = 0;
+    double area = 0, aspect = 0, gray = 0, solarized = 0, grey_solarized = 0;
     for (uint32_t i = 0; i < DRAWS; i++) {
         rng r = rng_at(2, RNG_AUGMENT, i, 0);
         crop_params c = augment_ssl(&o, &shapes[2], CROP_LOCAL, &r);
@@ -81,9 +81,11 @@ static void distribution(void **state)
         crop_params g = augment_ssl(&o, &shapes[2], CROP_GLOBAL2, &r);
         gray += g.gray;
         solarized += g.solarize > 0;
+        grey_solarized += augment_ssl(&o, &shapes[0], CROP_GLOBAL2, &r).solarize > 0;
     }
     assert_true(fabs(area / DRAWS - 0.185) < 0.003 && fabs(aspect / DRAWS) < 0.005);
     assert_true(fabs(gray / DRAWS - 0.2) < 0.015 && fabs(solarized / DRAWS - 0.2) < 0.015);
+    assert_true(fabs(grey_solarized / DRAWS - 0.2) < 0.015);
 }
 
 static void supervised(void **state)
