@@ -52,7 +52,15 @@ size_t dino_head_bytes(const dino_head_config *k, size_t ct_bytes)
 }
 
 /* One param: values drawn, or zeros (std 0). */
-static err_code add(dino_head *h, const char *name, size_t rows, size_t cols, float std, rng *r, param **out, err *e)
+/* As the reference's: layers are normal, std 0.02 (its truncation is at 100 of these), prototypes what a layer of
+ * PyTorch's begins with, uniform within 1/sqrt(cols): the initialiser was run before they were there. Biases are 0. */
+static float initial(bool prototypes, size_t cols, rng *r)
+{
+    return prototypes ? rng_between(r, -1 / sqrtf((float)cols), 1 / sqrtf((float)cols)) : 0.02f * rng_normal(r);
+}
+
+static err_code add(dino_head *h, const char *name, size_t rows, size_t cols, bool prototypes, rng *r, param **out,
+                    err *e)
 {
     param *p = param_add(h->ps, name, rows, cols);
     float *values = calloc(rows * cols, sizeof *values);
@@ -60,7 +68,7 @@ static err_code add(dino_head *h, const char *name, size_t rows, size_t cols, fl
         free(values);
         FAIL(e, NOMEM, "no memory for the head");
     }
-    for (size_t i = 0; std > 0 && !h->d->counts && i < rows * cols; i++) values[i] = rng_trunc_normal(r, std, 2 * std);
+    for (size_t i = 0; cols > 1 && !h->d->counts && i < rows * cols; i++) values[i] = initial(prototypes, cols, r);
     p->head = true;
     p->decay = cols > 1;
     err_code rc = param_alloc(h->d, p, values, true, e);
@@ -91,19 +99,19 @@ err_code dino_head_open(dino_head *h, device *d, param_set *ps, dino_head_which 
     char name[48];
     for (int i = 0; i < DINO_HEAD_LAYERS; i++) {
         snprintf(name, sizeof name, "%s.mlp.%d.weight", prefix[which], 2 * i);
-        TRY(add(h, name, s[i].out, s[i].in, 0.02f, &r, &p, e));
+        TRY(add(h, name, s[i].out, s[i].in, false, &r, &p, e));
         p->live = h->layer[0][i].w;
         p->live_teacher = h->layer[1][i].w;
         p->live_ct = true;
         p->linear = &h->layer[0][i];
         p->linear_teacher = &h->layer[1][i];
         snprintf(name, sizeof name, "%s.mlp.%d.bias", prefix[which], 2 * i);
-        TRY(add(h, name, s[i].out, 1, 0, &r, &p, e));
+        TRY(add(h, name, s[i].out, 1, false, &r, &p, e));
         p->live = h->layer[0][i].bias;
         p->live_teacher = h->layer[1][i].bias;
     }
     snprintf(name, sizeof name, "%s.last_layer.weight_v", prefix[which]);
-    TRY(add(h, name, k->prototypes, k->bottleneck, 0.02f, &r, &p, e));
+    TRY(add(h, name, k->prototypes, k->bottleneck, true, &r, &p, e));
     p->prototypes = true;
     d->op->refresh(d, ps->p + h->first, DINO_HEAD_PARAMS);
     dino_head_refresh(h);
@@ -231,8 +239,7 @@ static size_t widest_of(const dino_head_config *k)
 
 enum { CLUSTER_ROUNDS = 10, CLUSTER_ROWS = 64 /* compared at once */ };
 
-/* Fewer rows than two a prototype have no clusters. */
-static bool clusters(const dino_head_config *k, size_t n)
+bool dino_head_clusters(const dino_head_config *k, size_t n)
 {
     return 2 * k->prototypes <= n;
 }
@@ -240,7 +247,7 @@ static bool clusters(const dino_head_config *k, size_t n)
 size_t dino_head_init_bytes(const dino_head_config *k, size_t n)
 {
     size_t widest = widest_of(k), K = k->prototypes;
-    size_t more = clusters(k, n) ? K * k->bottleneck + CLUSTER_ROWS * K + K : 0;
+    size_t more = dino_head_clusters(k, n) ? K * k->bottleneck + CLUSTER_ROWS * K + K : 0;
     return (2 * n * widest + widest * widest + widest + K * k->bottleneck + more) * sizeof(float);
 }
 
@@ -329,7 +336,7 @@ err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uin
         const float *z = in + (size_t)rng_below(&r, (uint32_t)n) * Z;
         for (size_t i = 0; i < Z; i++) v[k * Z + i] = z[i] + noise / sqrtf((float)Z) * rng_normal(&r);
     }
-    if (clusters(&h->config, n)) {
+    if (dino_head_clusters(&h->config, n)) {
         unit_rows(v, K, Z);
         TRY_DONE(rc, cluster(v, in, n, K, Z, e));
     }

@@ -72,6 +72,8 @@ void dino_head_refresh(dino_head *h);
  * plus noise of that length, then, where there are two rows for each, the centres of clusters (spherical k-means from
  * there). Student and teacher alike. */
 err_code dino_head_init(dino_head *h, const float *x, size_t n, float noise, uint64_t seed, err *e);
+/* Whether n rows are enough for that. */
+bool dino_head_clusters(const dino_head_config *k, size_t n);
 size_t dino_head_init_bytes(const dino_head_config *k, size_t n); /* that it takes on the host, x aside */
 
 #endif

@@ -3,22 +3,25 @@
 #include <string.h>
 
 #include "adapt/ssl_run.h"
+#include "base/log.h"
 #include "base/stop.h"
 
-enum { TOKENS = 4096, CROPS = 512 };
+enum { TOKENS = 4096, TOKENS_MOST = 16384, TOKENS_A_PROTOTYPE = 4, CROPS = 512 };
 
 /* How many batches are looked at, and how many tokens are taken of a crop. */
-static void counts(size_t crops, size_t *batches, size_t *each)
+static void counts(const ssl_step *s, size_t crops, size_t *batches, size_t *each)
 {
+    size_t tokens = TOKENS_A_PROTOTYPE * s->config.head.prototypes;
+    if (tokens < TOKENS || tokens > TOKENS_MOST) tokens = tokens < TOKENS ? TOKENS : TOKENS_MOST;
     *batches = (CROPS + crops - 1) / crops;
-    *each = TOKENS / (*batches * crops);
+    *each = tokens / (*batches * crops);
     if (*each < 2) *each = 2;
 }
 
 size_t ssl_init_bytes(const ssl_data *data, const ssl_step *s)
 {
     size_t crops = 2 * data->batch, C = s->config.head.in, batches, each;
-    counts(crops, &batches, &each);
+    counts(s, crops, &batches, &each);
     size_t rows = batches * crops * each;
     return (ssl_data_floats(data) + crops * s->T * C + rows * C) * sizeof(float) +
            dino_head_init_bytes(&s->config.head, rows);
@@ -28,7 +31,7 @@ size_t ssl_init_bytes(const ssl_data *data, const ssl_step *s)
 err_code ssl_init_head(ssl_run *r, err *e)
 {
     size_t crops = 2 * r->data.batch, T = r->step.T, C = r->step.config.head.in, n = 0, batches, each;
-    counts(crops, &batches, &each);
+    counts(&r->step, crops, &batches, &each);
     size_t capacity = batches * crops * each;
     float *pixels = malloc(ssl_data_floats(&r->data) * sizeof *pixels),
           *tokens = malloc(crops * T * C * sizeof *tokens);
@@ -46,6 +49,8 @@ err_code ssl_init_head(ssl_run *r, err *e)
                 memcpy(x + n++ * C, tokens + (i * T + t) * C, C * sizeof *x);
             }
     }
+    log_event(LOG_INFO, "adapt.head", "tokens", LOG_INT(n), "prototypes", LOG_INT(r->step.config.head.prototypes),
+              "from", LOG_STR(dino_head_clusters(&r->step.config.head, n) ? "clusters" : "samples"), NULL);
     for (int i = 0; i < 1 + r->step.config.separate_heads && !rc; i++)
         rc = dino_head_init(&r->step.head[i], x, n, 0.1f, r->o->seed, e);
 done:
