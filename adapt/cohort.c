@@ -12,15 +12,23 @@
 #include "base/stop.h"
 
 /* Everything a result depends on besides the pixels themselves, whose keys are those of their SOP Instance UIDs. */
+/* A frame: which one it is, its pixels, and how they are to be seen. */
+static void hash_frame(hash *h, const frame_info *f)
+{
+    const int32_t number[] = {
+        f->frame, f->rows, f->columns, f->channels, f->invert, f->window.present, (int32_t)f->window.function};
+    const double value[] = {f->slope, f->intercept, f->low, f->high, f->window.center, f->window.width};
+    hash_str(h, f->instance_key);
+    hash_str(h, f->modality);
+    hash_add(h, number, sizeof number);
+    hash_add(h, value, sizeof value);
+    hash_add(h, &f->checksum, sizeof f->checksum);
+}
+
 static void hash_data(cohort *c)
 {
     hash *h = hash_new();
-    for (size_t i = 0; i < c->n_frames; i++) {
-        const frame_info *f = &c->frames[i];
-        const int32_t number[] = {f->frame, f->rows, f->columns, f->channels};
-        hash_str(h, f->instance_key);
-        hash_add(h, number, sizeof number);
-    }
+    for (size_t i = 0; i < c->n_frames; i++) hash_frame(h, &c->frames[i]);
     for (size_t i = 0; i < c->n_cases; i++) {
         hash_str(h, c->cases[i].key);
         if (c->task == TASK_MULTILABEL)
