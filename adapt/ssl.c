@@ -94,6 +94,7 @@ static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ss
     uint64_t head_only = steps_of(r, o->head_warmup_epochs), warm = steps_of(r, o->warmup_epochs), t = r->at;
     bool frozen = t < head_only || o->peft.method == METHOD_LINEAR;
     uint64_t back = t < head_only ? 0 : t - head_only, length = total - head_only;
+    if (warm > length / 4) warm = length / 4;
     float lr = schedule_warm_cosine(o->lr, o->lr_last, back + 1, warm, length + 1), head_lr;
     if (t < head_only)
         head_lr = o->head_lr * (float)(t + 1) / (float)head_only;
@@ -214,7 +215,10 @@ static err_code ask_step(ssl_run *r, loader *l, uint64_t total, err *e)
     ssl_late *late = &r->late[ssl_step_unread(&r->step)];
     late->at = r->at;
     schedule(r, total, &late->u, &in);
-    for (uint64_t i = 0; i < r->data.accumulate; i++) TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
+    for (uint64_t i = 0; i < r->data.accumulate; i++) {
+        TRY(stop_check(e)); /* an update that was begun is drawn again */
+        TRY(micro_step(r, l, r->at * r->data.accumulate + i, &in, e));
+    }
     TRY(ssl_step_ask(&r->step, &late->u, e));
     count_update(r, &late->u.adam, 1);
     r->at++;
@@ -356,6 +360,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = images_of(&r, r.at);
+    out->best_step = r.best_step == SSL_RUN_NEVER ? r.at : r.best_step;
     out->peak_bytes = (double)(vit_device(m)->bytes_most - r.data.cache.taken - r.eval.own.taken);
     rc = ssl_state_finish(&r, e);
 done:

@@ -47,6 +47,7 @@ err_code ssl_recipe(const char *name, peft_method method, ssl_options *o, err *e
 
 typedef struct {
     uint64_t steps, images;
+    uint64_t best_step; /* after which the kept teacher was as it is kept */
     double seconds, images_per_s;
     double loss_first, loss_last, knn_start, knn_best, linear_start, linear_best, rank_start, rank_best;
     size_t trainable;

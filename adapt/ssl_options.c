@@ -55,7 +55,8 @@ static void essa(ssl_options *o)
     o->epochs = 300;
     o->warmup_epochs = 10;
     o->head_warmup_epochs = 0;
-    o->batch = 256;
+    o->batch = 64; /* KoLeo's neighbours are those of one of the reference's GPUs */
+    o->accumulate = 4;
     o->global_size = 224;
     o->locals = 8;
     o->lr = o->head_lr = 1e-3f;

@@ -41,6 +41,7 @@ err_code ssl_record_read(const char *path, ssl_result *out, err *e)
     }
     out->steps = (uint64_t)json_integer_value(json_object_get(j, "steps"));
     out->images = (uint64_t)json_integer_value(json_object_get(j, "images"));
+    out->best_step = (uint64_t)json_integer_value(json_object_get(j, "best_step"));
     out->trainable = (size_t)json_integer_value(json_object_get(j, "trainable"));
     out->rolled_back = json_is_true(json_object_get(j, "rolled_back"));
     out->already_done = true;
@@ -53,14 +54,15 @@ err_code ssl_record_write(const ssl_run *r, err *e)
     const ssl_result *t = r->out;
     char path[FILE_PATH_MAX];
     TRY(ssl_run_path(r, "result.json", path, e));
-    json_t *j = json_pack(
-        "{s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "steps", (json_int_t)t->steps, "images",
-        (json_int_t)t->images, "trainable", (json_int_t)t->trainable, "seconds", ssl_record_real(t->seconds),
-        "images_per_s", ssl_record_real(t->images_per_s), "loss_first", ssl_record_real(t->loss_first), "loss_last",
-        ssl_record_real(t->loss_last), "knn_start", ssl_record_real(t->knn_start), "knn_best",
-        ssl_record_real(t->knn_best), "linear_start", ssl_record_real(t->linear_start), "linear_best",
-        ssl_record_real(t->linear_best), "rank_start", ssl_record_real(t->rank_start), "rank_best",
-        ssl_record_real(t->rank_best), "peak_bytes", ssl_record_real(t->peak_bytes), "rolled_back", t->rolled_back);
+    json_t *j = json_pack("{s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "steps",
+                          (json_int_t)t->steps, "images", (json_int_t)t->images, "best_step", (json_int_t)t->best_step,
+                          "trainable", (json_int_t)t->trainable, "seconds", ssl_record_real(t->seconds), "images_per_s",
+                          ssl_record_real(t->images_per_s), "loss_first", ssl_record_real(t->loss_first), "loss_last",
+                          ssl_record_real(t->loss_last), "knn_start", ssl_record_real(t->knn_start), "knn_best",
+                          ssl_record_real(t->knn_best), "linear_start", ssl_record_real(t->linear_start), "linear_best",
+                          ssl_record_real(t->linear_best), "rank_start", ssl_record_real(t->rank_start), "rank_best",
+                          ssl_record_real(t->rank_best), "peak_bytes", ssl_record_real(t->peak_bytes), "rolled_back",
+                          t->rolled_back);
     char *text = j ? json_dumps(j, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
     json_decref(j);
     if (!text) FAIL(e, NOMEM, "adapt: no memory for the result");

@@ -16,7 +16,7 @@ void ssl_state_hash(ssl_run *r)
     hash *h = hash_new();
     ssl_options o = *r->o;
     const vit_config *k = vit_get_config(r->m);
-    hash_str(h, "radapt-ssl/5");
+    hash_str(h, "radapt-ssl/6");
     hash_add(h, k->mean, sizeof k->mean);
     hash_add(h, k->std, sizeof k->std);
     hash_str(h, vit_hash(r->m));

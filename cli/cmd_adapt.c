@@ -1,4 +1,5 @@
 /* cmd_adapt.c: `radapt adapt`: the backbone adapted to the unlabelled frames. */
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -152,6 +153,18 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     return ssl_adapt(s->vit, &s->cohort, &so, folder, &out->ssl, e);
 }
 
+static void tell(const ssl_result *t, size_t frames)
+{
+    if (t->already_done) printf("nothing to do: this adaptation is there already\n");
+    printf("adapted on %zu frames: %llu steps, loss %.3f to %.3f; kept: the teacher after step %llu\n", frames,
+           (unsigned long long)t->steps, t->loss_first, t->loss_last, (unsigned long long)t->best_step);
+    if (t->rolled_back) printf("It was rolled back on the way: see the log, and try a lower --lr.\n");
+    if (isfinite(t->knn_start))
+        printf("ROC-AUC of validation frames: kNN %.3f to %.3f, linear classifier %.3f to %.3f\n", t->knn_start,
+               t->knn_best, t->linear_start, t->linear_best);
+    printf("Effective rank of their features: %.1f to %.1f\n", t->rank_start, t->rank_best);
+}
+
 err_code cmd_adapt(const options *o, int *status, err *e)
 {
     stage s;
@@ -161,23 +174,20 @@ err_code cmd_adapt(const options *o, int *status, err *e)
     const ssl_result *t = &r.ssl;
     bool dry = options_flag(o, "dry-run");
     if (!rc && options_flag(o, "json"))
-        stage_json(json_pack("{s:s,s:b,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "run", r.id,
-                             "already_done", t->already_done, "training_frames", (json_int_t)r.frames, "steps",
-                             (json_int_t)t->steps, "trainable", (json_int_t)t->trainable, "seconds",
-                             stage_real(t->seconds), "images_per_s", stage_real(t->images_per_s), "loss_first",
-                             stage_real(t->loss_first), "loss_last", stage_real(t->loss_last), "knn_start",
-                             stage_real(t->knn_start), "knn_best", stage_real(t->knn_best), "linear_start",
-                             stage_real(t->linear_start), "linear_best", stage_real(t->linear_best), "rank_start",
-                             stage_real(t->rank_start), "rank_best", stage_real(t->rank_best)));
+        stage_json(json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "run", r.id,
+                             "already_done", t->already_done, "rolled_back", t->rolled_back, "training_frames",
+                             (json_int_t)r.frames, "steps", (json_int_t)t->steps, "best_step", (json_int_t)t->best_step,
+                             "trainable", (json_int_t)t->trainable, "seconds", stage_real(t->seconds), "images_per_s",
+                             stage_real(t->images_per_s), "loss_first", stage_real(t->loss_first), "loss_last",
+                             stage_real(t->loss_last), "knn_start", stage_real(t->knn_start), "knn_best",
+                             stage_real(t->knn_best), "linear_start", stage_real(t->linear_start), "linear_best",
+                             stage_real(t->linear_best), "rank_start", stage_real(t->rank_start), "rank_best",
+                             stage_real(t->rank_best)));
     else if (!rc && dry)
         printf("would adapt on %zu frames in %s/runs/%s%s\n", r.frames, s.work, r.id,
                t->already_done ? ": that is done already" : "");
     else if (!rc) {
-        if (t->already_done)
-            printf("nothing to do: this adaptation is there already\n");
-        else
-            printf("adapted on %zu frames: %llu steps, loss %.3f to %.3f, effective rank %.1f to %.1f\n", r.frames,
-                   (unsigned long long)t->steps, t->loss_first, t->loss_last, t->rank_start, t->rank_best);
+        tell(t, r.frames);
         printf("Adapter: %s/runs/%s/adapter.safetensors\n", s.work, r.id);
     }
     *status = STATUS_DONE;
