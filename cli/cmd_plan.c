@@ -62,6 +62,22 @@ static void take_int(const options *o, const char *name, int own, int *to)
     if (value != own) *to = value;
 }
 
+/* --crops 2xG,NxL, or 2xG alone. */
+static err_code take_crops(const options *o, ssl_options *so, err *e)
+{
+    const char *text = options_text(o, "plan.crops");
+    int globals, side, locals = 0, local_side = 0, all = 0, two = 0;
+    if (!*text) return ERR_OK;
+    sscanf(text, "%dx%d%n,%dx%d%n", &globals, &side, &two, &locals, &local_side, &all);
+    bool read = (all && !text[all]) || (two && !text[two]);
+    if (!read || globals != 2 || side < 1 || locals < 0 || locals > 64 || (locals && local_side < 1))
+        FAIL(e, USAGE, "--crops %.40s: two global crops and their side, then local ones: 2x224,8x98", text);
+    so->global_size = side;
+    so->locals = locals;
+    so->local_size = local_side;
+    return ERR_OK;
+}
+
 static err_code plan_of_adapt(planned *k, vit *m, err *e)
 {
     const options *o = k->o;
@@ -73,6 +89,7 @@ static err_code plan_of_adapt(planned *k, vit *m, err *e)
     so.recompute = k->recompute;
     binding_take(o, fields, FIELDS, &so);
     take_int(o, "plan.batch", 0, &so.batch);
+    TRY(take_crops(o, &so, e));
     take_int(o, "plan.locals", -1, &so.locals);
     take_int(o, "plan.global-size", 0, &so.global_size);
     take_int(o, "plan.local-size", 0, &so.local_size);
@@ -323,7 +340,7 @@ static void print_table(const planned *k)
 err_code cmd_plan(const options *o, int *status, err *e)
 {
     planned k = {.o = o,
-                 .model = options_has(o, "backbone") ? options_text(o, "backbone") : "vit-ti/16",
+                 .model = options_text(o, "plan.model"),
                  .stage = options_text(o, "plan.stage"),
                  .method = options_text(o, "plan.method"),
                  .device = options_text(o, "plan.device"),
@@ -332,6 +349,8 @@ err_code cmd_plan(const options *o, int *status, err *e)
     k.context = on_cuda(&k) ? PLAN_CUDA_CONSTANT : 0;
     *status = STATUS_DONE;
     if (o->n_arguments) FAIL(e, USAGE, "plan wants no arguments: radapt plan --backbone FILE|NAME");
+    if (*k.model && options_has(o, "backbone")) FAIL(e, USAGE, "plan: --model and --backbone are the same: give one");
+    if (!*k.model) k.model = options_has(o, "backbone") ? options_text(o, "backbone") : "vit-ti/16";
     TRY(make_plan(&k, e));
     bool measured = !k.given && !on_cuda(&k) && !options_flag(o, "dry-run");
     err_code rc = measured ? measure_rate(&k, &k.untimed) : ERR_OK;
