@@ -62,6 +62,16 @@ def recompute_by_memory():
     assert cuda["recompute_blocks"] == 0 and cuda["untimed"] is None and cuda["seconds_expected"] is not None
 
 
+def other_words():
+    """--model is --backbone, --crops the three options of the crops."""
+    said = plan("--gflops", "1", "--backbone", "vit-s/14", "--global-size", "112", "--locals", "3", "--local-size", "42")[0]
+    assert said == plan("--gflops", "1", "--model", "vit-s/14", "--crops", "2x112,3x42")[0]
+    assert plan("--gflops", "1", "--locals", "0")[0] == plan("--gflops", "1", "--crops", "2x224")[0] != said
+    for wrong in ("", "x", "2x", "3x224", "2x224,", "2x224,8", "2x224,8x98x", "2x224,-1x98", "2x0", "1x224,8x98"):
+        code = run(radapt, "plan", "-q", "--gflops", "1", "--crops", wrong)[0]
+        assert code == (0 if wrong == "" else 64), (wrong, code)
+
+
 def no_room_to_time():
     model = "--backbone vit-g/14 --size 518 --batch 8".split()
     p, peak = plan(*model, limit_mib=900)
@@ -78,6 +88,7 @@ try:
     for command in (["phantom", "export", "--patients", "8"], ["scan", "export", "-w", "work"], ["prepare", "-w", "work"]):
         code, _, log, _ = run(radapt, *command, "-q")
         assert code in (0, 3), log
+    other_words()
     taken = [as_adapted(options.split()) for options in OPTIONS]
     # All differ but auto, which is as it is, and the two ways in which nothing is masked.
     assert len(set(taken)) == len(OPTIONS) - 2, "options that change nothing"
