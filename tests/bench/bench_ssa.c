@@ -64,7 +64,13 @@ static long argument(int argc, char **argv, int i, long otherwise)
 int main(int argc, char **argv)
 {
     if (argc < 4) {
-        fprintf(stderr, "bench_ssa MODEL apla|full BATCH [PROTOTYPES [LOCALS [STEPS [THREADS|cuda]]]]\n");
+        fprintf(stderr, "bench_ssa MODEL METHOD BATCH [PROTOTYPES [LOCALS [STEPS [THREADS|cuda]]]]\n");
+        return 64;
+    }
+    /* The command line's numbers where nobody says. */
+    peft_spec peft = {.teacher = true, .rank = 8, .alpha = 16, .targets = PEFT_Q | PEFT_V, .prompts = 10, .deep = true};
+    if (!peft_find(argv[2], &peft.method)) {
+        fprintf(stderr, "bench_ssa: no method '%s' (linear, apla, full, lora, bitfit, vpt)\n", argv[2]);
         return 64;
     }
     size_t B = (size_t)argument(argc, argv, 3, 8), K = (size_t)argument(argc, argv, 4, 65536);
@@ -86,8 +92,7 @@ int main(int argc, char **argv)
     const vit_config *c = vit_get_config(m);
     size_t side = GLOBAL / (size_t)c->patch, P = side * side, masked;
     size_t local = (size_t)(LOCAL / c->patch * c->patch);
-    peft_method method = strcmp(argv[2], "full") ? METHOD_APLA : METHOD_FULL;
-    check(vit_train(m, &(peft_spec){.method = method, .teacher = true}, &ps, &e));
+    check(vit_train(m, &peft, &ps, &e));
     uint8_t *mask = masks(B, P, &masked);
     ssl_step_config k = {.batch = B,
                          .locals = L,
