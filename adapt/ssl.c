@@ -116,19 +116,30 @@ static void schedule(const ssl_run *r, uint64_t total, ssl_step_update_in *u, ss
     in->head_only = frozen;
 }
 
-/* done: steps taken with this one. */
-static err_code log_step(ssl_run *r, uint64_t done, const ssl_step_out *s, const ssl_step_update_in *u,
-                         double images_per_s, err *e)
+/* Counts the seconds since it was asked last; returns the time. */
+static double count_seconds(ssl_run *r)
 {
+    double now = progress_clock();
+    r->out->seconds += now - r->clock;
+    return r->clock = now;
+}
+
+/* done: steps taken with this one. What the clock says comes last. */
+static err_code log_step(ssl_run *r, uint64_t done, const ssl_step_out *s, const ssl_step_update_in *u, err *e)
+{
+    count_seconds(r);
+    const ssl_result *t = r->out;
+    double images_per_s = t->seconds > 0 ? (double)images_of(r, done) / t->seconds : NAN;
     return ssl_record_line(
         r,
-        json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o}", "step", (json_int_t)done, "epoch",
+        json_pack("{s:I,s:f,s:o,s:o,s:o,s:o,s:[o,o],s:[o,o],s:o,s:f,s:o,s:f,s:o}", "step", (json_int_t)done, "epoch",
                   (double)done / (double)r->data.steps_per_epoch, "loss", ssl_record_real(s->loss), "dino",
                   ssl_record_real(s->dino), "ibot", ssl_record_real(s->ibot), "koleo", ssl_record_real(s->koleo),
                   "target_entropy", ssl_record_real(s->target_entropy[0]), ssl_record_real(s->target_entropy[1]),
                   "marginal_entropy", ssl_record_real(s->marginal_entropy[0]), ssl_record_real(s->marginal_entropy[1]),
                   "grad_norm", ssl_record_real(s->grad_norm), "lr", (double)(u->adam.skip_backbone ? 0 : u->adam.lr),
-                  "images_per_s", ssl_record_real(images_per_s)),
+                  "images_per_s", ssl_record_real(images_per_s), "waited_seconds", t->waited_seconds, "waited_share",
+                  ssl_record_real(ssl_record_waited(t))),
         e);
 }
 
@@ -157,7 +168,9 @@ static err_code micro_step(ssl_run *r, loader *l, uint64_t micro, ssl_step_in *i
     const float *batch;
     ssl_step_crops crops;
     rng g = rng_at(r->o->seed, RNG_MASK, micro, 0);
+    double asked = progress_clock();
     TRY(loader_take(l, micro, &batch, e));
+    r->out->waited_seconds += progress_clock() - asked;
     size_t masked = r->o->ibot > 0 ? ssl_mask_draw(&r->mask, &g, r->mask_bits) : 0;
     in->number = micro;
     ssl_data_view(&r->data, batch, in, &crops);
@@ -198,8 +211,7 @@ static err_code read_step(ssl_run *r, uint64_t total, progress *bar, err *e)
     r->out->loss_last = s.loss;
     progress_note(bar, "loss %.3f", (double)s.loss);
     if (done % LOG_STEPS && done != total) return ERR_OK;
-    double took = r->out->seconds;
-    return log_step(r, done, &s, &of.u, took > 0 ? (double)images_of(r, done) / took : NAN, e);
+    return log_step(r, done, &s, &of.u, e);
 }
 
 /* No more than `left` updates are unread; 0: the state is whole. */
@@ -232,7 +244,7 @@ static err_code advance(ssl_run *r, loader *l, uint64_t total, progress *bar, do
     TRY(ask_step(r, l, total, e));
     TRY(read_steps(r, device_is_cuda(vit_device(r->m)) ? SSL_STEP_LATE : 0, total, bar, e));
     progress_add(bar, images_of(r, 1));
-    double now = progress_clock();
+    double now = count_seconds(r);
     if ((now - *saved) / 60 < r->o->checkpoint_minutes) return ERR_OK;
     *saved = now;
     TRY(read_steps(r, 0, total, bar, e));
@@ -257,7 +269,7 @@ static err_code loop(ssl_run *r, uint64_t total, err *e)
     bool over = false;
     uint64_t every = evaluation_steps(r, total);
     err_code rc = ERR_OK;
-    double clock = progress_clock(), saved = clock;
+    double saved = r->clock = progress_clock();
     progress_start(&bar, "adapt", "images", images_of(r, total));
     progress_skip(&bar, images_of(r, r->at));
     while (!rc && !over) {
@@ -273,9 +285,7 @@ static err_code loop(ssl_run *r, uint64_t total, err *e)
             break;
         else
             rc = advance(r, l, total, &bar, &saved, e);
-        double now = progress_clock();
-        r->out->seconds += now - clock;
-        clock = now;
+        count_seconds(r);
         if (!rc) rc = stop_check(e);
     }
     if (rc == ERR_INTERRUPTED) {

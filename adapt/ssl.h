@@ -49,6 +49,8 @@ typedef struct {
     uint64_t steps, images;
     uint64_t best_step; /* after which the kept teacher was as it is kept */
     double seconds, images_per_s;
+    double waited_seconds; /* of these: steps stood still for their crops; what crops take of the processors meanwhile
+                            * is not in it */
     double loss_first, loss_last, knn_start, knn_best, linear_start, linear_best, rank_start, rank_best;
     size_t trainable;
     double peak_bytes; /* of device memory, at most at once, beside frames that stay there (frame_room) */

@@ -11,6 +11,11 @@ json_t *ssl_record_real(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
+double ssl_record_waited(const ssl_result *out)
+{
+    return out->seconds > 0 ? out->waited_seconds / out->seconds : NAN;
+}
+
 err_code ssl_record_line(ssl_run *r, json_t *j, err *e)
 {
     int bad = json_dumpf(j, r->metrics, JSON_COMPACT | JSON_PRESERVE_ORDER);
@@ -30,11 +35,12 @@ err_code ssl_record_read(const char *path, ssl_result *out, err *e)
     const struct {
         const char *key;
         double *to;
-    } reals[] = {
-        {"seconds", &out->seconds},           {"images_per_s", &out->images_per_s}, {"loss_first", &out->loss_first},
-        {"loss_last", &out->loss_last},       {"knn_start", &out->knn_start},       {"knn_best", &out->knn_best},
-        {"linear_start", &out->linear_start}, {"linear_best", &out->linear_best},   {"rank_start", &out->rank_start},
-        {"rank_best", &out->rank_best},       {"peak_bytes", &out->peak_bytes}};
+    } reals[] = {{"seconds", &out->seconds},           {"images_per_s", &out->images_per_s},
+                 {"loss_first", &out->loss_first},     {"loss_last", &out->loss_last},
+                 {"knn_start", &out->knn_start},       {"knn_best", &out->knn_best},
+                 {"linear_start", &out->linear_start}, {"linear_best", &out->linear_best},
+                 {"rank_start", &out->rank_start},     {"rank_best", &out->rank_best},
+                 {"peak_bytes", &out->peak_bytes},     {"waited_seconds", &out->waited_seconds}};
     for (size_t i = 0; i < sizeof reals / sizeof *reals; i++) {
         const json_t *v = json_object_get(j, reals[i].key);
         *reals[i].to = json_is_number(v) ? json_number_value(v) : NAN;
@@ -54,15 +60,16 @@ err_code ssl_record_write(const ssl_run *r, err *e)
     const ssl_result *t = r->out;
     char path[FILE_PATH_MAX];
     TRY(ssl_run_path(r, "result.json", path, e));
-    json_t *j = json_pack("{s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "steps",
+    json_t *j = json_pack("{s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "steps",
                           (json_int_t)t->steps, "images", (json_int_t)t->images, "best_step", (json_int_t)t->best_step,
                           "trainable", (json_int_t)t->trainable, "seconds", ssl_record_real(t->seconds), "images_per_s",
-                          ssl_record_real(t->images_per_s), "loss_first", ssl_record_real(t->loss_first), "loss_last",
-                          ssl_record_real(t->loss_last), "knn_start", ssl_record_real(t->knn_start), "knn_best",
-                          ssl_record_real(t->knn_best), "linear_start", ssl_record_real(t->linear_start), "linear_best",
-                          ssl_record_real(t->linear_best), "rank_start", ssl_record_real(t->rank_start), "rank_best",
-                          ssl_record_real(t->rank_best), "peak_bytes", ssl_record_real(t->peak_bytes), "rolled_back",
-                          t->rolled_back);
+                          ssl_record_real(t->images_per_s), "waited_seconds", ssl_record_real(t->waited_seconds),
+                          "waited_share", ssl_record_real(ssl_record_waited(t)), "loss_first",
+                          ssl_record_real(t->loss_first), "loss_last", ssl_record_real(t->loss_last), "knn_start",
+                          ssl_record_real(t->knn_start), "knn_best", ssl_record_real(t->knn_best), "linear_start",
+                          ssl_record_real(t->linear_start), "linear_best", ssl_record_real(t->linear_best),
+                          "rank_start", ssl_record_real(t->rank_start), "rank_best", ssl_record_real(t->rank_best),
+                          "peak_bytes", ssl_record_real(t->peak_bytes), "rolled_back", t->rolled_back);
     char *text = j ? json_dumps(j, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
     json_decref(j);
     if (!text) FAIL(e, NOMEM, "adapt: no memory for the result");

@@ -40,6 +40,7 @@ typedef struct {
     double lr_factor;
     uint64_t roll_backs, bad_steps;
     ssl_late late[SSL_STEP_LATE + 1]; /* updates asked and not yet read: the first ssl_step_unread, the oldest first */
+    double clock;                     /* out->seconds counts up to here */
 } ssl_run;
 
 /* DIR/name */
@@ -69,7 +70,8 @@ err_code ssl_state_finish(ssl_run *r, err *e);
 
 /* --- ssl_record.c */
 
-json_t *ssl_record_real(double v); /* null where it is not finite */
+json_t *ssl_record_real(double v);               /* null where it is not finite */
+double ssl_record_waited(const ssl_result *out); /* the share of its seconds */
 /* A line of metrics.jsonl; takes j. */
 err_code ssl_record_line(ssl_run *r, json_t *j, err *e);
 err_code ssl_record_read(const char *path, ssl_result *out, err *e);

@@ -107,11 +107,11 @@ static err_code save_state(ssl_run *r, const char *path, err *e)
     long metrics_bytes = ftell(r->metrics);
     snprintf(state, sizeof state,
              "%" PRId64 " %" PRId64 " %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %a %" PRIu64 " %" PRIu64
-             " %d %a %a %a %a %a %a %a %a %a %ld",
+             " %d %a %a %a %a %a %a %a %a %a %ld %a",
              r->adam_t[ADAM_BACKBONE], r->adam_t[ADAM_HEAD], r->adam_t[ADAM_PROTOTYPES], r->at, r->evaluated,
              r->best_step, r->lr_factor, r->roll_backs, r->bad_steps, t->rolled_back, t->seconds, t->loss_first,
              t->loss_last, t->knn_start, t->knn_best, t->linear_start, t->linear_best, t->rank_start, t->rank_best,
-             metrics_bytes);
+             metrics_bytes, t->waited_seconds);
     const checkpoint_meta meta[] = {{"format", "radapt-checkpoint/2"}, {"config", r->hash}, {"state", state}};
     checkpoint_extra extra[CENTERS];
     centers(r, extra);
@@ -178,10 +178,11 @@ err_code ssl_state_load(ssl_run *r, err *e)
         FAIL_DONE(rc, e, CONFLICT, "adapt: the checkpoint in this run's folder is of another configuration");
     if (sscanf(state,
                "%*d %*d %*d %" SCNu64 " %" SCNu64 " %" SCNu64 " %la %" SCNu64 " %" SCNu64
-               " %d %la %la %la %la %la %la %la %la %la %ld",
+               " %d %la %la %la %la %la %la %la %la %la %ld %la",
                &r->at, &r->evaluated, &r->best_step, &r->lr_factor, &r->roll_backs, &r->bad_steps, &rolled_back,
                &t->seconds, &t->loss_first, &t->loss_last, &t->knn_start, &t->knn_best, &t->linear_start,
-               &t->linear_best, &t->rank_start, &t->rank_best, &metrics_bytes) != 17)
+               &t->linear_best, &t->rank_start, &t->rank_best, &metrics_bytes,
+               &t->waited_seconds) < 17) /* older: not waited */
         FAIL_DONE(rc, e, FORMAT, "%s", damaged);
     TRY_DONE(rc, load_trained(r, &s, e));
     t->rolled_back = rolled_back;

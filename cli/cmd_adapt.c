@@ -174,15 +174,15 @@ err_code cmd_adapt(const options *o, int *status, err *e)
     const ssl_result *t = &r.ssl;
     bool dry = options_flag(o, "dry-run");
     if (!rc && options_flag(o, "json"))
-        stage_json(json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "run", r.id,
+        stage_json(json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "run", r.id,
                              "already_done", t->already_done, "rolled_back", t->rolled_back, "training_frames",
                              (json_int_t)r.frames, "steps", (json_int_t)t->steps, "best_step", (json_int_t)t->best_step,
                              "trainable", (json_int_t)t->trainable, "seconds", stage_real(t->seconds), "images_per_s",
-                             stage_real(t->images_per_s), "loss_first", stage_real(t->loss_first), "loss_last",
-                             stage_real(t->loss_last), "knn_start", stage_real(t->knn_start), "knn_best",
-                             stage_real(t->knn_best), "linear_start", stage_real(t->linear_start), "linear_best",
-                             stage_real(t->linear_best), "rank_start", stage_real(t->rank_start), "rank_best",
-                             stage_real(t->rank_best)));
+                             stage_real(t->images_per_s), "waited_seconds", stage_real(t->waited_seconds), "loss_first",
+                             stage_real(t->loss_first), "loss_last", stage_real(t->loss_last), "knn_start",
+                             stage_real(t->knn_start), "knn_best", stage_real(t->knn_best), "linear_start",
+                             stage_real(t->linear_start), "linear_best", stage_real(t->linear_best), "rank_start",
+                             stage_real(t->rank_start), "rank_best", stage_real(t->rank_best)));
     else if (!rc && dry)
         printf("would adapt on %zu frames in %s/runs/%s%s\n", r.frames, s.work, r.id,
                t->already_done ? ": that is done already" : "");

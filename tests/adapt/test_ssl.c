@@ -63,7 +63,7 @@ static bool is_there(const world *w, const char *name, const char *file)
     return file_exists(path);
 }
 
-/* metrics.jsonl without its clock: the last value of a line of steps. */
+/* metrics.jsonl without its clock: the last values of a line of steps. */
 static char *untimed(const world *w, const char *name)
 {
     char *text = world_text(w, name, "metrics.jsonl"), *to = text;
@@ -154,6 +154,33 @@ static void check_choice(const world *w, const char *name, const ssl_options *o,
     assert_true(fabs(r->knn_best - knn) < 1e-12 && fabs(r->linear_best - linear) < 1e-12);
 }
 
+/* Every line of steps and the result say how long was waited for crops: no longer than there was time, and in a run
+ * of several sittings over all of them. */
+static void check_waited(const world *w, const char *name, const ssl_result *r)
+{
+    static const char seconds[] = "\"waited_seconds\":", share[] = "\"waited_share\":";
+    char *text = world_text(w, name, "metrics.jsonl"), *result = world_text(w, name, "result.json"), *at = text;
+    double before = 0;
+    int lines = 0;
+    for (; (at = strstr(at, "\"images_per_s\":")); lines++) {
+        assert_non_null(at = strstr(at, seconds));
+        double waited = strtod(at + strlen(seconds), &at);
+        assert_true(waited > before || (lines && waited == before));
+        before = waited;
+        assert_memory_equal(at, ",\"waited_share\":", strlen(share) + 1);
+        double part = strtod(at + 1 + strlen(share), &at);
+        assert_true(part > 0 && part <= 1 && *at == '}');
+    }
+    print_message("waited %.4f of %.3f s\n", r->waited_seconds, r->seconds);
+    assert_true(lines > 0 && r->waited_seconds >= before && r->waited_seconds <= r->seconds);
+    assert_non_null(at = strstr(result, seconds));
+    assert_true(strtod(at + strlen(seconds), NULL) == r->waited_seconds);
+    assert_non_null(at = strstr(result, share));
+    assert_true(fabs(strtod(at + strlen(share), NULL) - r->waited_seconds / r->seconds) < 1e-9);
+    free(text);
+    free(result);
+}
+
 static void check_joint(world *w, ssl_options o, const char *whole, const char *parts)
 {
     err e = {0};
@@ -166,6 +193,7 @@ static void check_joint(world *w, ssl_options o, const char *whole, const char *
     assert_true(isfinite(r.loss_first) && isfinite(r.loss_last) && r.rank_start > 1);
     assert_true(r.knn_best + r.linear_best >= r.knn_start + r.linear_start && r.knn_start > 0.4);
     check_choice(w, whole, &o, &r);
+    check_waited(w, whole, &r);
     assert_false(is_there(w, whole, "checkpoint.safetensors"));
     check_adapter(w, whole);
     char stray[FILE_PATH_MAX + 32], dir[FILE_PATH_MAX];
@@ -196,9 +224,11 @@ static void check_joint(world *w, ssl_options o, const char *whole, const char *
     assert_string_equal(a, b);
     free(log_a);
     free(log_b);
+    check_waited(w, parts, &s);
 
     ASSERT_OK(adapt(w, &o, whole, &s, &e)); /* again: nothing is done */
     assert_true(s.already_done && s.steps == r.steps && fabs(s.knn_best - r.knn_best) < 1e-9);
+    assert_true(s.waited_seconds == r.waited_seconds);
 }
 
 static void test_apla(void **state)

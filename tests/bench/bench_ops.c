@@ -2,13 +2,13 @@
  * shortest of many calls, and what one block spends on it in an APLA step. The limit is oneDNN: the same layers'
  * products, forward, with weights in the layout that it likes best, in the same run. The share of its rate that the
  * block's useful operations reach is the last line. */
-#include <dnnl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/progress.h"
 #include "model/op_cpu.h"
+#include "tests/bench/bench_onednn.h"
 
 enum { TRIES = 400 };
 
@@ -95,64 +95,6 @@ static void attention(int i)
         d.op->attention_fwd(&d, z, lse, qkv, B, T, H, D);
 }
 
-static void must(dnnl_status_t s)
-{
-    if (s == dnnl_success) return;
-    fprintf(stderr, "bench_ops: oneDNN says %d\n", (int)s);
-    exit(1);
-}
-
-/* Seconds of oneDNN's product of N rows of `in` and a weight (in,out), with bias: in bf16 where the processor
- * multiplies it, else in fp32, which is faster there. */
-static double peer(size_t in, size_t out)
-{
-    bool half = op_cpu_matmul_has_bf16();
-    dnnl_data_type_t ct = half ? dnnl_bf16 : dnnl_f32;
-    dnnl_dim_t n = (dnnl_dim_t)N, i = (dnnl_dim_t)in, o = (dnnl_dim_t)out;
-    dnnl_engine_t engine;
-    dnnl_stream_t stream;
-    dnnl_memory_desc_t from, weights, bias, to;
-    dnnl_matmul_desc_t op;
-    dnnl_primitive_desc_t pd;
-    dnnl_primitive_t product;
-    dnnl_memory_t m[4];
-    must(dnnl_engine_create(&engine, dnnl_cpu, 0));
-    must(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
-    must(dnnl_memory_desc_init_by_tag(&from, 2, (dnnl_dims_t){n, i}, ct, dnnl_ab));
-    must(dnnl_memory_desc_init_by_tag(&weights, 2, (dnnl_dims_t){i, o}, ct, dnnl_format_tag_any));
-    must(dnnl_memory_desc_init_by_tag(&bias, 2, (dnnl_dims_t){1, o}, dnnl_f32, dnnl_ab));
-    must(dnnl_memory_desc_init_by_tag(&to, 2, (dnnl_dims_t){n, o}, ct, dnnl_ab));
-    must(dnnl_matmul_desc_init(&op, &from, &weights, &bias, &to));
-    must(dnnl_primitive_desc_create(&pd, &op, NULL, engine, NULL));
-    weights = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
-    must(dnnl_primitive_create(&product, pd));
-    dv *(*make)(size_t n) = half ? values : floats;
-    dv *w_ = make(dnnl_memory_desc_get_size(&weights) / (half ? 2 : 4)), *b = floats(out), *y_ = make(N * out);
-    dv *src = make(N * in);
-    must(dnnl_memory_create(&m[0], &from, engine, src));
-    must(dnnl_memory_create(&m[1], &weights, engine, w_));
-    must(dnnl_memory_create(&m[2], &bias, engine, b));
-    must(dnnl_memory_create(&m[3], &to, engine, y_));
-    dnnl_exec_arg_t args[] = {
-        {DNNL_ARG_SRC, m[0]}, {DNNL_ARG_WEIGHTS, m[1]}, {DNNL_ARG_BIAS, m[2]}, {DNNL_ARG_DST, m[3]}};
-    double best = INFINITY;
-    for (int k = 0; k < TRIES; k++) {
-        double begun = progress_clock();
-        must(dnnl_primitive_execute(product, stream, 4, args));
-        best = fmin(best, progress_clock() - begun);
-    }
-    for (int k = 0; k < 4; k++) dnnl_memory_destroy(m[k]);
-    dnnl_primitive_destroy(product);
-    dnnl_primitive_desc_destroy(pd);
-    dnnl_stream_destroy(stream);
-    dnnl_engine_destroy(engine);
-    d.op->free(&d, src);
-    d.op->free(&d, w_);
-    d.op->free(&d, b);
-    d.op->free(&d, y_);
-    return best;
-}
-
 int main(int argc, char **argv)
 {
     C = argc > 1 ? strtoul(argv[1], NULL, 10) : 384;
@@ -206,7 +148,7 @@ int main(int argc, char **argv)
         useful += rows[i].flop * rows[i].times;
     }
     check(device_sync(&d, &e));
-    double limit = 12 * c2 / (peer(C, 3 * C) + peer(C, C) + peer(C, F) + peer(F, C));
+    double limit = bench_onednn_rate(N, C, F, TRIES);
     printf("a block's APLA step %8.1f us %7.1f GFLOP/s; oneDNN's products %7.1f GFLOP/s: %.0f %%\n", all * 1e6,
            useful / all * 1e-9, limit * 1e-9, 100 * useful / all / limit);
     return 0;

@@ -58,7 +58,7 @@ outcome() {
         /usr/bin/python3 - "$f" <<'PY'
 import json, sys
 def clean(x):
-    if isinstance(x, dict): return {k: clean(v) for k, v in sorted(x.items()) if not any(w in k for w in ("second", "per_s", "resumed", "peak"))}
+    if isinstance(x, dict): return {k: clean(v) for k, v in sorted(x.items()) if not any(w in k for w in ("second", "per_s", "waited", "resumed", "peak"))}
     return x
 print(json.dumps(clean(json.load(open(sys.argv[1]))), sort_keys=True))
 PY
