@@ -1,11 +1,13 @@
 /* Whole runs on the CUDA back end against the CPU's: self-supervised adaptation with its evaluations, then fine-tuning
  * and what it predicts, on images that either makes its crops of. Losses are read late there, batches are frames and
  * jobs, the last batch of an extraction is not full: what no single step shows. And how far ahead of what it reads a
- * loop asks. */
+ * loop asks, and what comes of one that is stopped there. */
 #define TWIN_ANY_DEVICE
 #include "adapt/finetune.h"
 #include "adapt/ssl.h"
 #include "base/csv.h"
+#include "base/hash.h"
+#include "base/stop.h"
 #include "model/cuda/op_cuda.h"
 #include "tests/adapt/world.h"
 #include "tests/cuda_host/emu_fail.h"
@@ -165,7 +167,7 @@ typedef struct {
     size_t room;
 } tuning;
 
-static void tune(two *t, int side, const char *run, const tuning *k, finetune_result *r)
+static err_code tune(two *t, int side, const char *run, const tuning *k, finetune_result *r, err *why)
 {
     const cohort *c = &t->w->c;
     err e = {0};
@@ -190,10 +192,11 @@ static void tune(two *t, int side, const char *run, const tuning *k, finetune_re
     vit *m = world_vit_on(t->d[side], SHAPE);
     ASSERT_OK(vit_train(m, &info.peft, &adapter, &e));
     world_path(t->w, run, "", path);
-    ASSERT_OK(finetune_run(m, &adapter, c, &o, &info, path, r, &e));
+    err_code rc = finetune_run(m, &adapter, c, &o, &info, path, r, why);
     vit_close(m);
     param_set_free(t->d[side], &adapter);
     free(info.labels);
+    return rc;
 }
 
 static void finetunes(two *t, const char *name, float mixup)
@@ -207,7 +210,7 @@ static void finetunes(two *t, const char *name, float mixup)
         err e = {0};
         char path[FILE_PATH_MAX];
         snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
-        tune(t, i, run[i], &(tuning){2, mixup, 1 << 20}, &r);
+        ASSERT_OK(tune(t, i, run[i], &(tuning){2, mixup, 1 << 20}, &r, &e));
         world_path(t->w, run[i], "predictions.csv", path);
         ASSERT_OK(csv_read(&predicted[i], path, &e));
     }
@@ -247,7 +250,8 @@ static void test_tuned_frames_stay(void **state)
     size_t up[2], seen = 0;
     for (int i = 0; i < 2; i++) {
         size_t before = emu_counted().up;
-        tune(t, CUDA, run[i], &(tuning){2, 0.4f, i ? 1 << 20 : 0}, &r);
+        err e = {0};
+        ASSERT_OK(tune(t, CUDA, run[i], &(tuning){2, 0.4f, i ? 1 << 20 : 0}, &r, &e));
         up[i] = emu_counted().up - before;
     }
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
@@ -272,8 +276,8 @@ static struct {
     op_table table;
     emu_counts after[STEPS_MOST]; /* a send; waits: those outside of sends and takes */
     int ahead[STEPS_MOST];        /* steps that were asked and not taken, with it, when one was taken */
-    int sent, taken;
-    long own; /* waits of sends and takes */
+    int sent, taken, stop_at;     /* the send after which the run is asked to stop; 0: none */
+    long own;                     /* waits of sends and takes */
 } heard;
 
 static void on_send(device *d, int place, const dv *src, size_t bytes)
@@ -286,6 +290,7 @@ static void on_send(device *d, int place, const dv *src, size_t bytes)
     heard.own += now.waits - before;
     now.waits -= heard.own;
     heard.after[heard.sent++] = now;
+    if (heard.sent == heard.stop_at) stop_request();
 }
 
 static void on_take(device *d, int place, void *dst, size_t bytes)
@@ -297,9 +302,10 @@ static void on_take(device *d, int place, void *dst, size_t bytes)
     heard.own += emu_counted().waits - before;
 }
 
-static void listen(device *d)
+static void listen(device *d, int stop_at)
 {
     memset(&heard, 0, sizeof heard);
+    heard.stop_at = stop_at;
     heard.real = d->op;
     heard.table = *d->op;
     heard.table.send = on_send;
@@ -310,6 +316,7 @@ static void listen(device *d)
 static void listen_no_more(device *d)
 {
     d->op = heard.real;
+    stop_clear();
 }
 
 /* Of a run of so many steps, `part` of them from one evaluation to the next: a step is read when the next has been
@@ -334,15 +341,91 @@ static void test_tuned_no_waits(void **state)
     enum { EPOCHS = 3 };
     two *t = *state;
     for (int stay = 0; stay < 2; stay++) {
+        err e = {0};
         finetune_result r;
-        listen(&t->cuda);
-        tune(t, CUDA, stay ? "no-waits-stay" : "no-waits", &(tuning){EPOCHS, 0.4f, stay ? 1 << 20 : 0}, &r);
+        listen(&t->cuda, 0);
+        ASSERT_OK(
+            tune(t, CUDA, stay ? "no-waits-stay" : "no-waits", &(tuning){EPOCHS, 0.4f, stay ? 1 << 20 : 0}, &r, &e));
         listen_no_more(&t->cuda);
         int steps = (int)r.steps, part = steps / EPOCHS;
         assert_true(part >= 3 && steps == EPOCHS * part);
         waited_for_nothing(steps, part, part);
         printf("  %d steps, frames %s\n", steps, stay ? "stay" : "go up");
     }
+}
+
+static void same_file(const world *w, const char *a, const char *b, const char *file)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], of_a[HASH_HEX], of_b[HASH_HEX];
+    world_path(w, a, file, path);
+    ASSERT_OK(hash_file(path, of_a, &e));
+    world_path(w, b, file, path);
+    ASSERT_OK(hash_file(path, of_b, &e));
+    assert_string_equal(of_a, of_b);
+}
+
+static err_code adapt_small(two *t, const char *run, int stop_at, ssl_result *r, err *e)
+{
+    char dir[FILE_PATH_MAX];
+    ssl_options o = world_ssl_small(1);
+    o.frame_room = 1 << 16;
+    world_path(t->w, run, "", dir);
+    vit *m = world_vit_on(&t->cuda, WORLD_SMALL_BACKBONE);
+    listen(&t->cuda, stop_at);
+    err_code rc = ssl_adapt(m, &t->w->c, &o, dir, r, e);
+    listen_no_more(&t->cuda);
+    vit_close(m);
+    return rc;
+}
+
+#ifdef CUDA_RACE /* no kernel runs in them that does not in the others, and they are slow there */
+#define UNLESS_RACE skip()
+#else
+#define UNLESS_RACE
+#endif
+
+/* A run that is stopped while a step is unread, and goes on, ends with the bits of one that was not. */
+static void test_adapt_resumed(void **state)
+{
+    enum { STOP = 3 };
+    two *t = *state;
+    err e = {0};
+    ssl_result r, s;
+    UNLESS_RACE;
+    ASSERT_OK(adapt_small(t, "whole", 0, &r, &e));
+    int steps = (int)r.steps;
+    assert_true(steps > STOP + 1);
+    waited_for_nothing(steps, steps, STOP);
+    assert_int_equal(adapt_small(t, "parts", STOP, &s, &e), ERR_INTERRUPTED);
+    e = (err){0};
+    assert_true(heard.sent == STOP && heard.taken == STOP);
+    ASSERT_OK(adapt_small(t, "parts", 0, &s, &e));
+    assert_true(s.resumed && heard.sent == steps - STOP);
+    assert_true(s.steps == r.steps && s.loss_first == r.loss_first && s.loss_last == r.loss_last);
+    assert_true(s.knn_best == r.knn_best && s.rank_best == r.rank_best);
+    same_file(t->w, "whole", "parts", "adapter.safetensors");
+}
+
+static void test_finetune_resumed(void **state)
+{
+    enum { STOP = 5 };
+    static const tuning k = {3, 0.4f, 1 << 16};
+    two *t = *state;
+    err e = {0};
+    finetune_result r, s;
+    UNLESS_RACE;
+    ASSERT_OK(tune(t, CUDA, "tuned-whole", &k, &r, &e));
+    assert_int_equal(r.steps, 9);
+    listen(&t->cuda, STOP);
+    assert_int_equal(tune(t, CUDA, "tuned-parts", &k, &s, &e), ERR_INTERRUPTED);
+    e = (err){0};
+    listen_no_more(&t->cuda);
+    assert_true(heard.sent == STOP && heard.taken == STOP);
+    ASSERT_OK(tune(t, CUDA, "tuned-parts", &k, &s, &e));
+    assert_true(s.resumed && s.steps == r.steps);
+    same_file(t->w, "tuned-whole", "tuned-parts", "model.safetensors");
+    same_file(t->w, "tuned-whole", "tuned-parts", "metrics.jsonl");
 }
 
 int main(void)
@@ -352,6 +435,8 @@ int main(void)
                                        cmocka_unit_test(test_frames_stay),
                                        cmocka_unit_test(test_finetune),
                                        cmocka_unit_test(test_tuned_frames_stay),
-                                       cmocka_unit_test(test_tuned_no_waits)};
+                                       cmocka_unit_test(test_tuned_no_waits),
+                                       cmocka_unit_test(test_adapt_resumed),
+                                       cmocka_unit_test(test_finetune_resumed)};
     return cmocka_run_group_tests(tests, open_two, close_two);
 }
