@@ -10,6 +10,7 @@
 
 enum { WORLD_PATIENTS = 30 };
 #define WORLD_BACKBONE "dim=32,depth=2,heads=2,patch=8,grid=4"
+#define WORLD_SMALL_BACKBONE "dim=32,depth=1,heads=1,patch=8,grid=2"
 
 typedef struct {
     synthetic s;
@@ -82,6 +83,20 @@ static inline ssl_options world_ssl(peft_method method)
     o.bottleneck = 16;
     o.prototypes = 64;
     o.view = (view_options){.size = 32, .share = 1};
+    return o;
+}
+
+/* As little as has all parts, for WORLD_SMALL_BACKBONE; evaluated before and after. */
+static inline ssl_options world_ssl_small(double epochs)
+{
+    ssl_options o = world_ssl(METHOD_APLA);
+    o.peft = (peft_spec){.method = METHOD_APLA};
+    o.epochs = o.evaluate_epochs = epochs;
+    o.head_warmup_epochs = 0;
+    o.global_size = 16;
+    o.local_size = 8;
+    o.locals = 1;
+    o.view.batch = 8;
     return o;
 }
 

@@ -250,6 +250,16 @@ static double bytes_adamw(void)
     return (10 * 4 + 2 * 2.0) * (double)(prototypes * BOTTLENECK);
 }
 
+/* The live copies, of weights and of their teacher. */
+static void run_refresh(device *d, int i)
+{
+    d->op->refresh(d, &one[i], 1);
+}
+static double bytes_refresh(void)
+{
+    return 12.0 * (double)(prototypes * BOTTLENECK);
+}
+
 /* --- the global crops of a step, with all that happens to them, from frames that are on the device */
 
 static frame_info frame;
@@ -306,6 +316,7 @@ static const bench_case step_cases[] = {
     {"sigmoid_ce", make_sets, run_sigmoid_ce, BIT(2) | BIT(3), 1e-8, bytes_sigmoid_ce, NULL},
     {"mean_entropy", make_entropy, run_entropy, BIT(1), 1e-5, bytes_entropy, NULL},
     {"grad_square, adamw", make_optimiser, run_adamw, BIT(0) | BIT(4) | BIT(5) | BIT(6), 1e-5, bytes_adamw, NULL},
+    {"refresh, teacher", make_optimiser, run_refresh, BIT(5) | BIT(6), 1e-5, bytes_refresh, NULL},
     {"sample", make_sample, run_sample, BIT(0), 1e-5, bytes_sample, NULL},
 };
 

@@ -582,6 +582,11 @@ static void run_add(device *d, int i)
     d->op->copy(d, t[3].p[i], t[0].p[i], N * C * d->ct_bytes);
     d->op->add(d, t[3].p[i], t[0].p[i], N * C);
 }
+/* By -1: however often, the values stay as large. */
+static void run_scale(device *d, int i)
+{
+    d->op->scale(d, t[0].p[i], -1, N * C);
+}
 
 static const bench_case vit_cases[] = {
     {"linear_fwd (qkv)", make_qkv, run_qkv, BIT(1), 1e-5, bytes_qkv, flop_qkv},
@@ -636,6 +641,7 @@ static const bench_case vit_cases[] = {
     {"to_f32", make_plain, run_to_f32, BIT(2), 1e-12, bytes_types, NULL},
     {"to_ct", make_plain, run_to_ct, BIT(3), 1e-5, bytes_types, NULL},
     {"copy, add", make_plain, run_add, BIT(3), 1e-5, bytes_five, NULL},
+    {"scale", make_plain, run_scale, BIT(0), 1e-5, bytes_two, NULL},
     {"mix_rows", make_mix, run_mix, BIT(0), 1e-9, bytes_mix, NULL},
 };
 

@@ -1,10 +1,13 @@
 /* Whole runs on the CUDA back end against the CPU's: self-supervised adaptation with its evaluations, then fine-tuning
  * and what it predicts, on images that either makes its crops of. Losses are read late there, batches are frames and
- * jobs, the last batch of an extraction is not full: what no single step shows. */
+ * jobs, the last batch of an extraction is not full: what no single step shows. And how far ahead of what it reads a
+ * loop asks, and what comes of one that is stopped there. */
 #define TWIN_ANY_DEVICE
 #include "adapt/finetune.h"
 #include "adapt/ssl.h"
 #include "base/csv.h"
+#include "base/hash.h"
+#include "base/stop.h"
 #include "model/cuda/op_cuda.h"
 #include "tests/adapt/world.h"
 #include "tests/cuda_host/emu_fail.h"
@@ -123,20 +126,12 @@ static void test_frames_stay(void **state)
             err e = {0};
             char dir[FILE_PATH_MAX], run[64];
             ssl_result r;
-            ssl_options o = world_ssl(METHOD_APLA);
-            o.epochs = EPOCHS;
-            o.head_warmup_epochs = 0;
-            o.evaluate_epochs = EPOCHS;
-            o.global_size = 16;
-            o.local_size = 8;
-            o.locals = 1;
+            ssl_options o = world_ssl_small(EPOCHS);
             o.crop_from = squares ? 20 : 0;
-            o.view.batch = 8;
-            o.peft = (peft_spec){.method = METHOD_APLA};
             o.frame_room = room[i];
             snprintf(run, sizeof run, "stay-%d-%d", squares, i);
             world_path(t->w, run, "", dir);
-            vit *m = world_vit_on(t->d[CUDA], "dim=32,depth=1,heads=1,patch=8,grid=2");
+            vit *m = world_vit_on(t->d[CUDA], WORLD_SMALL_BACKBONE);
             size_t before = emu_counted().up;
             t->cuda.bytes_most = t->cuda.bytes;
             ASSERT_OK(ssl_adapt(m, &t->w->c, &o, dir, &r, &e));
@@ -165,37 +160,43 @@ static void test_frames_stay(void **state)
     }
 }
 
-/* One run of it on one side, with room for frames that stay. */
-static void tune(two *t, int side, const char *run, float mixup, size_t room)
+/* One run of it on one side; room: for frames that stay. */
+typedef struct {
+    double epochs;
+    float mixup;
+    size_t room;
+} tuning;
+
+static err_code tune(two *t, int side, const char *run, const tuning *k, finetune_result *r, err *why)
 {
     const cohort *c = &t->w->c;
     err e = {0};
     char path[FILE_PATH_MAX];
     finetune_options o;
-    finetune_result r;
     param_set adapter = {0};
     bundle_info info = {.peft = {.method = METHOD_APLA}, .n_labels = c->n_labels};
     finetune_defaults(&o, METHOD_APLA);
-    o.epochs = 2;
+    o.epochs = k->epochs;
     o.batch = 6;
     o.lr = 1e-4f;
     o.head_lr = 1e-3f;
     o.warmup_steps = 2;
     o.patience = 0;
-    o.mixup = mixup;
-    o.frame_room = room;
+    o.mixup = k->mixup;
+    o.frame_room = k->room;
     o.view = (view_options){.size = 32, .share = 1, .batch = 8};
     snprintf(info.backbone_random, sizeof info.backbone_random, "%s seed=5", SHAPE);
     info.labels = calloc((size_t)c->n_labels, sizeof *info.labels);
-    for (int k = 0; k < c->n_labels; k++) memcpy(info.labels[k].name, c->labels[k], sizeof c->labels[k]);
+    for (int i = 0; i < c->n_labels; i++) memcpy(info.labels[i].name, c->labels[i], sizeof c->labels[i]);
     ASSERT_OK(findings_codes(NULL, info.labels, c->n_labels, &e));
     vit *m = world_vit_on(t->d[side], SHAPE);
     ASSERT_OK(vit_train(m, &info.peft, &adapter, &e));
     world_path(t->w, run, "", path);
-    ASSERT_OK(finetune_run(m, &adapter, c, &o, &info, path, &r, &e));
+    err_code rc = finetune_run(m, &adapter, c, &o, &info, path, r, why);
     vit_close(m);
     param_set_free(t->d[side], &adapter);
     free(info.labels);
+    return rc;
 }
 
 static void finetunes(two *t, const char *name, float mixup)
@@ -203,12 +204,13 @@ static void finetunes(two *t, const char *name, float mixup)
     static const char *side[SIDES] = {"cpu", "cuda"};
     char run[SIDES][64];
     csv predicted[SIDES];
+    finetune_result r;
     printf(" %s\n", name);
     for (int i = 0; i < SIDES; i++) {
         err e = {0};
         char path[FILE_PATH_MAX];
         snprintf(run[i], sizeof run[i], "%s-%s", name, side[i]);
-        tune(t, i, run[i], mixup, 1 << 20);
+        ASSERT_OK(tune(t, i, run[i], &(tuning){2, mixup, 1 << 20}, &r, &e));
         world_path(t->w, run[i], "predictions.csv", path);
         ASSERT_OK(csv_read(&predicted[i], path, &e));
     }
@@ -244,10 +246,12 @@ static void test_tuned_frames_stay(void **state)
     enum { FRAME = 32 * 32 * 2, MOST = 256 };
     static const char *const run[] = {"tuned-up-each-time", "tuned-stay"}, *const keys[] = {"loss", "validation_loss"};
     two *t = *state;
+    finetune_result r;
     size_t up[2], seen = 0;
     for (int i = 0; i < 2; i++) {
         size_t before = emu_counted().up;
-        tune(t, CUDA, run[i], 0.4f, i ? 1 << 20 : 0);
+        err e = {0};
+        ASSERT_OK(tune(t, CUDA, run[i], &(tuning){2, 0.4f, i ? 1 << 20 : 0}, &r, &e));
         up[i] = emu_counted().up - before;
     }
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
@@ -265,10 +269,174 @@ static void test_tuned_frames_stay(void **state)
     assert_true(seen > 0 && up[0] - up[1] >= (2 * seen + trained / 2) * FRAME);
 }
 
+/* What listens to a run's sends, one a step, and takes. */
+enum { STEPS_MOST = 64 };
+static struct {
+    const op_table *real;
+    op_table table;
+    emu_counts after[STEPS_MOST]; /* a send; waits: those outside of sends and takes */
+    int ahead[STEPS_MOST];        /* steps that were asked and not taken, with it, when one was taken */
+    int sent, taken, stop_at;     /* the send after which the run is asked to stop; 0: none */
+    long own;                     /* waits of sends and takes */
+} heard;
+
+static void on_send(device *d, int place, const dv *src, size_t bytes)
+{
+    long before = emu_counted().waits;
+    assert_true(heard.sent < STEPS_MOST);
+    heard.real->send(d, place, src, bytes);
+    emu_counts now = emu_counted();
+    assert_true(now.waits - before <= 1); /* for the one before */
+    heard.own += now.waits - before;
+    now.waits -= heard.own;
+    heard.after[heard.sent++] = now;
+    if (heard.sent == heard.stop_at) stop_request();
+}
+
+static void on_take(device *d, int place, void *dst, size_t bytes)
+{
+    long before = emu_counted().waits;
+    heard.ahead[heard.taken] = heard.sent - heard.taken;
+    heard.taken++;
+    heard.real->take(d, place, dst, bytes);
+    heard.own += emu_counted().waits - before;
+}
+
+static void listen(device *d, int stop_at)
+{
+    memset(&heard, 0, sizeof heard);
+    heard.stop_at = stop_at;
+    heard.real = d->op;
+    heard.table = *d->op;
+    heard.table.send = on_send;
+    heard.table.take = on_take;
+    d->op = &heard.table;
+}
+
+static void listen_no_more(device *d)
+{
+    d->op = heard.real;
+    stop_clear();
+}
+
+/* Of a run of so many steps, `part` of them from one evaluation to the next: a step is read when the next has been
+ * asked, but for a part's last. From step `from` on, when graphs run and pinned memory is there, none takes memory, and
+ * none but sends and takes waits. */
+static void waited_for_nothing(int steps, int part, int from)
+{
+    assert_int_equal(heard.sent, steps);
+    assert_int_equal(heard.taken, steps);
+    for (int i = 0; i < steps; i++) {
+        if (heard.ahead[i] != ((i + 1) % part ? 2 : 1)) fail_msg("step %d: %d were not taken", i, heard.ahead[i]);
+        if (i < from || i % part == 0) continue;
+        long memory = heard.after[i].memory - heard.after[i - 1].memory;
+        long waits = heard.after[i].waits - heard.after[i - 1].waits;
+        if (memory || waits) fail_msg("step %d: memory %ld times, %ld waits", i, memory, waits);
+    }
+}
+
+/* Fine-tuning's, whether frames stay or go up for each step. */
+static void test_tuned_no_waits(void **state)
+{
+    enum { EPOCHS = 3 };
+    two *t = *state;
+    for (int stay = 0; stay < 2; stay++) {
+        err e = {0};
+        finetune_result r;
+        listen(&t->cuda, 0);
+        ASSERT_OK(
+            tune(t, CUDA, stay ? "no-waits-stay" : "no-waits", &(tuning){EPOCHS, 0.4f, stay ? 1 << 20 : 0}, &r, &e));
+        listen_no_more(&t->cuda);
+        int steps = (int)r.steps, part = steps / EPOCHS;
+        assert_true(part >= 3 && steps == EPOCHS * part);
+        waited_for_nothing(steps, part, part);
+        printf("  %d steps, frames %s\n", steps, stay ? "stay" : "go up");
+    }
+}
+
+static void same_file(const world *w, const char *a, const char *b, const char *file)
+{
+    err e = {0};
+    char path[FILE_PATH_MAX], of_a[HASH_HEX], of_b[HASH_HEX];
+    world_path(w, a, file, path);
+    ASSERT_OK(hash_file(path, of_a, &e));
+    world_path(w, b, file, path);
+    ASSERT_OK(hash_file(path, of_b, &e));
+    assert_string_equal(of_a, of_b);
+}
+
+static err_code adapt_small(two *t, const char *run, int stop_at, ssl_result *r, err *e)
+{
+    char dir[FILE_PATH_MAX];
+    ssl_options o = world_ssl_small(1);
+    o.frame_room = 1 << 16;
+    world_path(t->w, run, "", dir);
+    vit *m = world_vit_on(&t->cuda, WORLD_SMALL_BACKBONE);
+    listen(&t->cuda, stop_at);
+    err_code rc = ssl_adapt(m, &t->w->c, &o, dir, r, e);
+    listen_no_more(&t->cuda);
+    vit_close(m);
+    return rc;
+}
+
+#ifdef CUDA_RACE /* no kernel runs in them that does not in the others, and they are slow there */
+#define UNLESS_RACE skip()
+#else
+#define UNLESS_RACE
+#endif
+
+/* A run that is stopped while a step is unread, and goes on, ends with the bits of one that was not. */
+static void test_adapt_resumed(void **state)
+{
+    enum { STOP = 3 };
+    two *t = *state;
+    err e = {0};
+    ssl_result r, s;
+    UNLESS_RACE;
+    ASSERT_OK(adapt_small(t, "whole", 0, &r, &e));
+    int steps = (int)r.steps;
+    assert_true(steps > STOP + 1);
+    waited_for_nothing(steps, steps, STOP);
+    assert_int_equal(adapt_small(t, "parts", STOP, &s, &e), ERR_INTERRUPTED);
+    e = (err){0};
+    assert_true(heard.sent == STOP && heard.taken == STOP);
+    ASSERT_OK(adapt_small(t, "parts", 0, &s, &e));
+    assert_true(s.resumed && heard.sent == steps - STOP);
+    assert_true(s.steps == r.steps && s.loss_first == r.loss_first && s.loss_last == r.loss_last);
+    assert_true(s.knn_best == r.knn_best && s.rank_best == r.rank_best);
+    same_file(t->w, "whole", "parts", "adapter.safetensors");
+}
+
+static void test_finetune_resumed(void **state)
+{
+    enum { STOP = 5 };
+    static const tuning k = {3, 0.4f, 1 << 16};
+    two *t = *state;
+    err e = {0};
+    finetune_result r, s;
+    UNLESS_RACE;
+    ASSERT_OK(tune(t, CUDA, "tuned-whole", &k, &r, &e));
+    assert_int_equal(r.steps, 9);
+    listen(&t->cuda, STOP);
+    assert_int_equal(tune(t, CUDA, "tuned-parts", &k, &s, &e), ERR_INTERRUPTED);
+    e = (err){0};
+    listen_no_more(&t->cuda);
+    assert_true(heard.sent == STOP && heard.taken == STOP);
+    ASSERT_OK(tune(t, CUDA, "tuned-parts", &k, &s, &e));
+    assert_true(s.resumed && s.steps == r.steps);
+    same_file(t->w, "tuned-whole", "tuned-parts", "model.safetensors");
+    same_file(t->w, "tuned-whole", "tuned-parts", "metrics.jsonl");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_adapt), cmocka_unit_test(test_adapt_squares_accumulate),
-                                       cmocka_unit_test(test_frames_stay), cmocka_unit_test(test_finetune),
-                                       cmocka_unit_test(test_tuned_frames_stay)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_adapt),
+                                       cmocka_unit_test(test_adapt_squares_accumulate),
+                                       cmocka_unit_test(test_frames_stay),
+                                       cmocka_unit_test(test_finetune),
+                                       cmocka_unit_test(test_tuned_frames_stay),
+                                       cmocka_unit_test(test_tuned_no_waits),
+                                       cmocka_unit_test(test_adapt_resumed),
+                                       cmocka_unit_test(test_finetune_resumed)};
     return cmocka_run_group_tests(tests, open_two, close_two);
 }

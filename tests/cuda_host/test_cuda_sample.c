@@ -4,7 +4,8 @@
 #include "tests/cuda_host/twin.h"
 
 enum { JOBS_MOST = 160 };
-#define MOST 2e-5 /* largest difference of values in [0,1] */
+#define MOST 2e-5       /* largest difference of values in [0,1] */
+#define NMSE_MOST 1e-11 /* of all of them */
 
 static uint8_t pixels[1 << 22];
 
@@ -49,15 +50,19 @@ static void compare(const char *name, const sampler_norm *norm, const sample_job
 {
     size_t size = (size_t)jobs[0].size, all = n * 3 * size * size;
     tensor out = tensor_f32(&both, all, 1, 100);
-    double largest = 0;
+    double largest = 0, apart = 0, square = 1e-30;
     BOTH(both, i) both.d[i].op->sample(&both.d[i], out.p[i], norm, jobs, n);
     float *a = tensor_values(&both, &out, CPU), *b = tensor_values(&both, &out, CUDA);
     for (size_t i = 0; i < all; i++) {
         double off = fabs((double)a[i] - b[i]);
         if (!(off <= MOST)) fail_msg("%s: value %zu of job %zu is %g and %g", name, i, i / (all / n), a[i], b[i]);
         largest = fmax(largest, off);
+        apart += off * off;
+        square += (double)a[i] * a[i];
     }
-    printf("    %-28s %3zu jobs of %3zu pixels, largest difference %.1e\n", name, n, size, largest);
+    printf("    %-28s %3zu jobs of %2zu pixels, NMSE %.2e (at most %.0e), largest difference %.2e (at most %.0e)\n",
+           name, n, size, apart / square, NMSE_MOST, largest, MOST);
+    if (!(apart / square <= NMSE_MOST)) fail_msg("%s: NMSE %g, at most %g", name, apart / square, NMSE_MOST);
     free(a);
     free(b);
 }
