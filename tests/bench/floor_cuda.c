@@ -357,10 +357,12 @@ int main(int argc, char **argv)
     ssl_step_out out;
     ssl_step_in in = {.globals = globals, .locals = locals, .mask = mask, .teacher_temp = 0.04f};
     ssl_step_update_in update = {.adam = {.beta1 = 0.9f, .beta2 = 0.999f, .t = {1, 1, 1}}, .momentum = 0.994f};
-    n_ops = 0; /* what opening asked does not count */
-    memset(ops, 0, sizeof ops);
-    check(ssl_step_gradients(&s, &in, &out, &e));
-    check(ssl_step_update(&s, &update, &out, &e));
+    for (int i = 0; i < 2; i++) { /* what opening and the first step alone ask does not count */
+        n_ops = 0;
+        memset(ops, 0, sizeof ops);
+        check(ssl_step_gradients(&s, &in, &out, &e));
+        check(ssl_step_update(&s, &update, &out, &e));
+    }
     double bytes = 0, flop = 0, time[CARDS] = {0}, expected[CARDS] = {0};
     for (int i = 0; i < n_ops; i++) {
         bytes += ops[i].bytes;
