@@ -22,7 +22,7 @@ void finetune_defaults(finetune_options *o, peft_method method)
 {
     *o = (finetune_options){.method = method,
                             .batch = 32,
-                            .lr = method == METHOD_FULL ? 1e-4f : 3e-4f,
+                            .lr = method == METHOD_FULL ? 1e-4f : 1e-3f,
                             .head_lr = 1e-4f,
                             .lr_last = 1e-6f,
                             .weight_decay = 1e-5f,

@@ -184,7 +184,7 @@ named() { # named WANTED WHAT OPTIONS...: the run that a dry run names; WANTED: 
     [ "$(value out already_done)" = "$want" ] || fail "$what: already done: $(value out already_done), not $want"
 }
 named True "again" -c tiny.yaml
-named True "the same number otherwise written" -c tiny.yaml --lr 0.00030 --epochs 3.0
+named True "the same number otherwise written" -c tiny.yaml --lr 0.0010 --epochs 3.0
 "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml --print-config >printed.yaml
 named True "the same as printed" -c printed.yaml
 named False "another number" -c tiny.yaml --lr 0.0002
