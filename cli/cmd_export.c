@@ -1,5 +1,6 @@
 /* cmd_export.c: `radapt export`: the backbone with what was trained of it, or a fine-tuned model, as a state dict of
  * timm, DINOv2 or Hugging Face (model/vit_export.h). */
+#include <stdlib.h>
 #include <string.h>
 
 #include "adapt/adapter.h"
@@ -10,6 +11,8 @@
 #include "cli/stage.h"
 #include "model/vit_export.h"
 
+enum { SIDE_MAX = 1 << 16 };
+
 typedef struct {
     const options *o;
     const char *out, *format;
@@ -18,6 +21,8 @@ typedef struct {
     char from[FILE_PATH_MAX];
     const char *what; /* "adapter", "model"; NULL: the backbone as it is */
     bool head, left;  /* the classifier is written; there was one, and it is not */
+    char method[64];
+    vit_export_note note;
 } exported;
 
 static vit_names names_of(const char *format)
@@ -25,12 +30,21 @@ static vit_names names_of(const char *format)
     return !strcmp(format, "timm") ? VIT_NAMES_TIMM : !strcmp(format, "hf") ? VIT_NAMES_HF_DINOV2 : VIT_NAMES_DINOV2;
 }
 
-static err_code write_model(exported *x, const vit *m, const vit_export_head *head, err *e)
+/* Methods in the order in which they trained. */
+static void note_method(exported *x, peft_method m)
+{
+    size_t n = strlen(x->method);
+    if (m == METHOD_LINEAR) return; /* nothing in the backbone */
+    snprintf(x->method + n, sizeof x->method - n, "%s%s", n ? "," : "", peft_name(m));
+    x->note.method = x->method;
+}
+
+static err_code write_model(exported *x, const vit *m, err *e)
 {
     err why = {0};
     TRY(vit_export_class(m, x->names, &x->class, e));
     if (options_flag(x->o, "dry-run")) return ERR_OK;
-    err_code rc = vit_export(m, x->names, x->out, head, &why);
+    err_code rc = vit_export(m, x->names, x->out, &x->note, &why);
     if (rc == ERR_IO || rc == ERR_NOTFOUND) return stage_blame("--out", x->out, &why, e);
     return rc ? err_set(e, rc, why.file, why.line, "%s", why.msg) : ERR_OK;
 }
@@ -42,16 +56,42 @@ static err_code export_bundle(exported *x, stage *s, const char *path, err *e)
     err why = {0};
     const char *backbone = options_has(x->o, "backbone") ? options_text(x->o, "backbone") : NULL;
     if (options_given(x->o, "export.adapter")) FAIL(e, USAGE, "--model has what it was trained from: no --adapter");
+    if (options_source(x->o, "normalisation") == FROM_COMMAND_LINE)
+        FAIL(e, USAGE, "--model has a normalisation of its own: no --normalisation");
     if (bundle_open(&b, &s->device, path, backbone, &why)) return stage_blame("--model", path, &why, e);
     vit_export_head head;
+    const bundle_info *info = bundle_get_info(b);
     bundle_head(b, &head.weight, &head.bias, &head.outputs);
+    note_method(x, info->base.method);
+    note_method(x, info->peft.method);
+    x->note.trained_side = info->size;
     x->what = "model";
     x->head = x->names == VIT_NAMES_TIMM;
     x->left = !x->head;
     snprintf(x->from, sizeof x->from, "%s", path);
-    err_code rc = write_model(x, bundle_vit(b), x->head ? &head : NULL, e);
+    if (x->head) x->note.head = &head;
+    err_code rc = write_model(x, bundle_vit(b), e);
     bundle_close(b);
     return rc;
+}
+
+static bool is_dataset(const options *o)
+{
+    return !strcmp(options_text(o, "normalisation"), "dataset");
+}
+
+/* How pixels were when it was made; older adapters know less. */
+static err_code note_adapter(exported *x, stage *s, const safetensors *f, const peft_spec *spec, err *e)
+{
+    const char *normalisation = safetensors_meta(f, "normalisation"), *side = safetensors_meta(f, "side");
+    char *end;
+    long pixels = side ? strtol(side, &end, 10) : 0;
+    note_method(x, spec->method);
+    if (pixels > 0 && pixels <= SIDE_MAX && !*end) x->note.trained_side = (int)pixels;
+    if (normalisation && (is_dataset(x->o) || !options_given(x->o, "normalisation")))
+        return vit_normalise(s->vit, normalisation, e);
+    if (is_dataset(x->o)) FAIL(e, USAGE, "the adapter does not say what --normalisation dataset was");
+    return ERR_OK;
 }
 
 static err_code merge_adapter(exported *x, stage *s, err *e)
@@ -69,6 +109,7 @@ static err_code merge_adapter(exported *x, stage *s, err *e)
                   NULL);
     if (!rc) {
         rc = adapter_load(&f, s->vit, false, &s->params, &spec, &why);
+        if (!rc) rc = note_adapter(x, s, &f, &spec, &why);
         safetensors_close(&f);
     }
     if (!rc) rc = vit_merge(s->vit, false, &why);
@@ -91,8 +132,11 @@ static err_code export_adapted(exported *x, stage *s, err *e)
     if (*x->from) {
         x->what = "adapter";
         TRY(merge_adapter(x, s, e));
+    } else if (is_dataset(x->o)) {
+        FAIL(e, USAGE, "--normalisation dataset: only an adapter knows what that was");
     }
-    return write_model(x, s->vit, NULL, e);
+    stage_say_normalisation(s);
+    return write_model(x, s->vit, e);
 }
 
 static void print_result(const exported *x)
