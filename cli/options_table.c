@@ -405,7 +405,7 @@ const option_def options_table[] = {
      .commands = IN_EXPORT,
      .outside = true,
      .group = OUT,
-     .help = "the .safetensors to write"},
+     .help = "the .safetensors to write; hf: or a folder, which gets config.json, too, for from_pretrained"},
 
     {.section = "report",
      .name = "findings",

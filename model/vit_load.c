@@ -171,11 +171,11 @@ static err_code read_mlp(loading *l)
 static void read_own_numbers(loading *l, int *heads, float *eps)
 {
     const char *h = weights_meta(&l->m->file, "heads"), *x = weights_meta(&l->m->file, "eps");
-    char *end;
+    char *end = NULL;
     long n = h ? strtol(h, &end, 10) : 0;
-    if (!*heads && n > 0 && n <= DIM_MAX && !*end) *heads = (int)n;
+    if (h && !*heads && n > 0 && n <= DIM_MAX && !*end) *heads = (int)n;
     float f = x ? strtof(x, &end) : 0;
-    if (f > 0 && f < 0.1f && !*end) *eps = f;
+    if (x && f > 0 && f < 0.1f && !*end) *eps = f;
 }
 
 static err_code read_shape(loading *l, int heads)

@@ -152,6 +152,25 @@ expect 64 "--model and a normalisation" "$radapt" export --model "$model" --norm
 one_line
 expect 0 "without its classifier" "$radapt" export --model "$model" --format hf --out tuned.hf.safetensors
 says "Without its classifier" out
+hf=(export --backbone timm.safetensors --adapter none --format hf -q)
+for out in hub/deep/ hub/deep hub/deep/model.safetensors; do # made, there, there by the file's name: the same files
+    expect 0 "for from_pretrained: $out" "$radapt" "${hf[@]}" --out $out
+    says "from_pretrained takes the folder" out
+    [ "$(cd hub/deep && echo *)" = "config.json model.safetensors preprocessor_config.json" ] || fail "in the folder: $(ls hub/deep)"
+done
+[ "$(value hub/deep/config.json model_type) $(value hub/deep/config.json num_attention_heads)" = "vit 2" ] || fail "config.json"
+[ "$(value hub/deep/preprocessor_config.json size.height)" = 64 ] || fail "preprocessor_config.json"
+echo '{"mine": 1}' >hub/deep/config.json
+cp hub/deep/model.safetensors hub/before
+expect 1 "somebody else's config.json" "$radapt" "${hf[@]}" --backbone dinov2.safetensors --normalisation half --out hub/deep
+one_line
+says "another config.json is there" log
+[ "$(cat hub/deep/config.json)" = '{"mine": 1}' ] || fail "it was overwritten"
+cmp hub/deep/model.safetensors hub/before || fail "the model was overwritten, its configuration was not"
+expect 0 "the state dict alone" "$radapt" "${hf[@]}" --out hub/alone.safetensors
+expect 0 "said alone" "$radapt" "${hf[@]}" -n --out hub/nothing
+[ "$(cd hub && echo *)" = "alone.safetensors before deep" ] || fail "beside it: $(ls hub)"
+rm -r hub
 expect 0 "only said" "$radapt" export "${adapted[@]}" -n --out nothing.safetensors
 [ ! -e nothing.safetensors ] || fail "a dry run wrote"
 expect 64 "nowhere to write" "$radapt" export "${adapted[@]}"
