@@ -97,16 +97,20 @@ bool adapter_kept_out(const safetensors *f, const char *split)
     return own && *own && !strcmp(own, split);
 }
 
-err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, const char *split,
-                       err *e)
+err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, size_t side,
+                       const char *split, err *e)
 {
-    enum { OWN = 4 };
-    char normalisation[VIT_NORMALISATION_TEXT];
+    enum { OWN = 5 };
+    char normalisation[VIT_NORMALISATION_TEXT], pixels[24];
     adapter_text text;
     adapter_describe(s, "", &text);
     vit_normalisation_text(m, normalisation);
-    checkpoint_meta meta[OWN + ADAPTER_KEYS] = {
-        {"format", "radapt-adapter/1"}, {"backbone", vit_hash(m)}, {"split", split}, {"normalisation", normalisation}};
+    snprintf(pixels, sizeof pixels, "%zu", side);
+    checkpoint_meta meta[OWN + ADAPTER_KEYS] = {{"format", "radapt-adapter/1"},
+                                                {"backbone", vit_hash(m)},
+                                                {"split", split},
+                                                {"normalisation", normalisation},
+                                                {"side", pixels}};
     for (size_t i = 0; i < text.n; i++) meta[OWN + i] = text.meta[i];
     return checkpoint_write(path, vit_device(m), ps, false, true, NULL, 0, meta, OWN + text.n, e);
 }

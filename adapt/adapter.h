@@ -7,9 +7,9 @@
  *     rank, alpha, targets    lora: "8", "16", "q,v"
  *     prompts, vpt            vpt: "10", "deep" or "shallow"
  *
- * and "normalisation" (of pixels: vit_normalisation_text), "format", "backbone" (vit_hash), "split" (SHA-256 of the
- * split.csv whose held-out patients were left out; empty: none was there). A bundle holds the same keys behind
- * "bundle." (bundle.h). */
+ * and "normalisation" (of pixels: vit_normalisation_text), "side" (of the largest crops that were trained on, in
+ * pixels), "format", "backbone" (vit_hash), "split" (SHA-256 of the split.csv whose held-out patients were left out;
+ * empty: none was there). A bundle holds the method's keys behind "bundle." (bundle.h). */
 #ifndef RADAPT_ADAPTER_H
 #define RADAPT_ADAPTER_H
 #include "adapt/checkpoint.h"
@@ -25,9 +25,9 @@ typedef struct {
 void adapter_describe(const peft_spec *s, const char *prefix, adapter_text *out);
 bool adapter_spec(const safetensors *f, const char *prefix, peft_spec *out);
 
-/* The teachers' weights of ps (masters where there is none). split: cohort.split_hash. Atomic. */
-err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, const char *split,
-                       err *e);
+/* The teachers' weights of ps (masters where there is none). side: in pixels; split: cohort.split_hash. Atomic. */
+err_code adapter_write(const char *path, const vit *m, const param_set *ps, const peft_spec *s, size_t side,
+                       const char *split, err *e);
 /* Whether it was trained without the patients that this split holds out: then the split was the same. */
 bool adapter_kept_out(const safetensors *f, const char *split);
 /* Makes the adapter's tensors trainable in m and loads them; ps gets them, with spec->teacher as given. ERR_FORMAT: no

@@ -212,7 +212,7 @@ static err_code save_adapter(ssl_run *r, err *e)
     char path[FILE_PATH_MAX];
     TRY(ssl_run_path(r, "adapter.safetensors", path, e));
     param_set backbone = {.p = r->ps.p, .n = r->n_backbone};
-    return adapter_write(path, r->m, &backbone, &r->o->peft, r->c->split_hash, e);
+    return adapter_write(path, r->m, &backbone, &r->o->peft, r->data.global_size, r->c->split_hash, e);
 }
 
 err_code ssl_state_finish(ssl_run *r, err *e)

@@ -121,7 +121,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
 {
     const options *o = s->o;
     ssl_options so;
-    char folder[FILE_PATH_MAX], result[FILE_PATH_MAX], note[512];
+    char folder[FILE_PATH_MAX], result[FILE_PATH_MAX], note[512], normalisation[VIT_NORMALISATION_TEXT];
     bool automatic;
     *out = (adapt_outcome){.frames = 0};
     TRY(stage_cohort(s, true, e));
@@ -135,7 +135,8 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     TRY(stage_view(s, &so.view, e));
     out->frames = count_training(&s->cohort);
     const char *backbone = vit_hash(s->vit), *data = s->cohort.data_hash, *split = s->cohort.split_hash;
-    TRY(stage_run_id(s, out->id, e, "adapt", IN_ADAPT, backbone, data, split, options_text(o, "normalisation"), NULL));
+    stage_normalisation_id(s, normalisation);
+    TRY(stage_run_id(s, out->id, e, "adapt", IN_ADAPT, backbone, data, split, normalisation, NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));
     TRY(stage_run_path(s, result, out->id, "result.json", e));
     if (options_flag(o, "dry-run")) {

@@ -153,11 +153,11 @@ const option_def options_table[] = {
      .kind = OPTION_CHOICE,
      .fallback = "auto",
      .what = "auto|imagenet|half|dataset",
-     .commands = TRAIN,
+     .commands = TRAIN | IN_EXPORT,
      .outside = true, /* what it comes to is in a run's identity: fine-tuning's is the adapter's where nobody says */
      .group = MODELS,
      .help = "mean and deviation of pixels: as the weights were trained with, or of the training frames; fine-tuning "
-             "takes the adapter's unless told"},
+             "and export take the adapter's unless told. auto is a guess: DeiT and DINO v1 want imagenet"},
     TEXT("", "window", "auto", "WINDOW", TRAIN | IN_INSPECT, MODELS,
          "auto, header, percentile, ct3, CENTRE/WIDTH, or three of these with commas between"),
     INT("", "size", "224", 16, 2048, TRAIN | IN_INSPECT | IN_PLAN, MODELS,
@@ -413,7 +413,7 @@ const option_def options_table[] = {
      .commands = IN_EXPORT,
      .outside = true,
      .group = OUT,
-     .help = "the .safetensors to write"},
+     .help = "the .safetensors to write; hf: or a folder, which gets config.json, too, for from_pretrained"},
 
     {.section = "report",
      .name = "findings",

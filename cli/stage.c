@@ -266,11 +266,40 @@ err_code stage_backbone(stage *s, err *e)
     return ERR_OK;
 }
 
+void stage_say_normalisation(stage *s)
+{
+    vit_normalisation_source from = vit_normalisation_from(s->vit);
+    bool doubted = from == VIT_NORMALISATION_DOUBTED;
+    if (s->said_normalisation || (from != VIT_NORMALISATION_GUESSED && !doubted)) return;
+    s->said_normalisation = true;
+    log_event(doubted ? LOG_WARN : LOG_INFO, "backbone.normalisation", "guessed",
+              LOG_STR(doubted ? "half" : "imagenet"), "meaning",
+              LOG_STR(doubted
+                          ? "the weights do not say which: without LayerScale and DINOv2's positions, timm's AugReg "
+                            "and Google's ViTs have half, DeiT and DINO v1 ImageNet's: for these give "
+                            "--normalisation imagenet"
+                          : "LayerScale or DINOv2's positions: such weights have ImageNet's mean and deviation; "
+                            "--normalisation says otherwise"),
+              NULL);
+}
+
+void stage_normalisation_id(const stage *s, char out[VIT_NORMALISATION_TEXT])
+{
+    const char *given = options_text(s->o, "normalisation");
+    if (!strcmp(given, "auto") && vit_normalisation_from(s->vit) == VIT_NORMALISATION_FILE)
+        vit_normalisation_text(s->vit, out);
+    else
+        snprintf(out, VIT_NORMALISATION_TEXT, "%s", given);
+}
+
 err_code stage_normalise(stage *s, const view_options *v, err *e)
 {
     float mean[3], std[3];
     char text[VIT_NORMALISATION_TEXT];
-    if (strcmp(options_text(s->o, "normalisation"), "dataset")) return ERR_OK;
+    if (strcmp(options_text(s->o, "normalisation"), "dataset")) {
+        stage_say_normalisation(s);
+        return ERR_OK;
+    }
     TRY(dataset_norm(&s->cohort, &v->window, v->size, mean, std, e));
     snprintf(text, sizeof text, "%.9g,%.9g,%.9g/%.9g,%.9g,%.9g", (double)mean[0], (double)mean[1], (double)mean[2],
              (double)std[0], (double)std[1], (double)std[2]);

@@ -25,6 +25,7 @@ typedef struct stage {
     bool temporary; /* a dry run without a work directory: removed at the end */
     catalogue *cat;
     cohort cohort;
+    bool said_normalisation;
     bool has_cohort, checked; /* ... its pixels compared with their checksums, once in a process */
     device device;
     bool has_device;
@@ -60,8 +61,12 @@ void stage_backbone_close(stage *s);
 /* size, center-crop, window as the options say, for the backbone that is open. */
 err_code stage_view(const stage *s, view_options *out, err *e);
 
-/* --normalisation dataset: of the cohort's training frames, from now on. */
+/* --normalisation dataset: of the cohort's training frames, from now on. Else it is said what was guessed. */
 err_code stage_normalise(stage *s, const view_options *v, err *e);
+/* Where the backbone's normalisation is a guess: which and why, once. */
+void stage_say_normalisation(stage *s);
+/* What names it in a run: --normalisation, or what "auto" found in the backbone's file, as numbers. */
+void stage_normalisation_id(const stage *s, char out[VIT_NORMALISATION_TEXT]);
 
 /* "<name>-<8 hex>" of the options of `in` and of the other texts (closed by NULL); and the run's folder. */
 enum { STAGE_ID = 24 };

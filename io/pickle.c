@@ -1,6 +1,6 @@
 /* pickle.c: a stack machine over the instructions that pickle protocols 2 to 5 write for dicts, tuples, lists, texts
- * and numbers. Every instruction makes at most one value and one cell, so memory is bounded by the length; lengths
- * inside are compared with the bytes that are left before anything is read. */
+ * and numbers. No instruction makes more values or cells than it has bytes or takes from the stack, so memory is
+ * bounded by the length; lengths inside are compared with the bytes that are left before anything is read. */
 #include "io/pickle.h"
 
 #include <stdlib.h>
@@ -17,7 +17,7 @@ enum { MARK = UINT32_MAX };
 
 typedef enum { ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, SIZE, STORAGE } global_kind;
 
-/* All that a pickle may name. */
+/* All names that mean something here. */
 static const struct {
     const char *module, *name;
     global_kind kind;
@@ -83,9 +83,11 @@ static err_code push_new(machine *m, pickle_value v)
     return push(m, made);
 }
 
+/* What is put into something opaque is dropped. */
 static err_code append(machine *m, uint32_t to, uint32_t value)
 {
     pickle *p = m->p;
+    if (p->values[to].kind == PICKLE_OPAQUE) return ERR_OK;
     TRY(grow((void **)&p->cells, &p->cells_room, p->n_cells + 1, sizeof *p->cells, m->e));
     uint32_t cell = (uint32_t)p->n_cells++;
     p->cells[cell] = (pickle_cell){value, 0};
@@ -106,10 +108,12 @@ static err_code pop(machine *m, uint32_t *out)
     return ERR_OK;
 }
 
-/* The stack's top, of a kind. */
+/* The stack's top, of a kind or opaque. */
 static err_code top(machine *m, pickle_kind kind, uint32_t *out)
 {
-    if (!m->depth || m->stack[m->depth - 1] == MARK || m->p->values[m->stack[m->depth - 1]].kind != kind)
+    bool there = m->depth && m->stack[m->depth - 1] != MARK;
+    pickle_kind found = there ? m->p->values[m->stack[m->depth - 1]].kind : PICKLE_OTHER;
+    if (!there || (found != kind && found != PICKLE_OPAQUE))
         REFUSE(m->e, FORMAT, "pickle: not the container that is needed at byte %zu", m->at);
     *out = m->stack[m->depth - 1];
     return ERR_OK;
@@ -179,28 +183,30 @@ static err_code push_long(machine *m, size_t length_bytes)
     return push_new(m, (pickle_value){.kind = PICKLE_INT, .number = (int64_t)low});
 }
 
-static void printable(char out[48], const char *text, size_t bytes)
+static bool same(const char *name, const pickle_value *text)
 {
-    size_t n = bytes < 47 ? bytes : 47;
-    for (size_t i = 0; i < n; i++) out[i] = text[i] > 0x20 && text[i] < 0x7f ? text[i] : '?';
-    out[n] = 0;
+    return strlen(name) == text->bytes && !memcmp(name, text->text, text->bytes);
 }
 
-static bool same(const char *name, const char *text, size_t bytes)
-{
-    return strlen(name) == bytes && !memcmp(name, text, bytes);
-}
-
-static err_code push_global(machine *m, const char *module, size_t module_bytes, const char *name, size_t name_bytes)
+/* module, name: texts. */
+static err_code push_global(machine *m, pickle_value module, uint32_t name)
 {
     for (int i = 0; i < N_GLOBALS; i++)
-        if (same(globals[i].module, module, module_bytes) && same(globals[i].name, name, name_bytes))
+        if (same(globals[i].module, &module) && same(globals[i].name, &m->p->values[name]))
             return push_new(m, (pickle_value){.kind = PICKLE_GLOBAL, .number = i});
-    char a[48], b[48];
-    printable(a, module, module_bytes);
-    printable(b, name, name_bytes);
-    REFUSE(m->e, FORMAT, "the file needs %s.%s, which no state dict is made of; save the model's state_dict() alone", a,
-           b);
+    module.kind = PICKLE_OPAQUE;
+    module.number = name;
+    return push_new(m, module);
+}
+
+static err_code line_global(machine *m)
+{
+    pickle_value module = {.kind = PICKLE_TEXT}, name = {.kind = PICKLE_TEXT};
+    uint32_t made;
+    TRY(take_line(m, &module.text, &module.bytes));
+    TRY(take_line(m, &name.text, &name.bytes));
+    TRY(make(m, name, &made));
+    return push_global(m, module, made);
 }
 
 static err_code stack_global(machine *m)
@@ -208,9 +214,10 @@ static err_code stack_global(machine *m)
     uint32_t module, name;
     TRY(pop(m, &name));
     TRY(pop(m, &module));
-    pickle_value a = m->p->values[module], b = m->p->values[name];
-    if (a.kind != PICKLE_TEXT || b.kind != PICKLE_TEXT) REFUSE(m->e, FORMAT, "pickle: a name that is no text");
-    return push_global(m, a.text, a.bytes, b.text, b.bytes);
+    pickle_value a = m->p->values[module];
+    if (a.kind != PICKLE_TEXT || m->p->values[name].kind != PICKLE_TEXT)
+        REFUSE(m->e, FORMAT, "pickle: a name that is no text");
+    return push_global(m, a, name);
 }
 
 /* A tuple of the stack's items from `first` on; lower: what the stack is cut to. */
@@ -256,7 +263,7 @@ static err_code append_top(machine *m, pickle_kind kind)
     return append(m, to, value);
 }
 
-/* What "calls" come to: an empty OrderedDict, a tensor, the tensor of a parameter, a tuple. */
+/* What "calls" come to: an empty OrderedDict, a tensor, the tensor of a parameter, a tuple, what is opaque itself. */
 static err_code reduce(machine *m)
 {
     uint32_t callee, arguments;
@@ -264,7 +271,9 @@ static err_code reduce(machine *m)
     TRY(pop(m, &callee));
     const pickle *p = m->p;
     pickle_value f = p->values[callee], args = p->values[arguments];
-    if (f.kind != PICKLE_GLOBAL || args.kind != PICKLE_TUPLE) REFUSE(m->e, FORMAT, "pickle: a call of something else");
+    if ((f.kind != PICKLE_GLOBAL && f.kind != PICKLE_OPAQUE) || args.kind != PICKLE_TUPLE)
+        REFUSE(m->e, FORMAT, "pickle: a call of something else");
+    if (f.kind == PICKLE_OPAQUE) return push(m, callee);
     const pickle_value *first = pickle_item(p, &args, 0);
     switch (globals[f.number].kind) {
     case ORDERED_DICT:
@@ -275,7 +284,7 @@ static err_code reduce(machine *m)
         args.kind = PICKLE_TENSOR;
         return push_new(m, args);
     case REBUILD_PARAMETER:
-        if (!first || first->kind != PICKLE_TENSOR) break;
+        if (!first || (first->kind != PICKLE_TENSOR && first->kind != PICKLE_OPAQUE)) break;
         return push(m, p->cells[args.first].value);
     case SIZE:
         if (!first || first->kind != PICKLE_TUPLE) break;
@@ -284,6 +293,16 @@ static err_code reduce(machine *m)
         break;
     }
     REFUSE(m->e, FORMAT, "pickle: %s with arguments that are not its own", globals[f.number].name);
+}
+
+/* An object of a class, which is opaque; n arguments. */
+static err_code new_object(machine *m, int n)
+{
+    uint32_t gone, class;
+    for (int i = 0; i < n; i++) TRY(pop(m, &gone));
+    TRY(pop(m, &class));
+    if (m->p->values[class].kind != PICKLE_OPAQUE) REFUSE(m->e, FORMAT, "pickle: an object of something else");
+    return push(m, class);
 }
 
 static err_code persistent(machine *m)
@@ -296,7 +315,7 @@ static err_code persistent(machine *m)
     return push_new(m, v);
 }
 
-/* An object's state: the dict's _metadata, which tensors do not need. */
+/* An object's state: a dict's _metadata, or something opaque's, which tensors do not need. */
 static err_code build(machine *m)
 {
     uint32_t state, to;
@@ -345,8 +364,7 @@ static err_code skip(machine *m, size_t n)
 
 static err_code step(machine *m, unsigned char code)
 {
-    const char *module, *name;
-    size_t module_bytes, name_bytes, first;
+    size_t first;
     uint32_t gone;
     switch (code) { /* comments: names in pickletools.py */
     case 0x80:      /* PROTO */
@@ -419,13 +437,15 @@ static err_code step(machine *m, unsigned char code)
     case 'j': /* LONG_BINGET */
         return get(m, 4);
     case 'c': /* GLOBAL */
-        TRY(take_line(m, &module, &module_bytes));
-        TRY(take_line(m, &name, &name_bytes));
-        return push_global(m, module, module_bytes, name, name_bytes);
+        return line_global(m);
     case 0x93: /* STACK_GLOBAL */
         return stack_global(m);
     case 'R': /* REDUCE */
         return reduce(m);
+    case 0x81: /* NEWOBJ */
+        return new_object(m, 1);
+    case 0x92: /* NEWOBJ_EX */
+        return new_object(m, 2);
     case 'b': /* BUILD */
         return build(m);
     case 'Q': /* BINPERSID */
@@ -481,5 +501,22 @@ bool pickle_storage_type(const pickle_value *v, tensor_type *type)
 {
     if (!v || v->kind != PICKLE_GLOBAL || globals[v->number].kind != STORAGE) return false;
     *type = globals[v->number].type;
+    return true;
+}
+
+/* Appends what a terminal can show of a text. */
+static size_t printable(char out[PICKLE_NAME], size_t at, const pickle_value *text)
+{
+    for (size_t i = 0; i < text->bytes && i < PICKLE_NAME / 2 - 2; i++)
+        out[at++] = text->text[i] > 0x20 && text->text[i] < 0x7f ? text->text[i] : '?';
+    return at;
+}
+
+bool pickle_opaque(const pickle *p, const pickle_value *v, char out[PICKLE_NAME])
+{
+    if (!v || v->kind != PICKLE_OPAQUE) return false;
+    size_t n = printable(out, 0, v);
+    out[n++] = '.';
+    out[printable(out, n, &p->values[v->number])] = 0;
     return true;
 }

@@ -1,5 +1,6 @@
 /* pickle.h: the subset of Python's pickle that PyTorch state dicts are made of, as a tree of values. Nothing is ever
- * executed: of the things that a pickle may name, an allow-list becomes values here, everything else is ERR_FORMAT.
+ * executed: of the things that a pickle may name, an allow-list becomes values here; anything else (argparse.Namespace,
+ * numpy.dtype, os.system) stays its name, whatever the file wants to have called or built of it.
  *
  *     pickle p;
  *     TRY(pickle_read(&p, data, bytes, &e));     // data stays the caller's, and must outlive p: texts point into it
@@ -26,6 +27,7 @@ typedef enum {
     PICKLE_LIST,    /* cells */
     PICKLE_DICT,    /* cells: key, value, key, value, ...; also OrderedDict */
     PICKLE_GLOBAL,  /* number: which of the allow-list */
+    PICKLE_OPAQUE,  /* text: module of something else; number: the value that is its name. What it holds is dropped */
     PICKLE_STORAGE, /* cells: 'storage', PICKLE_GLOBAL with a type, key, location, number of elements */
     PICKLE_TENSOR /* cells: PICKLE_STORAGE, offset, size, stride (in elements), ...: arguments of _rebuild_tensor_v2 */
 } pickle_kind;
@@ -63,5 +65,8 @@ static inline const pickle_value *pickle_at(const pickle *p, uint32_t value)
 const pickle_value *pickle_item(const pickle *p, const pickle_value *of, uint32_t index);
 /* Element type of a storage class (torch.HalfStorage, ...); false: v names something else. */
 bool pickle_storage_type(const pickle_value *v, tensor_type *type);
+/* "module.name" of something opaque, cut, without what a terminal would obey; false: v (or NULL) is not. */
+enum { PICKLE_NAME = 100 };
+bool pickle_opaque(const pickle *p, const pickle_value *v, char out[PICKLE_NAME]);
 
 #endif

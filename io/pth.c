@@ -27,6 +27,7 @@ typedef struct {
     char root[NAME_BYTES]; /* "archive/": in front of data.pkl and data/N */
     pickle pk;
     size_t steps, copied, tensors_room;
+    const pickle_value *opaque; /* the first under a dict */
     err *e;
 } reading;
 
@@ -126,12 +127,22 @@ static err_code find_root(reading *r)
 
 /* --- tensors */
 
+/* Where a tensor is needed: ERR_FORMAT if v (or NULL) is something opaque. */
+static err_code refuse_opaque(reading *r, const pickle_value *v)
+{
+    char name[PICKLE_NAME];
+    if (!pickle_opaque(&r->pk, v, name)) return ERR_OK;
+    FAIL(r->e, FORMAT, "the file needs %s, which no state dict is made of; save the model's state_dict() alone", name);
+}
+
 /* The storage's bytes in the map. elements: how many it has. */
 static err_code read_storage(reading *r, const pickle_value *v, const char *name, tensor_type *type,
                              const unsigned char **data, size_t *elements)
 {
     char file[NAME_BYTES];
+    TRY(refuse_opaque(r, v));
     if (!v || v->kind != PICKLE_STORAGE) FAIL(r->e, FORMAT, "'%.60s' has no storage", name);
+    TRY(refuse_opaque(r, pickle_item(&r->pk, v, 1)));
     const pickle_value *key = pickle_item(&r->pk, v, 2), *count = pickle_item(&r->pk, v, 4);
     if (!pickle_storage_type(pickle_item(&r->pk, v, 1), type) || !key || key->kind != PICKLE_TEXT || !count ||
         count->kind != PICKLE_INT || key->bytes > 64 || memchr(key->text, 0, key->bytes))
@@ -247,6 +258,18 @@ static err_code add_tensor(reading *r, const pickle_value *v, const char *name)
     return rc;
 }
 
+/* Something opaque under a dict is passed over, unless it is a tensor of a kind that is not read (torch._utils'
+ * _rebuild_sparse_tensor, ...). */
+static err_code pass_over(reading *r, const pickle_value *v)
+{
+    const pickle_value *name = v->kind == PICKLE_OPAQUE ? pickle_at(&r->pk, (uint32_t)v->number) : NULL;
+    static const char rebuild[] = "_rebuild";
+    if (!name) return ERR_OK;
+    if (!r->opaque) r->opaque = v;
+    bool rebuilt = name->bytes >= sizeof rebuild - 1 && !memcmp(name->text, rebuild, sizeof rebuild - 1);
+    return rebuilt ? refuse_opaque(r, v) : ERR_OK;
+}
+
 /* Every tensor under a dict. The same dict may be there many times, or in itself: no more steps than a few per cell. */
 static err_code add_all(reading *r, const pickle_value *dict, const char *prefix, int depth)
 {
@@ -254,6 +277,7 @@ static err_code add_all(reading *r, const pickle_value *dict, const char *prefix
         const pickle_value *key = pickle_at(&r->pk, r->pk.cells[c].value);
         const pickle_value *v = pickle_at(&r->pk, r->pk.cells[r->pk.cells[c].next].value);
         if (++r->steps > 4 * r->pk.n_cells) FAIL(r->e, LIMIT, "pickle: dicts that hold each other again and again");
+        TRY(pass_over(r, v));
         if ((v->kind != PICKLE_TENSOR && v->kind != PICKLE_DICT) || key->kind != PICKLE_TEXT) continue;
         char name[NAME_BYTES];
         int n = snprintf(name, sizeof name, "%s%.*s", prefix, (int)(key->bytes < NAME_BYTES ? key->bytes : NAME_BYTES),
@@ -288,9 +312,11 @@ static err_code read_all(reading *r, const char *path)
     if (!found) FAIL(r->e, FORMAT, "zip: no data.pkl in the archive");
     TRY(pickle_read(&r->pk, p->map.data + found->at, found->bytes, r->e));
     const pickle_value *root = pickle_at(&r->pk, r->pk.root);
+    TRY(refuse_opaque(r, root));
     if (root->kind != PICKLE_DICT)
         FAIL(r->e, FORMAT, "the file holds no dict of tensors: save the model's state_dict()");
     TRY(add_all(r, root, "", 0));
+    if (!p->n) TRY(refuse_opaque(r, r->opaque));
     if (p->n) qsort(p->tensors, p->n, sizeof *p->tensors, tensor_by_name);
     for (size_t i = 1; i < p->n; i++)
         if (!strcmp(p->tensors[i].name, p->tensors[i - 1].name))

@@ -25,7 +25,7 @@ typedef struct {
     size_t n_copies;
 } pth;
 
-/* ERR_FORMAT: no such archive, or it asks for something that is no tensor; ERR_UNSUPPORTED: compressed entries, another
+/* ERR_FORMAT: no such archive, or something else where tensors are needed; ERR_UNSUPPORTED: compressed entries, another
  * byte order, an element type that we have not; ERR_TRUNCATED: a tensor reaches beyond its storage. */
 err_code pth_open(pth *p, const char *path, err *e);
 void pth_close(pth *p);

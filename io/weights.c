@@ -203,3 +203,11 @@ const tensor *weights_find(const weights_file *w, const char *name)
 {
     return find(w->tensors, w->n, name);
 }
+
+const char *weights_meta(const weights_file *w, const char *key)
+{
+    const char *found = NULL;
+    for (size_t i = 0; i < w->n_parts && !found; i++)
+        if (w->parts[i].kind == KIND_SAFETENSORS) found = safetensors_meta(&w->parts[i].safetensors, key);
+    return found;
+}

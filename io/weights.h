@@ -29,5 +29,7 @@ void weights_close(weights_file *w);
 /* The tensor's values were read and are not needed for now: the process holds none of their pages any more. */
 void weights_forget(const weights_file *w, const tensor *t);
 const tensor *weights_find(const weights_file *w, const char *name);
+/* __metadata__ of safetensors, of an index the first part's that has it; NULL: not there. */
+const char *weights_meta(const weights_file *w, const char *key);
 
 #endif

@@ -40,13 +40,14 @@ typedef struct vit_config {
 typedef struct vit vit;
 
 /* path: a state dict (io/weights.h: safetensors, its index, or torch.save's); the shape is read from the tensors; heads
- * = dim/64 unless set. NULL: seeded random init of `random`. normalisation: "auto" (0.5 for timm AugReg weights without
- * LayerScale, else ImageNet), "imagenet", "half", or numbers: "0.485,0.456,0.406/0.229,0.224,0.225". */
+ * = dim/64 unless set. What radapt exported says heads, epsilon and normalisation itself (vit_export.h). NULL: seeded
+ * random init of `random`. normalisation: "auto" (the file's; else a guess: 0.5 without LayerScale and DINOv2's
+ * positions, else ImageNet's), "imagenet", "half", or numbers: "0.485,0.456,0.406/0.229,0.224,0.225". */
 typedef struct vit_source {
     const char *path;
     vit_config random;
     uint64_t seed;
-    int heads; /* 0: dim/64 */
+    int heads; /* 0: the file's, or dim/64 */
     const char *normalisation;
 } vit_source;
 
@@ -60,6 +61,18 @@ device *vit_device(const vit *m);
 enum { VIT_NORMALISATION_TEXT = 128 };
 void vit_normalisation_text(const vit *m, char out[VIT_NORMALISATION_TEXT]);
 err_code vit_normalise(vit *m, const char *numbers, err *e);
+/* Who says so. Weights without LayerScale and DINOv2's positions are of timm's AugReg or Google's (0.5), or of DeiT or
+ * DINO v1 (ImageNet's), and do not say which: VIT_NORMALISATION_DOUBTED. */
+typedef enum {
+    VIT_NORMALISATION_GIVEN, /* the caller; or weights are random */
+    VIT_NORMALISATION_FILE,
+    VIT_NORMALISATION_GUESSED,
+    VIT_NORMALISATION_DOUBTED
+} vit_normalisation_source;
+vit_normalisation_source vit_normalisation_from(const vit *m);
+/* The shortest text that is read as x again: "0.485". */
+enum { VIT_NUMBER_TEXT = 24 };
+void vit_number_text(float x, char out[VIT_NUMBER_TEXT]);
 const char *
 vit_hash(const vit *m); /* SHA-256 over the tensors as loaded (names, shapes, fp32 values): identifies the backbone */
 /* A config for random init: "vit-ti/16", "vit-s/14", "vit-b/14", "vit-l/14", "vit-g/14" (SwiGLU), or

@@ -139,20 +139,44 @@ static err_code get(void *exporting_, size_t i, size_t at, size_t bytes, void *o
     return device_sync(d, e);
 }
 
-static err_code write_file(exporting *x, const char *path, const char *class, err *e)
+static void three(const float v[3], char out[3 * VIT_NUMBER_TEXT])
 {
-    const vit_config *c = &x->m->c;
-    char heads[16], eps[16], size[16];
-    snprintf(heads, sizeof heads, "%d", c->heads);
-    snprintf(eps, sizeof eps, "%g", (double)c->eps);
-    snprintf(size, sizeof size, "%d", c->grid * c->patch);
-    const char *keys[] = {"format", "class", "heads", "eps", "image_size"}, *values[] = {"pt", class, heads, eps, size};
-    return safetensors_write_from(path, x->t, x->n, keys, values, sizeof keys / sizeof *keys, get, x, e);
+    char text[3][VIT_NUMBER_TEXT];
+    for (int i = 0; i < 3; i++) vit_number_text(v[i], text[i]);
+    snprintf(out, 3 * VIT_NUMBER_TEXT, "%s,%s,%s", text[0], text[1], text[2]);
 }
 
-err_code vit_export(const vit *m, vit_names names, const char *path, const vit_export_head *head, err *e)
+static err_code write_file(exporting *x, const char *path, const char *class, const vit_export_note *note, err *e)
+{
+    const vit_config *c = &x->m->c;
+    char heads[16], eps[VIT_NUMBER_TEXT], size[16], mean[3 * VIT_NUMBER_TEXT], std[3 * VIT_NUMBER_TEXT], side[16];
+    snprintf(heads, sizeof heads, "%d", c->heads);
+    vit_number_text(c->eps, eps);
+    snprintf(size, sizeof size, "%d", c->grid * c->patch);
+    three(c->mean, mean);
+    three(c->std, std);
+    snprintf(side, sizeof side, "%d", note->trained_side);
+    const char *keys[10] = {"format",     "class",      "heads",     "eps",
+                            "image_size", "image_mean", "image_std", "backbone_hash"},
+               *values[10] = {"pt", class, heads, eps, size, mean, std, x->m->hash};
+    size_t n = 8;
+    if (note->method) {
+        keys[n] = "method";
+        values[n++] = note->method;
+    }
+    if (note->trained_side) {
+        keys[n] = "trained_side";
+        values[n++] = side;
+    }
+    return safetensors_write_from(path, x->t, x->n, keys, values, n, get, x, e);
+}
+
+err_code vit_export(const vit *m, vit_names names, const char *path, const vit_export_note *note, err *e)
 {
     const char *class;
+    static const vit_export_note none = {0};
+    if (!note) note = &none;
+    const vit_export_head *head = note->head;
     if (m->prompts) FAIL(e, UNSUPPORTED, "the model has prompts, and no other program has a place for them");
     if (m->d->ct != COMPUTE_F32) FAIL(e, INTERNAL, "only weights in fp32 are exported");
     TRY(vit_export_class(m, names, &class, e));
@@ -170,7 +194,7 @@ err_code vit_export(const vit *m, vit_names names, const char *path, const vit_e
         put(&x, "head.weight", (source){.host = head->weight}, 2, (size_t[]){head->outputs, (size_t)m->c.dim});
         put(&x, "head.bias", (source){.host = head->bias}, 1, &head->outputs);
     }
-    rc = write_file(&x, path, class, e);
+    rc = write_file(&x, path, class, note, e);
 done:
     free(x.t);
     free(x.from);

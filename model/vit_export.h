@@ -12,8 +12,15 @@
  *                  SwiGLU MLP is weights_in and weights_out: as published files have it; transformers 5 splits it in
  *                  from_pretrained
  *   DINOv2         a mask_token of zeros where the model had none
- * A state dict says nothing of the number of heads, the epsilon and the image size: metadata does ("heads", "eps",
- * "image_size", "class"), and "format" is "pt", which transformers wants. */
+ * What a state dict does not say is in the metadata, which vit_open reads again (all are texts):
+ *   format          "pt", which transformers wants
+ *   class           what the state dict is for: vit_export_class
+ *   heads, eps      attention heads; of LayerNorm: "6", "1e-06"
+ *   image_size      side in pixels that the positional table is for
+ *   image_mean, image_std   that pixels from 0 to 1 are normalised with: "0.485,0.456,0.406"
+ *   backbone_hash   vit_hash of what it was before anything was trained
+ *   method          what was trained, in that order: "apla", "apla,lora"; not there: nothing
+ *   trained_side    side in pixels of what training saw; not there: not known */
 #ifndef RADAPT_VIT_EXPORT_H
 #define RADAPT_VIT_EXPORT_H
 #include "model/vit.h"
@@ -25,11 +32,17 @@ typedef struct vit_export_head {
     size_t outputs;
 } vit_export_head;
 
+typedef struct vit_export_note {
+    const vit_export_head *head; /* timm's head.weight and head.bias; NULL: none */
+    const char *method;          /* NULL: nothing was trained */
+    int trained_side;            /* 0: not known */
+} vit_export_note;
+
 /* The class that the state dict is for: "Dinov2Model", "timm VisionTransformer", ...; names: VIT_NAMES_DINOV2, _TIMM,
  * or _HF_DINOV2 for Hugging Face's, which the model's shape then decides. ERR_UNSUPPORTED: that library has none. */
 err_code vit_export_class(const vit *m, vit_names names, const char **out, err *e);
-/* Writes the file, atomically. head: timm's head.weight and head.bias, or NULL: none. The device's compute type must be
- * fp32. ERR_UNSUPPORTED: prompts, which no other program has a place for; vit_export_class's. */
-err_code vit_export(const vit *m, vit_names names, const char *path, const vit_export_head *head, err *e);
+/* Writes the file, atomically; the same model and note give the same bytes. note NULL: {0}. The device's compute type
+ * must be fp32. ERR_UNSUPPORTED: prompts, which no other program has a place for; vit_export_class's. */
+err_code vit_export(const vit *m, vit_names names, const char *path, const vit_export_note *note, err *e);
 
 #endif

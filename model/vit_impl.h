@@ -70,6 +70,7 @@ struct vit {
     size_t n_tensors;
     weights_file file; /* open as long as the model: masters are read from it */
     bool random;       /* no file: drawn from seed */
+    vit_normalisation_source normalisation;
     uint64_t seed;
     param_set *ps; /* after vit_train */
     bool trained;

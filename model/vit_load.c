@@ -167,6 +167,17 @@ static err_code read_mlp(loading *l)
     return ERR_OK;
 }
 
+/* What vit_export.h writes beside the tensors, where it is there and can be. */
+static void read_own_numbers(loading *l, int *heads, float *eps)
+{
+    const char *h = weights_meta(&l->m->file, "heads"), *x = weights_meta(&l->m->file, "eps");
+    char *end = NULL;
+    long n = h ? strtol(h, &end, 10) : 0;
+    if (h && !*heads && n > 0 && n <= DIM_MAX && !*end) *heads = (int)n;
+    float f = x ? strtof(x, &end) : 0;
+    if (x && f > 0 && f < 0.1f && !*end) *eps = f;
+}
+
 static err_code read_shape(loading *l, int heads)
 {
     vit_config *c = &l->m->c;
@@ -193,18 +204,19 @@ static err_code read_shape(loading *l, int heads)
     TRY(read_mlp(l));
     c->layer_scale = find_block(l, 0, "ls1.gamma") != NULL;
     c->qkv_bias = find_block(l, 0, "attn.qkv.bias") != NULL;
+    bool hugging_face = l->names != VIT_NAMES_DINOV2,
+         vit_model = l->names == VIT_NAMES_HF_VIT || l->names == VIT_NAMES_HF5_VIT;
+    c->eps = vit_model ? 1e-12f : 1e-6f;
+    read_own_numbers(l, &heads, &c->eps);
     c->heads = heads ? heads : c->dim % 64 ? 0 : c->dim / 64;
     if (c->heads < 1 || c->dim % c->heads)
         FAIL(l->e, SHAPE, "a width of %d does not go into %s heads; the number of heads must be given", c->dim,
              heads ? "that many" : "64-wide");
 
-    bool hugging_face = l->names != VIT_NAMES_DINOV2,
-         vit_model = l->names == VIT_NAMES_HF_VIT || l->names == VIT_NAMES_HF5_VIT;
     c->pos = c->registers                   ? POS_SIZE_ANTIALIAS
              : hugging_face                 ? POS_SIZE
              : find_dinov2(l, "mask_token") ? POS_DINOV2
                                             : POS_SIZE_ANTIALIAS;
-    c->eps = vit_model ? 1e-12f : 1e-6f;
     return ERR_OK;
 }
 
@@ -379,16 +391,32 @@ static err_code check_random(const vit_config *c, err *e)
     return ERR_OK;
 }
 
-static err_code read_normalisation(vit_config *c, const char *which, bool augreg, err *e)
+/* What radapt export wrote beside the tensors. */
+static bool read_own_normalisation(vit *m)
+{
+    char text[2 * VIT_NORMALISATION_TEXT];
+    const char *mean = weights_meta(&m->file, "image_mean"), *std = weights_meta(&m->file, "image_std");
+    if (!mean || !std) return false;
+    int n = snprintf(text, sizeof text, "%s/%s", mean, std);
+    return n > 0 && (size_t)n < sizeof text && vit_read_normalisation(&m->c, text);
+}
+
+static err_code read_normalisation(vit *m, const char *which, err *e)
 {
     static const float imagenet[2][3] = {{0.485f, 0.456f, 0.406f}, {0.229f, 0.224f, 0.225f}};
-    bool half = false;
+    vit_config *c = &m->c;
+    bool automatic = !which || !strcmp(which, "auto"), half = which && !strcmp(which, "half");
+    m->normalisation = VIT_NORMALISATION_GIVEN;
     if (which && vit_read_normalisation(c, which)) return ERR_OK;
-    if (!which || !strcmp(which, "auto"))
-        half = augreg;
-    else if (!strcmp(which, "half"))
-        half = true;
-    else if (strcmp(which, "imagenet"))
+    if (automatic && read_own_normalisation(m)) {
+        m->normalisation = VIT_NORMALISATION_FILE;
+        return ERR_OK;
+    }
+    if (automatic && !m->random) {
+        half = !c->layer_scale && c->pos != POS_DINOV2;
+        m->normalisation = half ? VIT_NORMALISATION_DOUBTED : VIT_NORMALISATION_GUESSED;
+    }
+    if (!automatic && !half && strcmp(which, "imagenet"))
         FAIL(e, USAGE, "normalisation is auto, imagenet, half or six numbers");
     for (int i = 0; i < 3; i++) {
         c->mean[i] = half ? 0.5f : imagenet[0][i];
@@ -417,15 +445,14 @@ err_code vit_load(vit *m, const vit_source *s, err *e)
         m->random = true;
         m->seed = s->seed;
         TRY(make_list(m, e));
-        return read_normalisation(&m->c, s->normalisation, false, e);
+        return read_normalisation(m, s->normalisation, e);
     }
     loading l = {.m = m, .e = e};
     TRY(weights_open(&m->file, s->path, e));
     err_code rc = load_file(&l, s);
     free(l.used);
     TRY(rc);
-    bool augreg = !m->c.layer_scale && m->c.pos != POS_DINOV2;
-    return read_normalisation(&m->c, s->normalisation, augreg, e);
+    return read_normalisation(m, s->normalisation, e);
 }
 
 /* --- values */

@@ -100,7 +100,23 @@ bool vit_read_normalisation(vit_config *c, const char *numbers)
 err_code vit_normalise(vit *m, const char *numbers, err *e)
 {
     if (!vit_read_normalisation(&m->c, numbers)) FAIL(e, USAGE, "a normalisation is six numbers: m,m,m/s,s,s");
+    m->normalisation = VIT_NORMALISATION_GIVEN;
     return ERR_OK;
+}
+
+vit_normalisation_source vit_normalisation_from(const vit *m)
+{
+    return m->normalisation;
+}
+
+void vit_number_text(float x, char out[VIT_NUMBER_TEXT])
+{
+    char text[VIT_NUMBER_TEXT] = "";
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x) break;
+    }
+    memcpy(out, text, sizeof text);
 }
 
 void vit_normalisation_text(const vit *m, char out[VIT_NORMALISATION_TEXT])

@@ -322,6 +322,7 @@ static void test_methods(void **state)
         for (size_t k = 0; k < f.n; k++) values += f.tensors[k].count;
         assert_int_equal(values, rows[i].trainable);
         assert_string_equal(safetensors_meta(&f, "method"), peft_name(rows[i].method));
+        assert_non_null(safetensors_meta(&f, "side"));
         ASSERT_OK(adapter_load(&f, m, false, &ps, &spec, &e));
         assert_true(peft_same(&spec, &o.peft));
         ASSERT_OK(vit_merge(m, false, &e));

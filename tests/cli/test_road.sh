@@ -119,23 +119,58 @@ names() { /usr/bin/python3 -c 'import json,struct,sys
 f = open(sys.argv[1], "rb")
 h = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
 print(" ".join(k + str(v["shape"]) for k, v in sorted(h.items()) if k != "__metadata__"))' "$1"; }
+meta() { /usr/bin/python3 -c 'import json,struct,sys
+f = open(sys.argv[1], "rb")
+m = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))["__metadata__"]
+print(*(m.get(k, "-") for k in sys.argv[2:]))' "$@"; }
 for format in timm hf dinov2; do
     expect 0 "export $format" "$radapt" export "${adapted[@]}" --format $format --out $format.safetensors
     says "adapter.safetensors" out
-    expect 0 "$format read again" "$radapt" export --backbone $format.safetensors --backbone-heads 2 --adapter none --format dinov2 \
-        --out "$format.again.safetensors" -q
+    [ "$(meta $format.safetensors heads method trained_side)" = "2 apla 64" ] || fail "$format: its metadata"
+    expect 0 "$format again" "$radapt" export "${adapted[@]}" --format $format --out same.safetensors
+    cmp $format.safetensors same.safetensors || fail "$format: not the same bytes again"
+    expect 0 "$format read again" "$radapt" export --backbone $format.safetensors --adapter none --format dinov2 \
+        --out "$format.again.safetensors"
+    ! grep -q "backbone.normalisation" log || fail "$format: its normalisation is guessed"
 done
 expect 0 "as it was" "$radapt" export "${adapted[@]}" --adapter none --out plain.safetensors
 ! cmp -s plain.safetensors timm.safetensors || fail "the adapter is not in what was exported"
-cmp dinov2.safetensors dinov2.again.safetensors || fail "what was exported is not what is read"
+values() { /usr/bin/python3 -c 'import struct,sys
+f = open(sys.argv[1], "rb")
+f.seek(8 + struct.unpack("<Q", f.read(8))[0])
+sys.stdout.buffer.write(f.read())' "$1"; }
+[ "$(names dinov2.safetensors)" = "$(names dinov2.again.safetensors)" ] || fail "other tensors than were exported"
+cmp <(values dinov2.safetensors) <(values dinov2.again.safetensors) || fail "what was exported is not what is read"
 cmp timm.again.safetensors dinov2.again.safetensors || fail "timm's and DINOv2's weights differ"
 [ "$(names hf.again.safetensors)" = "$(names dinov2.safetensors)" ] || fail "Hugging Face's weights have other shapes"
 model=$(echo work/runs/finetune-*/model.safetensors)
 expect 0 "a fine-tuned model" "$radapt" export --model "$model" --format timm --out tuned.safetensors --json
 names tuned.safetensors >out
 says "head.weight\[[0-9]*, 64\]" out
+[ "$(meta tuned.safetensors heads trained_side)" = "2 64" ] || fail "a fine-tuned model's metadata"
+expect 64 "--model and a normalisation" "$radapt" export --model "$model" --normalisation half --out x.safetensors
+one_line
 expect 0 "without its classifier" "$radapt" export --model "$model" --format hf --out tuned.hf.safetensors
 says "Without its classifier" out
+hf=(export --backbone timm.safetensors --adapter none --format hf -q)
+for out in hub/deep/ hub/deep hub/deep/model.safetensors; do # made, there, there by the file's name: the same files
+    expect 0 "for from_pretrained: $out" "$radapt" "${hf[@]}" --out $out
+    says "from_pretrained takes the folder" out
+    [ "$(cd hub/deep && echo *)" = "config.json model.safetensors preprocessor_config.json" ] || fail "in the folder: $(ls hub/deep)"
+done
+[ "$(value hub/deep/config.json model_type) $(value hub/deep/config.json num_attention_heads)" = "vit 2" ] || fail "config.json"
+[ "$(value hub/deep/preprocessor_config.json size.height)" = 64 ] || fail "preprocessor_config.json"
+echo '{"mine": 1}' >hub/deep/config.json
+cp hub/deep/model.safetensors hub/before
+expect 1 "somebody else's config.json" "$radapt" "${hf[@]}" --backbone dinov2.safetensors --normalisation half --out hub/deep
+one_line
+says "another config.json is there" log
+[ "$(cat hub/deep/config.json)" = '{"mine": 1}' ] || fail "it was overwritten"
+cmp hub/deep/model.safetensors hub/before || fail "the model was overwritten, its configuration was not"
+expect 0 "the state dict alone" "$radapt" "${hf[@]}" --out hub/alone.safetensors
+expect 0 "said alone" "$radapt" "${hf[@]}" -n --out hub/nothing
+[ "$(cd hub && echo *)" = "alone.safetensors before deep" ] || fail "beside it: $(ls hub)"
+rm -r hub
 expect 0 "only said" "$radapt" export "${adapted[@]}" -n --out nothing.safetensors
 [ ! -e nothing.safetensors ] || fail "a dry run wrote"
 expect 64 "nowhere to write" "$radapt" export "${adapted[@]}"
@@ -148,6 +183,24 @@ expect 1 "no such folder" "$radapt" export "${adapted[@]}" --out nowhere/x.safet
 one_line
 expect 64 "both" "$radapt" export --model "$model" --adapter none --out x.safetensors
 one_line
+expect 64 "whose normalisation" "$radapt" export "${adapted[@]}" --adapter none --normalisation dataset --out x.safetensors
+one_line
+/usr/bin/python3 - plain.safetensors bare.safetensors <<'PY' # a stranger's file: without metadata
+import json, struct, sys
+f = open(sys.argv[1], "rb")
+h = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+h.pop("__metadata__")
+text = json.dumps(h).encode()
+open(sys.argv[2], "wb").write(struct.pack("<Q", len(text)) + text + f.read())
+PY
+bare=(--backbone bare.safetensors --backbone-heads 2 --adapter none)
+expect 0 "a guess" "$radapt" export "${bare[@]}" --out guess.safetensors
+[ "$(grep -c "warn  backbone.normalisation guessed=half" log)" = 1 ] || fail "the guess is not said once: $(cat log)"
+says "DeiT" log
+[ "$(meta guess.safetensors image_mean method trained_side)" = "0.5,0.5,0.5 - -" ] || fail "the guess is not written"
+expect 0 "no guess" "$radapt" export "${bare[@]}" --normalisation imagenet --out told.safetensors
+! grep -q "backbone.normalisation" log || fail "a guess where it was told: $(cat log)"
+[ "$(meta told.safetensors image_mean)" = "0.485,0.456,0.406" ] || fail "what was told is not written"
 expect 64 "a seed for a file" "$radapt" export --backbone timm.safetensors --backbone-heads 2 --backbone-seed 3 --adapter none \
     --out x.safetensors
 one_line
@@ -190,6 +243,17 @@ named True "the same as printed" -c printed.yaml
 named False "another number" -c tiny.yaml --lr 0.0002
 expect 0 "adapt with the data set's own normalisation, on some rows" "$radapt" adapt -w early --labels export.labels.csv -c tiny.yaml \
     --normalisation dataset --rows 8
+expect 0 "export of it" "$radapt" export "${adapted[@]}" -w early --out own.safetensors
+floats() { /usr/bin/python3 -c 'import struct,sys
+print([struct.pack("f", float(x)) for x in sys.argv[1].replace("/", ",").replace(" ", ",").split(",")])' "$1"; }
+own=$(floats "$(meta own.safetensors image_mean image_std)")
+[ "$own" = "$(floats "$(meta "$(ls -t early/runs/adapt-*/adapter.safetensors | head -1)" normalisation)")" ] ||
+    fail "the adapter's own normalisation is not written"
+[ "$own" != "$(floats "$(meta timm.safetensors image_mean image_std)")" ] || fail "the normalisation is the backbone's"
+expect 0 "a classifier on what was exported, its normalisation found there" "$radapt" finetune -w early --labels export.labels.csv \
+    -c tiny.yaml --backbone own.safetensors --adapter none --method linear
+[ "$own" = "$(floats "$(meta "$(ls -t early/runs/finetune-*/model.safetensors | head -1)" bundle.normalisation)")" ] ||
+    fail "another normalisation than the exported file's"
 expect 0 "finetune with the adapter's" "$radapt" finetune -w early --labels export.labels.csv -c tiny.yaml
 named True "the adapter's again" -c tiny.yaml
 named False "the backbone's, asked for" -c tiny.yaml --normalisation auto

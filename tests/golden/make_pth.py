@@ -1,7 +1,10 @@
 """Makes torch_*.pth for tests/io/test_pth.c: state dicts as PyTorch really writes them. Value i of a tensor is
 (i - 3) / 4 in row-major order, which every type here holds exactly. Needs PyTorch; run it in this folder."""
-from collections import OrderedDict
+import argparse
+import pathlib
+from collections import Counter, OrderedDict, defaultdict
 
+import numpy
 import torch
 
 
@@ -44,6 +47,11 @@ def main():
             p.copy_(values(*p.shape))
     torch.save({"epoch": 7, "loss": 0.5, "note": "text", "teacher": {"backbone": model.state_dict()},
                 "optimizer": optimiser.state_dict(), "scales": [1, 2.5, None, True]}, "torch_nested.pth")
+    args = argparse.Namespace(arch="vit_small", lr=5e-4, out=pathlib.PurePosixPath("runs"), crops=(0.4, 1.0), seed=numpy.int32(1))
+    first = OrderedDict(list(model.state_dict().items())[:2])
+    torch.save({"args": args, "epoch": numpy.int64(3), "model": first, "loss": numpy.float32(0.5), "curve": numpy.arange(3.0),
+                "milestones": Counter([1, 1, 2]), "seen": {1, 2}, "state": defaultdict(list, a=[torch.zeros(1)]),
+                "type": torch.float16, "device": torch.device("cpu"), "last": values(4)}, "torch_training.pth")
     torch.save(model, "torch_module.pth")                                   # a whole module: code is needed to load it
     torch.save(tensors, "torch_legacy.pth", _use_new_zipfile_serialization=False)
 

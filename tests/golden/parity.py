@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Features of Vision Transformers in their true shapes, this program's beside timm's and Hugging Face's, and what
-`radapt export` writes read by these libraries.
+`radapt export` writes read by these libraries (Hugging Face's by from_pretrained of the folder).
 
     ./dev parity [--only TEXT] [--skip TEXT] [--compute f32|bf16] [--table FILE]
 
@@ -15,7 +15,6 @@ above what the library's own model in bfloat16 is away ("PyTorch in bf16"); and 
 """
 import argparse
 import gc
-import json
 import os
 import shutil
 import subprocess
@@ -31,8 +30,8 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
-from transformers import (Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig,
-                          ViTModel)
+from transformers import (AutoConfig, Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig,
+                          ViTImageProcessor, ViTModel)
 
 F32, BF16 = 1e-5, 1e-2  # errors allowed
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "g": (1536, 40, 24)}
@@ -171,29 +170,22 @@ def ours(build, weights, pixels, out, compute, heads):
     return load_file(out)
 
 
-def load_exported(path, form, like, cls, heads):
-    """The library's model with the exported weights, strictly."""
-    w = load_file(path)
-    with safe_open(path, "pt") as f:
-        eps = float(f.metadata()["eps"])
+def load_exported(path, form, timm_name):
+    """The library's model with the exported weights, strictly. Hugging Face's is a folder."""
     if form == "hf":
-        folder = path + ".d"
-        os.makedirs(folder)
-        shutil.move(path, os.path.join(folder, "model.safetensors"))
-        dim, side, patch = like
-        config = dict(hidden_size=dim, num_attention_heads=heads, image_size=side, patch_size=patch,
-                      num_hidden_layers=1 + max(int(k.split(".")[2]) for k in w if k.startswith("encoder.layer.")))
-        if cls == "ViTModel":
-            model = (ViTModel, ViTConfig(intermediate_size=4 * dim, layer_norm_eps=eps, **config))
-        else:
-            kind = (Dinov2Model, Dinov2Config) if cls == "Dinov2Model" else (Dinov2WithRegistersModel, Dinov2WithRegistersConfig)
-            model = (kind[0], kind[1](use_swiglu_ffn=any("weights_in" in k for k in w), **config))
-        del w
-        extra = {"add_pooling_layer": False} if cls == "ViTModel" else {}
-        loaded, info = model[0].from_pretrained(folder, config=model[1], output_loading_info=True, **extra)
+        config = AutoConfig.from_pretrained(path)
+        cls = getattr(transformers, config.architectures[0])
+        extra = {"add_pooling_layer": False} if cls is ViTModel else {}
+        loaded, info = cls.from_pretrained(path, output_loading_info=True, **extra)
         assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+        with safe_open(os.path.join(path, "model.safetensors"), "pt") as f:
+            meta = f.metadata()
+        pixels = ViTImageProcessor.from_pretrained(path)
+        for key in ("image_mean", "image_std"):
+            assert list(getattr(pixels, key)) == [float(v) for v in meta[key].split(",")], key
         return loaded.eval()
-    model = empty(timm_model(*like))
+    w = load_file(path)
+    model = empty(timm_model(timm_name))
     if form == "dinov2":
         if packed(model):
             w = {k.replace("mlp.w12", "mlp.fc1").replace("mlp.w3", "mlp.fc2"): v for k, v in w.items()}
@@ -214,7 +206,6 @@ def run(build, scratch, computes, number, name, library, make, sides, formats):
         fill(model, number)
     hf = library == "hf"
     heads = model.config.num_attention_heads if hf else model.blocks[0].attn.num_heads
-    shape = (model.config.hidden_size if hf else model.embed_dim, sides[0], 14 if sides[0] == 518 else 16)
     pixels = {f"{s}": torch.randn(1, 3, s, s, generator=torch.Generator().manual_seed(s)) for s in sides}
     with torch.no_grad():
         want = {k: features(model, library, x) for k, x in pixels.items()}
@@ -237,13 +228,10 @@ def run(build, scratch, computes, number, name, library, make, sides, formats):
     native = str(sides[0])
     exports = {}
     for form in formats:
-        path = f"{folder}/exported.{form}.safetensors"
-        done = subprocess.run([f"{build}/radapt", "export", "--backbone", weights, "--backbone-heads", str(heads), "--adapter",
-                               "none", "--format", form, "--out", path, "--json", "-q"], check=True, capture_output=True,
-                              text=True)
-        cls = json.loads(done.stdout)["class"]
-        timm_name = "vit_tiny_patch16_224" if library == "real" else name
-        model = load_exported(path, form, shape if form == "hf" else (timm_name,), cls, heads)
+        path = f"{folder}/exported.{form}" + ("" if form == "hf" else ".safetensors")
+        subprocess.run([f"{build}/radapt", "export", "--backbone", weights, "--backbone-heads", str(heads), "--adapter", "none",
+                        "--format", form, "--out", path, "-q"], check=True, capture_output=True)
+        model = load_exported(path, form, "vit_tiny_patch16_224" if library == "real" else name)
         with torch.no_grad():
             exports[form] = error(features(model, "hf" if form == "hf" else "timm", pixels[native]), want[native])
         del model

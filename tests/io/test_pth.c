@@ -86,6 +86,20 @@ static void nested(void **state)
     weights_close(&w);
 }
 
+/* argparse.Namespace, numpy's numbers and others beside the tensors, as DINO's and iBOT's checkpoints have them. */
+static void training(void **state)
+{
+    (void)state;
+    weights_file w;
+    err e = {0};
+    ASSERT_OK(weights_open(&w, golden("torch_training.pth"), &e));
+    assert_int_equal(w.n, 3);
+    expect_values(&w, "model.0.weight", 2, 2, 6);
+    expect_values(&w, "model.0.bias", 1, 2, 2);
+    expect_values(&w, "last", 1, 4, 4);
+    weights_close(&w);
+}
+
 static void other_forms(void **state)
 {
     (void)state;
@@ -111,6 +125,9 @@ static void other_forms(void **state)
 #define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n"
 #define TENSOR_OF(storage, offset, size, stride) REBUILD "(" storage "K" offset size stride "\x89Ntr\0\0\0\0R"
 #define PLAIN TENSOR_OF(PERSISTENT(STORE, "0", "\x02"), "\0", "K\2\x85", "K\1\x85")
+#define NAMESPACE "cargparse\nNamespace\n"
+/* ... and something beside it */
+#define BESIDE(value) "\x80\2}(U\1o" value "U\1t" PLAIN "u."
 #define DICT(value) "\x80\2}U\1t" value "s."
 #define CODE(s) s, sizeof s - 1
 
@@ -154,12 +171,35 @@ static const struct {
      CODE(DICT(TENSOR_OF(PERSISTENT(STORE, "0", "\2"), "\0", "(K\1K\1K\1K\1K\1K\1K\1K\1K\1t",
                          "(K\1K\1K\1K\1K\1K\1K\1K\1K\1t"))),
      ERR_UNSUPPORTED, "dimensions"},
-    {"os.system", CODE("\x80\2cos\nsystem\n(U\x04trueR."), ERR_FORMAT, "os.system"},
-    {"os.system by the stack", CODE("\x80\4\x8c\2os\x8c\6system\x93(U\x04trueR."), ERR_FORMAT, "os.system"},
+    {"os.system", CODE("\x80\2cos\nsystem\n(U\x04truetR."), ERR_FORMAT, "os.system"},
+    {"os.system by the stack", CODE("\x80\4\x8c\2os\x8c\6system\x93(U\x04truetR."), ERR_FORMAT, "os.system"},
     {"eval in a tensor", CODE(DICT("c__builtin__\neval\n(U\1xtR")), ERR_FORMAT, "__builtin__.eval"},
     {"escapes in a name", CODE("\x80\2c\x1b[2J\nx\n."), ERR_FORMAT, "?[2J.x"},
     {"instances", CODE("\x80\2(ios\nsystem\n."), ERR_FORMAT, "instruction 0x69"},
-    {"objects", CODE("\x80\2ctorch\nSize\n)\x81."), ERR_FORMAT, "instruction 0x81"},
+    {"objects", CODE("\x80\2ctorch\nSize\n)\x81."), ERR_FORMAT, "object"},
+    {"an unknown object", CODE(BESIDE(NAMESPACE ")\x81}U\1aK\1sb")), ERR_OK, NULL},
+    {"an unknown object by keywords", CODE(BESIDE(NAMESPACE ")}\x92")), ERR_OK, NULL},
+    {"an unknown call", CODE(BESIDE("cos\nsystem\n(U\4truetR")), ERR_OK, NULL},
+    {"a call of its result", CODE(BESIDE("cos\nsystem\n(U\4truetR)R")), ERR_OK, NULL},
+    {"an unknown dict", CODE(BESIDE("ccollections\ndefaultdict\n)R(U\1t" PLAIN "U\1bK\1u")), ERR_OK, NULL},
+    {"an unknown list", CODE(BESIDE("ccollections\ndeque\n)R(K\1K\1e")), ERR_OK, NULL},
+    {"an unknown key", CODE("\x80\2}(" NAMESPACE "K\1U\1t" PLAIN "u."), ERR_OK, NULL},
+    {"unknown in itself", CODE(BESIDE(NAMESPACE ")\x81q\0h\0b")), ERR_OK, NULL},
+    {"an unknown object alone", CODE("\x80\2" NAMESPACE ")\x81}b."), ERR_FORMAT, "argparse.Namespace"},
+    {"half a key of the unknown", CODE(BESIDE(NAMESPACE "(K\1u")), ERR_FORMAT, "without a value"},
+    {"unknown without arguments", CODE("\x80\2" NAMESPACE "\x81."), ERR_FORMAT, NULL},
+    {"an unknown tensor", CODE(BESIDE("ctorch._utils\n_rebuild_qtensor\n)R")), ERR_FORMAT, "_rebuild_qtensor"},
+    {"a parameter of the unknown", CODE(DICT("ctorch._utils\n_rebuild_parameter\n(" NAMESPACE "\x89NtR")), ERR_FORMAT,
+     "argparse.Namespace"},
+    {"an unknown storage class",
+     CODE(DICT(TENSOR_OF(PERSISTENT("ctorch\nQInt8Storage\n", "0", "\2"), "\0", "K\2\x85", "K\1\x85"))), ERR_FORMAT,
+     "torch.QInt8Storage"},
+    {"an unknown storage", CODE(DICT(TENSOR_OF(NAMESPACE, "\0", "K\2\x85", "K\1\x85"))), ERR_FORMAT,
+     "argparse.Namespace"},
+    {"an unknown offset", CODE(DICT(REBUILD "(" PERSISTENT(STORE, "0", "\2") NAMESPACE "K\2\x85K\1\x85\x89NtR")),
+     ERR_FORMAT, "begins nowhere"},
+    {"an unknown size", CODE(DICT(TENSOR_OF(PERSISTENT(STORE, "0", "\2"), "\0", NAMESPACE, "K\1\x85"))), ERR_FORMAT,
+     "shape"},
     {"a storage is called", CODE("\x80\2ctorch\nFloatStorage\n)R."), ERR_FORMAT, "arguments"},
     {"a number is called", CODE("\x80\2K\1)R."), ERR_FORMAT, "call"},
     {"ordered, from a list", CODE("\x80\2ccollections\nOrderedDict\n]\x85R."), ERR_FORMAT, "arguments"},
@@ -340,9 +380,13 @@ static void mutations(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(flat),     cmocka_unit_test(nested),          cmocka_unit_test(other_forms),
-        cmocka_unit_test(doubling), cmocka_unit_test(hostile_pickles), cmocka_unit_test(hostile_archives),
-        cmocka_unit_test(mutations)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(flat),
+                                       cmocka_unit_test(nested),
+                                       cmocka_unit_test(training),
+                                       cmocka_unit_test(other_forms),
+                                       cmocka_unit_test(doubling),
+                                       cmocka_unit_test(hostile_pickles),
+                                       cmocka_unit_test(hostile_archives),
+                                       cmocka_unit_test(mutations)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,7 +37,8 @@ static void write_part(const char *file, const char *a, const char *b, float val
     err e = {0};
     const float v[2] = {value, value + 1};
     tensor t[] = {{.name = a, .dims = 1, .shape = {2}, .data = v}, {.name = b, .dims = 1, .shape = {1}, .data = v}};
-    ASSERT_OK(safetensors_write(in_folder(file), t, b ? 2 : 1, NULL, NULL, 0, &e));
+    const char *key = "from", *from = file;
+    ASSERT_OK(safetensors_write(in_folder(file), t, b ? 2 : 1, &key, &from, 1, &e));
 }
 
 static int set_up(void **state)
@@ -135,6 +136,8 @@ static void values(void **state)
         assert_true(v[0] == rows[i].first && v[1] == rows[i].first + 1);
     }
     assert_null(weights_find(&w, "unlisted"));
+    assert_string_equal(weights_meta(&w, "from"), "two.safetensors"); /* the part that comes first */
+    assert_null(weights_meta(&w, "to"));
     weights_close(&w);
     ASSERT_OK(weights_open(&w, in_folder("two.safetensors"), &e));
     assert_non_null(weights_find(&w, "unlisted"));

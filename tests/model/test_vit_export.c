@@ -5,6 +5,7 @@
 #include "tests/model/state_dict.h"
 
 enum { B = 2, C = 24 };
+#define OWN "0.485,0.25,0.3/0.1,0.123456789,1.5"
 
 static const dict_spec dinov2 = {.names = NAMES_DINOV2,
                                  .dim = C,
@@ -84,7 +85,7 @@ static vit *trained(device *d, const char *what, bool lora)
     peft_spec spec = {.method = METHOD_FULL};
     if (lora) spec = (peft_spec){.method = METHOD_LORA, .rank = 2, .alpha = 4, .targets = PEFT_K | PEFT_FC1 | PEFT_FC2};
     dict_write(&s, dict_path());
-    ASSERT_OK(vit_open(&m, d, &(vit_source){.path = dict_path(), .heads = 3}, &e));
+    ASSERT_OK(vit_open(&m, d, &(vit_source){.path = dict_path(), .heads = 3, .normalisation = OWN}, &e));
     unlink(dict_path());
     ASSERT_OK(vit_train(m, &spec, &ps, &e));
     for (size_t p = 0; p < ps.n; p++) {
@@ -128,6 +129,7 @@ static void read_again(void **state)
         size_t row = i / 6, format = i / 2 % 3, n, again_n;
         vit *m = trained(&d, rows[row].what, i % 2), *again;
         bool vit_model = rows[row].class[format] && !strcmp(rows[row].class[format], "ViTModel");
+        char numbers[2][VIT_NORMALISATION_TEXT];
         bool masked = !vit_model && formats[format] != VIT_NAMES_TIMM; /* there is no mask token */
         err_code rc = vit_export(m, formats[format], export_path(), NULL, &e);
         if (!rows[row].class[format]) {
@@ -139,12 +141,17 @@ static void read_again(void **state)
         }
         ASSERT_OK(rc);
         float *before = forward(m, masked, &n);
-        ASSERT_OK(vit_open(&again, &d, &(vit_source){.path = export_path(), .heads = 3}, &e));
+        ASSERT_OK(vit_open(&again, &d, &(vit_source){.path = export_path()}, &e));
+        assert_int_equal(vit_get_config(again)->heads, 3); /* width 24: by no guess */
+        assert_int_equal(vit_normalisation_from(again), VIT_NORMALISATION_FILE);
+        vit_normalisation_text(m, numbers[0]);
+        vit_normalisation_text(again, numbers[1]);
+        assert_string_equal(numbers[0], numbers[1]);
         float *after = forward(again, masked, &again_n);
         assert_int_equal(n, again_n);
         double worst = 0;
         for (size_t k = 0; k < n; k++) worst = fmax(worst, fabs((double)before[k] - after[k]));
-        if (worst > (vit_model ? 1e-4 : 0)) fail_msg("%s as %zu: %g away", rows[row].what, format, worst); /* eps */
+        if (worst > 0) fail_msg("%s as %zu: %g away", rows[row].what, format, worst);
         safetensors f;
         ASSERT_OK(safetensors_open(&f, export_path(), &e));
         assert_string_equal(safetensors_meta(&f, "class"), rows[row].class[format]);
@@ -157,6 +164,51 @@ static void read_again(void **state)
         vit_close(again);
         unlink(export_path());
     }
+    device_close(&d);
+}
+
+/* What the metadata says, byte for byte the same each time; and what is told on loading comes first. */
+static void metadata(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key, *value[2];
+    } rows[] = {{"format", {"pt", "pt"}},
+                {"class", {"Dinov2Model", "Dinov2Model"}},
+                {"heads", {"3", "3"}},
+                {"eps", {"1e-06", "1e-06"}},
+                {"image_size", {"12", "12"}},
+                {"image_mean", {"0.485,0.25,0.3", "0.485,0.25,0.3"}},
+                {"image_std", {"0.1,0.12345679,1.5", "0.1,0.12345679,1.5"}},
+                {"method", {NULL, "apla,lora"}},
+                {"trained_side", {NULL, "8"}}};
+    static const vit_export_note notes[] = {{0}, {.method = "apla,lora", .trained_side = 8}};
+    device d;
+    err e = {0};
+    char first[HASH_HEX], second[HASH_HEX];
+    ASSERT_OK(device_open_cpu(&d, 1, COMPUTE_F32, &e));
+    vit *m = trained(&d, "dinov2", false), *told;
+    for (int i = 0; i < 2; i++) {
+        safetensors f;
+        for (int k = 0; k < 2; k++) {
+            ASSERT_OK(vit_export(m, VIT_NAMES_HF_DINOV2, export_path(), &notes[i], &e));
+            ASSERT_OK(hash_file(export_path(), k ? second : first, &e));
+        }
+        assert_string_equal(first, second);
+        ASSERT_OK(safetensors_open(&f, export_path(), &e));
+        for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
+            const char *found = safetensors_meta(&f, rows[k].key), *want = rows[k].value[i];
+            if (!found != !want || (want && strcmp(found, want) != 0)) fail_msg("%s: %s", rows[k].key, found);
+        }
+        assert_string_equal(safetensors_meta(&f, "backbone_hash"), vit_hash(m));
+        safetensors_close(&f);
+    }
+    ASSERT_OK(vit_open(&told, &d, &(vit_source){.path = export_path(), .heads = 2, .normalisation = "half"}, &e));
+    assert_true(vit_get_config(told)->heads == 2 && vit_get_config(told)->mean[0] == 0.5f);
+    assert_int_equal(vit_normalisation_from(told), VIT_NORMALISATION_GIVEN);
+    unlink(export_path());
+    vit_close(told);
+    vit_close(m);
     device_close(&d);
 }
 
@@ -204,8 +256,9 @@ static void names_and_shapes(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         vit *m = trained(&d, rows[i].what, false);
         vit_export_head head = {weight, bias, 5};
+        vit_export_note note = {.head = strstr(rows[i].what, "head") ? &head : NULL};
         safetensors f;
-        ASSERT_OK(vit_export(m, rows[i].format, export_path(), strstr(rows[i].what, "head") ? &head : NULL, &e));
+        ASSERT_OK(vit_export(m, rows[i].format, export_path(), &note, &e));
         ASSERT_OK(safetensors_open(&f, export_path(), &e));
         const tensor *t = safetensors_find(&f, rows[i].name);
         if (!t || f.n != rows[i].n) fail_msg("row %zu: %zu tensors, %s", i, f.n, t ? "and it" : "without it");
@@ -244,7 +297,7 @@ static void prompts_are_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(read_again), cmocka_unit_test(names_and_shapes),
-                                       cmocka_unit_test(prompts_are_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(read_again), cmocka_unit_test(metadata),
+                                       cmocka_unit_test(names_and_shapes), cmocka_unit_test(prompts_are_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -372,6 +372,50 @@ static void named_shapes(void **state)
     }
 }
 
+/* What the caller says, then what radapt's own files say, then a guess that knows when it may be wrong. */
+static void normalisation(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *what, *told, *mean, *std;
+        bool layer_scale, mask_token;
+        vit_normalisation_source from;
+        float first;
+    } rows[] = {
+        {"DINOv2", NULL, NULL, NULL, true, true, VIT_NORMALISATION_GUESSED, 0.485f},
+        {"timm's of DINOv2", "auto", NULL, NULL, true, false, VIT_NORMALISATION_GUESSED, 0.485f},
+        {"AugReg or DeiT", "auto", NULL, NULL, false, false, VIT_NORMALISATION_DOUBTED, 0.5f},
+        {"told", "imagenet", NULL, NULL, false, false, VIT_NORMALISATION_GIVEN, 0.485f},
+        {"told by numbers", "0.1,0.1,0.1/1,1,1", "0.25,0,0", "1,1,1", false, false, VIT_NORMALISATION_GIVEN, 0.1f},
+        {"its own", "auto", "0.25,0,0", "1,1,1", false, false, VIT_NORMALISATION_FILE, 0.25f},
+        {"its own, and told", "imagenet", "0.25,0,0", "1,1,1", false, false, VIT_NORMALISATION_GIVEN, 0.485f},
+        {"no deviation", "auto", "0.25,0,0", NULL, false, false, VIT_NORMALISATION_DOUBTED, 0.5f},
+        {"a deviation of 0", "auto", "0.25,0,0", "1,0,1", false, false, VIT_NORMALISATION_DOUBTED, 0.5f},
+        {"no numbers", "auto", "[0.25, 0, 0]", "[1, 1, 1]", true, true, VIT_NORMALISATION_GUESSED, 0.485f},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        dict_spec s = whole;
+        safetensors f;
+        vit *m;
+        err e = {0};
+        const char *keys[] = {"image_mean", "image_std", "heads"}, *values[] = {rows[i].mean, rows[i].std, "none"};
+        size_t n = !rows[i].mean ? 0 : rows[i].std ? 3 : 1;
+        s.layer_scale = rows[i].layer_scale;
+        s.mask_token = rows[i].mask_token;
+        if (!s.mask_token) s.names = NAMES_TIMM;
+        dict_write(&s, dict_path());
+        ASSERT_OK(safetensors_open(&f, dict_path(), &e));
+        ASSERT_OK(safetensors_write(dict_path(), f.tensors, f.n, keys, values, n, &e));
+        safetensors_close(&f);
+        vit_source source = {.path = dict_path(), .heads = 3, .normalisation = rows[i].told};
+        ASSERT_OK(vit_open(&m, the_device(), &source, &e));
+        if (vit_normalisation_from(m) != rows[i].from || vit_get_config(m)->mean[0] != rows[i].first)
+            fail_msg("%s: %d, %g", rows[i].what, vit_normalisation_from(m), (double)vit_get_config(m)->mean[0]);
+        vit_close(m);
+        unlink(dict_path());
+    }
+}
+
 static void random_weights(void **state)
 {
     (void)state;
@@ -419,6 +463,7 @@ int main(void)
         cmocka_unit_test(two_models),
         cmocka_unit_test(heads_are_guessed),
         cmocka_unit_test(named_shapes),
+        cmocka_unit_test(normalisation),
         cmocka_unit_test(random_weights),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
