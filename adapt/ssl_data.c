@@ -13,12 +13,15 @@ static size_t to_patches(int size, int patch)
     return (size_t)(n < 1 ? 1 : n) * (size_t)patch;
 }
 
-/* Sides of the crops: as given, else as the model will see frames, and DINOv2's 98 of 224 of that. */
+/* Sides of the crops: as given, else as the model will see frames, and DINOv2's 98 of 224 of that: three patches at
+ * least, where the global crops have more, since two tell little of a picture. */
 static void crop_sizes(ssl_data *s, const ssl_options *o, int patch)
 {
     int global = o->global_size ? o->global_size : o->view.size;
     s->global_size = to_patches(global, patch);
     s->local_size = to_patches(o->local_size ? o->local_size : (global * 98 + 112) / 224, patch);
+    size_t three = 3 * (size_t)patch;
+    if (!o->local_size && s->local_size < three && s->global_size > three) s->local_size = three;
 }
 
 enum { AT_ONCE = 8 }; /* squares made at once */

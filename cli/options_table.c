@@ -256,7 +256,7 @@ const option_def options_table[] = {
     PAIR("adapt", "mask-ratio", NULL, 0, 1, ADAPT, HEAD, "share of their patches, from and to"),
 
     INT("adapt", "global-size", NULL, 0, 2048, ADAPT, AUG, "side of the global crops, in pixels; 0: --size"),
-    INT("adapt", "local-size", NULL, 0, 2048, ADAPT, AUG, "side of the local crops; 0: about 98 of 224 of that"),
+    INT("adapt", "local-size", NULL, 0, 2048, ADAPT, AUG, "side of the local crops; 0: about 98 of 224 of that, three patches at least"),
     INT("adapt", "locals", NULL, 0, 64, ADAPT, AUG, "local crops a frame"),
     INT("adapt", "crop-from", NULL, 0, 4096, ADAPT, AUG,
         "cut crops from the frame squeezed into a square of that side, in 8 bits; 0: from the frame itself"),

@@ -12,6 +12,8 @@ void augment_defaults(augment_options *o)
     augment_essa(o);
     o->window = 0.1f;
     o->solarize_grey = 0;
+    o->global_scale[0] = o->local_scale[1] = 0.5f;
+    o->local_scale[0] = 0.2f;
     o->brightness = o->contrast = 0.3f;
 }
 

@@ -11,10 +11,11 @@
 typedef enum { CROP_GLOBAL1, CROP_GLOBAL2, CROP_LOCAL } crop_role;
 
 typedef struct {
-    float global_scale[2], local_scale[2];       /* share of the area: [0.32,1], [0.05,0.32] */
-    float ratio[2];                              /* aspect, log-uniform: [3/4,4/3] */
-    float flip;                                  /* probability; 0.5 */
-    float jitter;                                /* probability of brightness/contrast(/saturation/hue): 0.8 */
+    float global_scale[2],
+        local_scale[2]; /* share of the area: [0.5,1], [0.2,0.5]; as published [0.32,1], [0.05,0.32] */
+    float ratio[2];     /* aspect, log-uniform: [3/4,4/3] */
+    float flip;         /* probability; 0.5 */
+    float jitter;       /* probability of brightness/contrast(/saturation/hue): 0.8 */
     float brightness, contrast, saturation, hue; /* each U(-x, x) */
     float gray;                                  /* probability; RGB only */
     float blur[3];                               /* probability by role: 1.0, 0.1, 0.5 */
@@ -24,7 +25,7 @@ typedef struct {
     float window; /* CT, MR, NIfTI: centre moves by U(-x, x) of the width, width changes by U(-x, x) */
 } augment_options;
 
-void augment_defaults(augment_options *o); /* grey-safe */
+void augment_defaults(augment_options *o); /* grey-safe, and of larger parts of the frame */
 void augment_essa(augment_options *o);     /* the published recipe, whose window is fixed */
 crop_params augment_ssl(const augment_options *o, const frame_info *f, crop_role role, rng *r);
 /* Supervised training: area scale, flip, brightness and contrast of U(-jitter, jitter). scale e.g. {0.8,1.2}: above 1
