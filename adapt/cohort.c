@@ -11,13 +11,14 @@
 #include "base/progress.h"
 #include "base/stop.h"
 
-/* Everything a result depends on besides the pixels themselves, whose keys are those of their SOP Instance UIDs. */
 /* A frame: which one it is, its pixels, and how they are to be seen. */
 static void hash_frame(hash *h, const frame_info *f)
 {
-    const int32_t number[] = {
-        f->frame, f->rows, f->columns, f->channels, f->invert, f->window.present, (int32_t)f->window.function};
-    const double value[] = {f->slope, f->intercept, f->low, f->high, f->window.center, f->window.width};
+    const int32_t number[] = {f->frame,         f->rows,   f->columns,        f->channels,
+                              (int32_t)f->type, f->invert, f->window.present, (int32_t)f->window.function,
+                              f->has_padding};
+    const double value[] = {f->slope,         f->intercept,    f->low,         f->high,
+                            f->window.center, f->window.width, f->padding_low, f->padding_high};
     hash_str(h, f->instance_key);
     hash_str(h, f->modality);
     hash_add(h, number, sizeof number);
@@ -25,6 +26,7 @@ static void hash_frame(hash *h, const frame_info *f)
     hash_add(h, &f->checksum, sizeof f->checksum);
 }
 
+/* Everything that a result depends on beside the options. */
 static void hash_data(cohort *c)
 {
     hash *h = hash_new();

@@ -38,7 +38,7 @@ typedef struct cohort {
     char (
         *labels)[65]; /* sorted by name; by value where all are whole numbers; grades and columns as they were given */
     int n_labels, n_strata;
-    char split_hash[HASH_HEX], data_hash[HASH_HEX]; /* of split.csv; of the frames (keys, sizes) and labels */
+    char split_hash[HASH_HEX], data_hash[HASH_HEX]; /* of split.csv; of frames (keys, pixels, windows) and labels */
     /* rows of the label table, and those set aside: their image is not in the frame store; their keys name two
      * different things, or the thing is labelled twice differently; no label or no key */
     size_t rows, rows_without_image, rows_conflicting, rows_empty;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "base/stop.h"
 
 typedef struct {
     size_t out, in;
@@ -51,7 +52,6 @@ size_t dino_head_bytes(const dino_head_config *k, size_t ct_bytes)
     return m.used + state;
 }
 
-/* One param: values drawn, or zeros (std 0). */
 /* As the reference's: layers are normal, std 0.02 (its truncation is at 100 of these), prototypes what a layer of
  * PyTorch's begins with, uniform within 1/sqrt(cols): the initialiser was run before they were there. Biases are 0. */
 static float initial(bool prototypes, size_t cols, rng *r)
@@ -278,6 +278,7 @@ static err_code cluster(float *v, const float *x, size_t n, size_t K, size_t Z, 
     err_code rc = ERR_OK;
     if (!sum || !scores || !count) FAIL_DONE(rc, e, NOMEM, "no memory to initialise the head");
     for (int round = 0; round < CLUSTER_ROUNDS; round++) {
+        TRY_DONE(rc, stop_check(e));
         memset(sum, 0, K * Z * sizeof *sum);
         memset(count, 0, K * sizeof *count);
         for (size_t i = 0; i < n; i += CLUSTER_ROWS) {

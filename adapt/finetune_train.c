@@ -27,8 +27,8 @@ typedef struct {
     finetune_job *j;
     size_t batch, outputs;
     uint64_t step, steps, per_epoch, apart; /* apart: validations, in steps */
-    uint64_t known;     /* steps whose loss was read: all but the last, or all */
-    uint64_t evaluated; /* step of the last validation; UINT64_MAX: none */
+    uint64_t known;                         /* steps whose loss was read: all but the last, or all */
+    uint64_t evaluated;                     /* step of the last validation; UINT64_MAX: none */
     metrics best;
     uint64_t best_step;
     int bad; /* validations since the best */
@@ -377,8 +377,8 @@ static err_code read_losses(loop *t, uint64_t left, err *e)
     return ERR_OK;
 }
 
-/* A GPU is asked for the next step before this one's loss is read: it does not wait for the host within an epoch,
- * unless a batch's frames are more than is pinned. */
+/* A GPU is asked for the next step before this one's loss is read: it does not wait for the host between
+ * validations, * unless a batch's frames are more than is pinned. */
 static err_code train_step(loop *t, err *e)
 {
     finetune_job *j = t->j;
@@ -442,8 +442,7 @@ static err_code run(loop *t, progress *p, err *e)
     }
 }
 
-/* Where nobody says how long: an epoch of few labels is a few updates, and twenty of them would end before the learning
- * rate has risen. */
+/* Where nobody says how long. An epoch of few labels is a few updates, and twenty of them learn little (README.md). */
 static void set_length(loop *t)
 {
     enum { EPOCHS = 20, UPDATES = 300, VALIDATIONS = 40 };

@@ -11,7 +11,7 @@ typedef struct ssl_options {
     double epochs, warmup_epochs, head_warmup_epochs; /* epochs 0: ssl_data_epochs; head_warmup: backbone frozen */
     int batch, accumulate;                            /* frames a micro-batch; micro-batches an update (ssl_step.h) */
     int global_size, local_size, locals; /* sizes 0: global the view's, local the multiple of the patch that is nearest
-                                            to 98 of 224 of that */
+                                            to 98 of 224 of that, three patches at least */
     int crop_from; /* crops are cut from the frame resized to a square of that side, in 8 bits; 0: from the frame itself
                     */
     float lr, head_lr, lr_last, weight_decay, weight_decay_last, clip;

@@ -14,7 +14,7 @@ static void counts(const ssl_step *s, size_t crops, size_t *batches, size_t *eac
     size_t tokens = TOKENS_A_PROTOTYPE * s->config.head.prototypes;
     if (tokens < TOKENS || tokens > TOKENS_MOST) tokens = tokens < TOKENS ? TOKENS : TOKENS_MOST;
     *batches = (CROPS + crops - 1) / crops;
-    *each = tokens / (*batches * crops);
+    *each = (tokens + *batches * crops - 1) / (*batches * crops);
     if (*each < 2) *each = 2;
 }
 

@@ -16,7 +16,7 @@ void ssl_state_hash(ssl_run *r)
     hash *h = hash_new();
     ssl_options o = *r->o;
     const vit_config *k = vit_get_config(r->m);
-    hash_str(h, "radapt-ssl/6");
+    hash_str(h, "radapt-ssl/7");
     hash_add(h, k->mean, sizeof k->mean);
     hash_add(h, k->std, sizeof k->std);
     hash_str(h, vit_hash(r->m));
@@ -181,8 +181,7 @@ err_code ssl_state_load(ssl_run *r, err *e)
                " %d %la %la %la %la %la %la %la %la %la %ld %la",
                &r->at, &r->evaluated, &r->best_step, &r->lr_factor, &r->roll_backs, &r->bad_steps, &rolled_back,
                &t->seconds, &t->loss_first, &t->loss_last, &t->knn_start, &t->knn_best, &t->linear_start,
-               &t->linear_best, &t->rank_start, &t->rank_best, &metrics_bytes,
-               &t->waited_seconds) < 17) /* older: not waited */
+               &t->linear_best, &t->rank_start, &t->rank_best, &metrics_bytes, &t->waited_seconds) != 18)
         FAIL_DONE(rc, e, FORMAT, "%s", damaged);
     TRY_DONE(rc, load_trained(r, &s, e));
     t->rolled_back = rolled_back;

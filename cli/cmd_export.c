@@ -116,7 +116,7 @@ static err_code export_bundle(exported *x, stage *s, const char *path, err *e)
     err why = {0};
     const char *backbone = options_has(x->o, "backbone") ? options_text(x->o, "backbone") : NULL;
     if (options_given(x->o, "export.adapter")) FAIL(e, USAGE, "--model has what it was trained from: no --adapter");
-    if (options_source(x->o, "normalisation") == FROM_COMMAND_LINE)
+    if (options_source(x->o, "normalisation") == FROM_COMMAND_LINE) /* a file's may be for other commands */
         FAIL(e, USAGE, "--model has a normalisation of its own: no --normalisation");
     if (bundle_open(&b, &s->device, path, backbone, &why)) return stage_blame("--model", path, &why, e);
     vit_export_head head;

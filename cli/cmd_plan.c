@@ -16,7 +16,7 @@
 
 typedef struct {
     const options *o;
-    const char *model, *stage, *method, *device, *compute;
+    const char *model, *named, *stage, *method, *device, *compute; /* named: the option that said which model */
     vit_config shape;
     int threads;
     size_t recompute; /* blocks */
@@ -65,12 +65,15 @@ static void take_int(const options *o, const char *name, int own, int *to)
 /* --crops 2xG,NxL, or 2xG alone. */
 static err_code take_crops(const options *o, ssl_options *so, err *e)
 {
+    enum { SIDE_MOST = 2048, LOCALS_MOST = 64 }; /* as of the options that it stands for */
     const char *text = options_text(o, "plan.crops");
     int globals, side, locals = 0, local_side = 0, all = 0, two = 0;
     if (!*text) return ERR_OK;
-    sscanf(text, "%dx%d%n,%dx%d%n", &globals, &side, &two, &locals, &local_side, &all);
+    bool figures = strspn(text, "0123456789x,") == strlen(text);
+    if (figures) sscanf(text, "%4dx%4d%n,%4dx%4d%n", &globals, &side, &two, &locals, &local_side, &all);
     bool read = (all && !text[all]) || (two && !text[two]);
-    if (!read || globals != 2 || side < 1 || locals < 0 || locals > 64 || (locals && local_side < 1))
+    if (!read || globals != 2 || side < 1 || side > SIDE_MOST || locals > LOCALS_MOST || local_side > SIDE_MOST ||
+        (locals && local_side < 1))
         FAIL(e, USAGE, "--crops %.40s: two global crops and their side, then local ones: 2x224,8x98", text);
     so->global_size = side;
     so->locals = locals;
@@ -133,12 +136,12 @@ static err_code plan_once(planned *k, err *e)
     if (file_exists(k->model))
         source.path = k->model;
     else if (vit_named_config(k->model, &source.random, &why))
-        FAIL(e, NOTFOUND, "--backbone %.100s: there is no such file, and no model of that name", k->model);
+        FAIL(e, NOTFOUND, "%s %.100s: there is no such file, and no model of that name", k->named, k->model);
     TRY(op_count_open(&d, (int)options_int(o, "threads"), compute_of(o), on_cuda(k) ? OP_COUNT_CUDA : OP_COUNT_CPU, e));
     err_code rc = vit_open(&m, &d, &source, &why);
     if (rc) {
         device_close(&d);
-        return stage_blame("--backbone", k->model, &why, e);
+        return stage_blame(k->named, k->model, &why, e);
     }
     k->shape = *vit_get_config(m);
     k->threads = d.threads;
@@ -349,7 +352,9 @@ err_code cmd_plan(const options *o, int *status, err *e)
     k.context = on_cuda(&k) ? PLAN_CUDA_CONSTANT : 0;
     *status = STATUS_DONE;
     if (o->n_arguments) FAIL(e, USAGE, "plan wants no arguments: radapt plan --backbone FILE|NAME");
-    if (*k.model && options_has(o, "backbone")) FAIL(e, USAGE, "plan: --model and --backbone are the same: give one");
+    k.named = *k.model ? "--model" : "--backbone";
+    if (*k.model && options_source(o, "backbone") == FROM_COMMAND_LINE)
+        FAIL(e, USAGE, "plan: --model and --backbone are the same: give one");
     if (!*k.model) k.model = options_has(o, "backbone") ? options_text(o, "backbone") : "vit-ti/16";
     TRY(make_plan(&k, e));
     bool measured = !k.given && !on_cuda(&k) && !options_flag(o, "dry-run");

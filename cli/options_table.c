@@ -147,7 +147,7 @@ const option_def options_table[] = {
      .high = 256,
      .commands = TRAIN | IN_PLAN | IN_EXPORT,
      .group = MODELS,
-     .help = "attention heads; 0: one for every 64 channels"},
+     .help = "attention heads; 0: what the file says, else one for every 64 channels"},
     {.section = "",
      .name = "normalisation",
      .kind = OPTION_CHOICE,
@@ -157,7 +157,8 @@ const option_def options_table[] = {
      .outside = true, /* what it comes to is in a run's identity: fine-tuning's is the adapter's where nobody says */
      .group = MODELS,
      .help = "mean and deviation of pixels: as the weights were trained with, or of the training frames; fine-tuning "
-             "and export take the adapter's unless told. auto is a guess: DeiT and DINO v1 want imagenet"},
+             "and export take the adapter's unless told. auto: what the file says, else a guess: DeiT and "
+             "DINO v1 want imagenet"},
     TEXT("", "window", "auto", "WINDOW", TRAIN | IN_INSPECT, MODELS,
          "auto, header, percentile, ct3, CENTRE/WIDTH, or three of these with commas between"),
     INT("", "size", "224", 16, 2048, TRAIN | IN_INSPECT | IN_PLAN, MODELS,
@@ -256,7 +257,8 @@ const option_def options_table[] = {
     PAIR("adapt", "mask-ratio", NULL, 0, 1, ADAPT, HEAD, "share of their patches, from and to"),
 
     INT("adapt", "global-size", NULL, 0, 2048, ADAPT, AUG, "side of the global crops, in pixels; 0: --size"),
-    INT("adapt", "local-size", NULL, 0, 2048, ADAPT, AUG, "side of the local crops; 0: about 98 of 224 of that, three patches at least"),
+    INT("adapt", "local-size", NULL, 0, 2048, ADAPT, AUG,
+        "side of the local crops; 0: about 98 of 224 of that, three patches at least"),
     INT("adapt", "locals", NULL, 0, 64, ADAPT, AUG, "local crops a frame"),
     INT("adapt", "crop-from", NULL, 0, 4096, ADAPT, AUG,
         "cut crops from the frame squeezed into a square of that side, in 8 bits; 0: from the frame itself"),

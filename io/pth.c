@@ -9,6 +9,7 @@
 #include <zlib.h>
 
 #include "base/arena.h"
+#include "base/log.h"
 #include "io/pickle.h"
 
 enum { NAME_BYTES = 512, ENTRIES_MAX = 1000 * 1000, DEPTH_MAX = 8 };
@@ -270,6 +271,14 @@ static err_code pass_over(reading *r, const pickle_value *v)
     return rebuilt ? refuse_opaque(r, v) : ERR_OK;
 }
 
+static void log_passed_over(const reading *r)
+{
+    char name[PICKLE_NAME];
+    if (pickle_opaque(&r->pk, r->opaque, name))
+        log_event(LOG_INFO, "weights.passed_over", "what", LOG_STR("not a tensor, nor a dict of them"), "first",
+                  LOG_STR(name), NULL);
+}
+
 /* Every tensor under a dict. The same dict may be there many times, or in itself: no more steps than a few per cell. */
 static err_code add_all(reading *r, const pickle_value *dict, const char *prefix, int depth)
 {
@@ -317,6 +326,7 @@ static err_code read_all(reading *r, const char *path)
         FAIL(r->e, FORMAT, "the file holds no dict of tensors: save the model's state_dict()");
     TRY(add_all(r, root, "", 0));
     if (!p->n) TRY(refuse_opaque(r, r->opaque));
+    if (r->opaque) log_passed_over(r);
     if (p->n) qsort(p->tensors, p->n, sizeof *p->tensors, tensor_by_name);
     for (size_t i = 1; i < p->n; i++)
         if (!strcmp(p->tensors[i].name, p->tensors[i - 1].name))

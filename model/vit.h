@@ -74,7 +74,8 @@ vit_normalisation_source vit_normalisation_from(const vit *m);
 enum { VIT_NUMBER_TEXT = 24 };
 void vit_number_text(float x, char out[VIT_NUMBER_TEXT]);
 const char *
-vit_hash(const vit *m); /* SHA-256 over the tensors as loaded (names, shapes, fp32 values): identifies the backbone */
+vit_hash(const vit *m); /* SHA-256 over the tensors as loaded (names, shapes, fp32 values), heads,
+                         * an epsilon that is not usual; its tensors' names do not matter: identifies the backbone */
 /* A config for random init: "vit-ti/16", "vit-s/14", "vit-b/14", "vit-l/14", "vit-g/14" (SwiGLU), or
  * "dim=64,depth=2,heads=2,patch=16,grid=14". */
 err_code vit_named_config(const char *name, vit_config *out, err *e);

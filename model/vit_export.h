@@ -18,8 +18,8 @@
  *   heads, eps      attention heads; of LayerNorm: "6", "1e-06"
  *   image_size      side in pixels that the positional table is for
  *   image_mean, image_std   that pixels from 0 to 1 are normalised with: "0.485,0.456,0.406"
- *   backbone_hash   vit_hash of what it was before anything was trained
- *   method          what was trained, in that order: "apla", "apla,lora"; not there: nothing
+ *   backbone_hash   vit_hash of the backbone that was trained on
+ *   method          what was trained on it, in that order: "apla", "apla,lora"; not there: nothing
  *   trained_side    side in pixels of what training saw; not there: not known */
 #ifndef RADAPT_VIT_EXPORT_H
 #define RADAPT_VIT_EXPORT_H

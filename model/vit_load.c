@@ -168,12 +168,13 @@ static err_code read_mlp(loading *l)
 }
 
 /* What vit_export.h writes beside the tensors, where it is there and can be. */
-static void read_own_numbers(loading *l, int *heads, float *eps)
+static void read_own_numbers(const loading *l, int *heads, float *eps)
 {
+    enum { HEADS_MAX = 256 };
     const char *h = weights_meta(&l->m->file, "heads"), *x = weights_meta(&l->m->file, "eps");
     char *end = NULL;
     long n = h ? strtol(h, &end, 10) : 0;
-    if (h && !*heads && n > 0 && n <= DIM_MAX && !*end) *heads = (int)n;
+    if (h && !*heads && n > 0 && n <= HEADS_MAX && !*end && l->m->c.dim % n == 0) *heads = (int)n;
     float f = x ? strtof(x, &end) : 0;
     if (x && f > 0 && f < 0.1f && !*end) *eps = f;
 }

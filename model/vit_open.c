@@ -51,6 +51,10 @@ static err_code open_tensors(vit *m, float *values, dv *f32, err *e)
         rc = t->vector ? open_vector(m->d, t->vector, values, e)
                        : open_linear(m->d, t->linear, t->is_bias, values, f32, e);
     }
+    hash_add(h, (const int32_t[]){m->c.heads}, sizeof(int32_t));
+    /* One model under other names has another of these two: no difference that matters. */
+    bool usual = m->c.eps == 1e-6f || m->c.eps == 1e-12f;
+    if (!usual) hash_add(h, &m->c.eps, sizeof m->c.eps);
     hash_hex(h, m->hash);
     return rc;
 }

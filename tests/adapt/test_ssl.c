@@ -283,6 +283,48 @@ static void test_patch_rate(void **state)
     vit_close(m);
 }
 
+/* A device that asks to stop in the n-th of KoLeo's calls, of which a micro-batch has two. */
+static struct {
+    const op_table *own;
+    op_table table;
+    int calls, stop_at;
+} between;
+
+static void koleo_and_stop(device *d, dv *loss, dv *dx, const dv *x, float w, size_t N, size_t C)
+{
+    between.own->koleo(d, loss, dx, x, w, N, C);
+    if (++between.calls == between.stop_at) stop_request();
+}
+
+/* Asked to stop in the first of an update's two micro-batches, a run does not begin the second; it goes on to the bits
+ * of one that was not stopped. */
+static void test_between_micro_batches(void **state)
+{
+    world *w = *state;
+    err e = {0};
+    ssl_result r;
+    char a[HASH_HEX], b[HASH_HEX];
+    ssl_options o = tiny(METHOD_APLA);
+    o.accumulate = 2;
+    ASSERT_OK(adapt(w, &o, "ssl-micro", &r, &e));
+    between.own = w->d.op;
+    between.table = *w->d.op;
+    between.table.koleo = koleo_and_stop;
+    between.stop_at = 4 * 4 + 1; /* in the fifth update */
+    w->d.op = &between.table;
+    err_code rc = adapt(w, &o, "ssl-micro-parts", &r, &e);
+    w->d.op = between.own;
+    stop_clear();
+    assert_int_equal(rc, ERR_INTERRUPTED);
+    assert_int_equal(between.calls, between.stop_at + 1);
+    e = (err){0};
+    ASSERT_OK(adapt(w, &o, "ssl-micro-parts", &r, &e));
+    assert_true(r.resumed);
+    hash_of(w, "ssl-micro", "adapter.safetensors", a);
+    hash_of(w, "ssl-micro-parts", "adapter.safetensors", b);
+    assert_string_equal(a, b);
+}
+
 /* The other methods: a run that was stopped gives the bits of one that was not, and the adapter holds the trained
  * tensors alone, with the method's numbers; it can be loaded onto its backbone. */
 static void test_methods(void **state)
@@ -571,6 +613,7 @@ int main(void)
                                        cmocka_unit_test(test_full),
                                        cmocka_unit_test(test_patch_rate),
                                        cmocka_unit_test(test_choice),
+                                       cmocka_unit_test(test_between_micro_batches),
                                        cmocka_unit_test(test_methods),
                                        cmocka_unit_test(test_collapse),
                                        cmocka_unit_test(test_moments_go_back),

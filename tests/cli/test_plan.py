@@ -67,7 +67,8 @@ def other_words():
     said = plan("--gflops", "1", "--backbone", "vit-s/14", "--global-size", "112", "--locals", "3", "--local-size", "42")[0]
     assert said == plan("--gflops", "1", "--model", "vit-s/14", "--crops", "2x112,3x42")[0]
     assert plan("--gflops", "1", "--locals", "0")[0] == plan("--gflops", "1", "--crops", "2x224")[0] != said
-    for wrong in ("", "x", "2x", "3x224", "2x224,", "2x224,8", "2x224,8x98x", "2x224,-1x98", "2x0", "1x224,8x98"):
+    for wrong in ("", "x", "2x", "3x224", "2x224,", "2x224,8", "2x224,8x98x", "2x224,-1x98", "2x0", "1x224,8x98", "2x99999999999", "2x30000000", "2x224,8x4096", "2x 224",
+                  "+2x224"):
         code = run(radapt, "plan", "-q", "--gflops", "1", "--crops", wrong)[0]
         assert code == (0 if wrong == "" else 64), (wrong, code)
 

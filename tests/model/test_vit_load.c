@@ -416,6 +416,39 @@ static void normalisation(void **state)
     }
 }
 
+/* Heads and epsilon that radapt's own files say; what cannot be is as if it were not there. */
+static void own_numbers(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *heads, *eps;
+        int want_heads;
+        float want_eps;
+    } rows[] = {{"4", "1e-05", 4, 1e-5f},  {"0", "0", 2, 1e-6f},     {"-1", "-1", 2, 1e-6f},
+                {"7", "1", 2, 1e-6f},      {"1e9", "nan", 2, 1e-6f}, {"99999999999999999999", "inf", 2, 1e-6f},
+                {"2x", "1e-5x", 2, 1e-6f}, {"", "", 2, 1e-6f}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        dict_spec s = whole;
+        s.dim = 128;
+        safetensors f;
+        vit *m;
+        err e = {0};
+        const char *keys[] = {"heads", "eps"}, *values[] = {rows[i].heads, rows[i].eps};
+        dict_write(&s, dict_path());
+        ASSERT_OK(safetensors_open(&f, dict_path(), &e));
+        ASSERT_OK(safetensors_write(dict_path(), f.tensors, f.n, keys, values, 2, &e));
+        safetensors_close(&f);
+        vit_source source = {.path = dict_path()};
+        err_code rc = vit_open(&m, the_device(), &source, &e);
+        print_message("%s %s: %s\n", rows[i].heads, rows[i].eps, rc ? e.msg : "opened");
+        ASSERT_OK(rc);
+        assert_int_equal(vit_get_config(m)->heads, rows[i].want_heads);
+        assert_true(vit_get_config(m)->eps == rows[i].want_eps);
+        vit_close(m);
+        unlink(dict_path());
+    }
+}
+
 static void random_weights(void **state)
 {
     (void)state;
@@ -464,6 +497,7 @@ int main(void)
         cmocka_unit_test(heads_are_guessed),
         cmocka_unit_test(named_shapes),
         cmocka_unit_test(normalisation),
+        cmocka_unit_test(own_numbers),
         cmocka_unit_test(random_weights),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
