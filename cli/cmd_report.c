@@ -1,8 +1,8 @@
 /* cmd_report.c: `radapt report`: findings -> one structured report a study, WORK/reports/<study>.dcm.
  *
  * A report is written beside its place first: where the one that is there has the same SOP Instance UID (a function of
- * study, model and findings), it stays untouched. reports-<8 hex>.json in the predict run says that all were written.
- */
+ * study, model and findings), it stays untouched. WORK/runs/reports-<8 hex>.json says of which findings, and by which
+ * options, the folder's reports are: there is one at most. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -107,34 +107,33 @@ static bool is_done(const char *marker, const findings *f, report_outcome *out)
     return true;
 }
 
-/* Markers of calls with other options say nothing true any more once reports are about to be replaced. */
-static void unmark(const char *marker)
+/* Markers of other findings or options say nothing true any more once reports are about to be replaced. */
+static void unmark(const stage *s)
 {
     char folder[FILE_PATH_MAX], path[FILE_PATH_MAX];
-    const char *slash = strrchr(marker, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - marker) : 1, slash ? marker : ".");
-    DIR *d = opendir(folder);
+    DIR *d = file_path(folder, NULL, "%s/runs", s->work) ? NULL : opendir(folder);
     for (struct dirent *f; d && (f = readdir(d));)
         if (!strncmp(f->d_name, "reports-", 8) && !file_path(path, NULL, "%s/%s", folder, f->d_name)) unlink(path);
     if (d) closedir(d);
 }
 
-static err_code mark(const char *marker, const report_outcome *out, err *e)
+static err_code mark(const stage *s, const char *marker, const report_outcome *out, err *e)
 {
-    char text[160];
+    char text[160], folder[FILE_PATH_MAX];
+    TRY(file_path(folder, e, "%s/runs", s->work));
+    TRY(file_mkdirs(folder, e)); /* findings may come from elsewhere */
     int n = snprintf(text, sizeof text, "{\"reports\":%zu,\"no_report_possible\":%zu,\"refused\":%zu}\n",
                      out->written + out->kept, out->impossible, out->failed);
     return file_write(marker, text, (size_t)n, e);
 }
 
-/* Beside the findings: reports-<8 hex of all that decides what the reports are>.json. */
+/* WORK/runs/reports-<8 hex of all that decides what the reports are>.json. */
 static err_code marker_path(const stage *s, const char *from, char out[FILE_PATH_MAX], err *e)
 {
     char digest[HASH_HEX], id[STAGE_ID];
-    const char *slash = strrchr(from, '/');
     TRY(hash_file(from, digest, e));
     TRY(stage_run_id(s, id, e, "reports", IN_REPORT, digest, NULL));
-    return file_path(out, e, "%.*s%s.json", slash ? (int)(slash - from + 1) : 0, from, id);
+    return file_path(out, e, "%s/runs/%s.json", s->work, id);
 }
 
 err_code cmd_report_stage(stage *s, const char *from, report_outcome *out, err *e)
@@ -165,9 +164,9 @@ err_code cmd_report_stage(stage *s, const char *from, report_outcome *out, err *
             rc = file_mkdirs(out->folder, e);
             if (!rc && chmod(out->folder, 0700)) /* reports name patients */
                 rc = err_errno(e, errno, __FILE__, __LINE__, "cannot keep the reports' folder to its owner");
-            unmark(marker);
+            unmark(s);
             if (!rc) rc = write_all(s, &f, &how, out, e);
-            if (!rc) rc = mark(marker, out, e);
+            if (!rc) rc = mark(s, marker, out, e);
         }
     }
     findings_fini(&f);

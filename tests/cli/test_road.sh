@@ -113,6 +113,18 @@ expect 0 "evaluate" "$radapt" evaluate -w work --labels export.labels.csv -c tin
 expect 3 "prepare" "$radapt" prepare -w work -c tiny.yaml
 says "^nothing to do" out
 
+echo "== another model's reports are not this one's"
+cp -a work other
+expect 0 "another model" "$radapt" finetune -w other --labels export.labels.csv -c tiny.yaml --head-init zero
+expect 0 "what it finds" "$radapt" predict -w other -c tiny.yaml
+expect 0 "its reports" "$radapt" report -w other -c tiny.yaml
+says "^$studies reports written" out
+expect 3 "the first model again" "${run[@]}" -o other
+says "^Report  *$studies written" out
+expect 3 "and once more" "${run[@]}" -o other
+says "^nothing to do" out
+rm -r other
+
 echo "== export"
 adapted=(-w work --backbone "dim=64,depth=2,heads=2,patch=16,grid=4" -q)
 names() { /usr/bin/python3 -c 'import json,struct,sys
