@@ -121,7 +121,7 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
 {
     const options *o = s->o;
     ssl_options so;
-    char folder[FILE_PATH_MAX], result[FILE_PATH_MAX], note[512], normalisation[VIT_NORMALISATION_TEXT];
+    char folder[FILE_PATH_MAX], note[512], normalisation[VIT_NORMALISATION_TEXT];
     bool automatic;
     *out = (adapt_outcome){.frames = 0};
     TRY(stage_cohort(s, true, e));
@@ -138,12 +138,13 @@ err_code cmd_adapt_stage(stage *s, adapt_outcome *out, err *e)
     stage_normalisation_id(s, normalisation);
     TRY(stage_run_id(s, out->id, e, "adapt", IN_ADAPT, backbone, data, split, normalisation, NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));
-    TRY(stage_run_path(s, result, out->id, "result.json", e));
+    bool done;
+    TRY(stage_run_done(s, out->id, "adapter.safetensors", &done, e));
     if (options_flag(o, "dry-run")) {
-        out->ssl.already_done = file_exists(result);
+        out->ssl.already_done = done;
         return ERR_OK;
     }
-    if (!file_exists(result)) {
+    if (!done) {
         memory_check k = {s, &so, out->frames};
         TRY(recompute_settle(automatic, vit_get_config(s->vit)->depth, fits, &k, &so.recompute, e));
         TRY(stage_normalise(s, &so.view, e));

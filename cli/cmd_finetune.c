@@ -264,7 +264,7 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     peft_spec spec, base;
     finetune_options fo;
     bool automatic;
-    char from[HASH_HEX], codes[HASH_HEX], params[PARAMS_TEXT], folder[FILE_PATH_MAX], note[640], result[FILE_PATH_MAX];
+    char from[HASH_HEX], codes[HASH_HEX], params[PARAMS_TEXT], folder[FILE_PATH_MAX], note[640];
     defaults(o, &fo);
     TRY(stage_view(s, &fo.view, e));
     TRY(prepare_params(s, adapter, &fo.view, &spec, &base, from, &out->adapted, e));
@@ -279,12 +279,13 @@ static err_code finetune(stage *s, const char *adapter, bundle_info *info, finet
     TRY(stage_run_id(s, out->id, e, "finetune", IN_FINETUNE, info->backbone, from, data, split, codes, params, NULL));
     TRY(stage_run_path(s, folder, out->id, "", e));
     TRY(stage_run_path(s, out->model, out->id, "model.safetensors", e));
-    TRY(stage_run_path(s, result, out->id, "result.json", e));
+    bool done;
+    TRY(stage_run_done(s, out->id, "model.safetensors", &done, e));
     if (options_flag(o, "dry-run")) {
-        out->result.already_done = file_exists(result);
+        out->result.already_done = done;
         return ERR_OK;
     }
-    if (!file_exists(result)) {
+    if (!done) {
         memory_check k = {s, &fo, &spec};
         TRY(recompute_settle(automatic, vit_get_config(s->vit)->depth, fits, &k, &fo.recompute, e));
         TRY(stage_check(s, e));

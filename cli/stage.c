@@ -340,6 +340,19 @@ err_code stage_run_path(const stage *s, char path[FILE_PATH_MAX], const char *id
     return file_path(path, e, "%s/runs/%s%s%s", s->work, id, *file ? "/" : "", file);
 }
 
+err_code stage_run_done(const stage *s, const char *id, const char *product, bool *done, err *e)
+{
+    char result[FILE_PATH_MAX], path[FILE_PATH_MAX];
+    TRY(stage_run_path(s, result, id, "result.json", e));
+    TRY(stage_run_path(s, path, id, product, e));
+    *done = file_exists(result) && file_exists(path);
+    if (*done || !file_exists(result) || options_flag(s->o, "dry-run")) return ERR_OK;
+    log_event(LOG_WARN, "run.lost", "run", LOG_STR(id), "lost", LOG_STR(product), "meaning",
+              LOG_STR("it was done, but what it made is gone: it is made again"), NULL);
+    if (unlink(result)) return err_errno(e, errno, __FILE__, __LINE__, "a lost run's result.json cannot be removed");
+    return ERR_OK;
+}
+
 err_code stage_run_begin(const stage *s, const char *id, unsigned in, const char *note, err *e)
 {
     char path[FILE_PATH_MAX];

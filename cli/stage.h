@@ -73,6 +73,9 @@ enum { STAGE_ID = 24 };
 err_code stage_run_id(const stage *s, char id[STAGE_ID], err *e, const char *name, unsigned in, ...)
     __attribute__((sentinel));
 err_code stage_run_path(const stage *s, char path[FILE_PATH_MAX], const char *id, const char *file, err *e);
+/* Whether a run is done: its result.json is there, and its product. A result whose product was lost is taken away (not
+ * in a dry run), with a warning: the run is made again. */
+err_code stage_run_done(const stage *s, const char *id, const char *product, bool *done, err *e);
 /* Makes the folder and writes config.yaml. note: comment lines at its head. */
 err_code stage_run_begin(const stage *s, const char *id, unsigned in, const char *note, err *e);
 /* `file` of the newest run of that stage that has it and is accepted (accepts NULL: any); ERR_NOTFOUND: none. */

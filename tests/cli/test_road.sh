@@ -123,6 +123,11 @@ expect 3 "the first model again" "${run[@]}" -o other
 says "^Report  *$studies written" out
 expect 3 "and once more" "${run[@]}" -o other
 says "^nothing to do" out
+rm other/runs/finetune-*/model.safetensors other/runs/adapt-*/adapter.safetensors
+expect 3 "what was lost is made again" "${run[@]}" -o other
+[ "$(cat other/runs/adapt-*/adapter.safetensors | sha256sum)" = "$(cat work/runs/adapt-*/adapter.safetensors | sha256sum)" ] ||
+    fail "another adapter than the lost one"
+[ -f other/"$(cd work && echo runs/finetune-*/model.safetensors)" ] || fail "the lost model did not come back"
 rm -r other
 
 echo "== export"
