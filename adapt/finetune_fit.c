@@ -12,6 +12,9 @@
 /* From the largest on: where two are level the simpler classifier wins. */
 static const double penalties[] = {3, 1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001};
 enum { PENALTIES = sizeof penalties / sizeof *penalties, PENALTY_BLIND = 4 /* without validation cases */ };
+/* Where training goes on from it, down to 0.01 alone: through weights that are large because features hardly differ,
+ * every step of the backbone moves the logits by tens. */
+enum { PENALTIES_TO_START = 6 };
 
 void finetune_fit_fini(finetune_seen *s)
 {
@@ -117,7 +120,8 @@ err_code finetune_fit_head(finetune_job *j, finetune_seen *s, size_t cap, err *e
     probe fit[PENALTIES] = {{0}};
     fit_rows r = {0};
     metrics best = {0};
-    size_t chosen = PENALTY_BLIND, validation = 0;
+    size_t chosen = PENALTY_BLIND, validation = 0,
+           tried = j->o->method == METHOD_LINEAR ? PENALTIES : PENALTIES_TO_START;
     err_code rc;
     for (size_t i = 0; i < s->set.n; i++) validation += j->c->cases[s->set.cases[i]].part == SPLIT_VALIDATION;
     TRY_DONE(rc, gather_rows(j, s, cap, &r, e));
@@ -129,8 +133,8 @@ err_code finetune_fit_head(finetune_job *j, finetune_seen *s, size_t cap, err *e
                              .n = r.n,
                              .dim = j->dim,
                              .outputs = j->outputs};
-    TRY_DONE(rc, probe_fit(fit, &rows, penalties, PENALTIES, e));
-    for (size_t t = 0; validation && t < PENALTIES; t++) {
+    TRY_DONE(rc, probe_fit(fit, &rows, penalties, tried, e));
+    for (size_t t = 0; validation && t < tried; t++) {
         metrics m;
         head_set(j, &fit[t]);
         TRY_DONE(rc, finetune_fit_predict(j, s, e));
