@@ -16,10 +16,11 @@ echo "== 1. an export: 24 made-up patients, and the sample files of python3-pydi
 "$radapt" phantom "$out/export" --patients 24 --seed 1
 cp -rL "$samples" "$out/export/pydicom-samples"
 
+# Random weights want a lower rate of fine-tuning than pretrained ones.
 echo "== 2. the job: radapt run $out/export -o $work --labels $out/export.labels.csv"
 status=0
 "$radapt" run "$out/export" -o "$work" --labels "$out/export.labels.csv" \
-    --backbone dim=96,depth=3,heads=3,patch=16,grid=14 --adapt-epochs 1 --adapt-locals 2 || status=$?
+    --backbone dim=96,depth=3,heads=3,patch=16,grid=14 --adapt-epochs 1 --adapt-locals 2 --finetune-lr 1e-4 || status=$?
 [ $status = 0 ] || [ $status = 3 ] || { echo "demo: radapt run ended with $status"; exit 1; }
 
 echo "== 3. the reports, as dciodvfy, dsrdump and pydicom see them"

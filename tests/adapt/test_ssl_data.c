@@ -158,9 +158,8 @@ static void sizes(void **state)
     static const struct {
         int global, local, view;
         size_t want_global, want_local;
-    } rows[] = {{0, 0, 224, 224, 96}, {0, 0, 112, 112, 48}, {0, 0, 64, 64, 32},
-                {64, 0, 224, 64, 32}, {0, 16, 64, 64, 16},  {224, 0, 64, 224, 96},
-                {0, 0, 32, 32, 24},   {0, 0, 24, 24, 8}};
+    } rows[] = {{0, 0, 224, 224, 96}, {0, 0, 112, 112, 48},  {0, 0, 64, 64, 32}, {64, 0, 224, 64, 32},
+                {0, 16, 64, 64, 16},  {224, 0, 64, 224, 96}, {0, 0, 32, 32, 24}, {0, 0, 24, 24, 8}};
     world *w = *state;
     vit *m = world_vit(w);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
