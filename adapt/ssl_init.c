@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "base/stop.h"
 
-enum { TOKENS = 4096, TOKENS_MOST = 16384, TOKENS_A_PROTOTYPE = 4, CROPS = 512 };
+enum { TOKENS = 4096, TOKENS_MOST = 8192, TOKENS_A_PROTOTYPE = 2, CROPS = 512 };
 
 /* How many batches are looked at, and how many tokens are taken of a crop. */
 static void counts(const ssl_step *s, size_t crops, size_t *batches, size_t *each)

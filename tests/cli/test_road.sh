@@ -330,7 +330,7 @@ cp -a base killed
 kill_in() { # WORK STAGE DELAY: leaves the run's exit status in $killed
     "${run[@]}" -o "$1" --log json >out 2>log &
     pid=$!
-    for _ in $(seq 600); do
+    for _ in $(seq 3000); do
         ! grep -q "\"name\":\"$2\"" log || break
         kill -0 $pid 2>/dev/null || break
         sleep 0.02
@@ -375,7 +375,7 @@ stop_at() {
     shift
     "$@" >out 2>log &
     pid=$!
-    for _ in $(seq 600); do
+    for _ in $(seq 3000); do
         ! grep -q -- "$text" log || break
         sleep 0.02
     done
