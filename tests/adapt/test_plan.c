@@ -161,7 +161,7 @@ static void objectives_as_planned(void **state)
         o.separate_heads = objectives[i].separate_heads;
         o.sinkhorn = objectives[i].sinkhorn;
         o.data_init = objectives[i].data_init;
-        o.prototypes = 4096; /* so that what they add is seen */
+        o.prototypes = 8192; /* so that what they add is seen; too many for clusters, which would take their time */
         o.epochs = 0.4;
         snprintf(name, sizeof name, "plan-objective-%zu", i);
         check_adapt(*state, &o, objectives[i].what, WORLD_BACKBONE, COMPUTE_AUTO, name);
