@@ -370,7 +370,7 @@ err_code ssl_adapt(vit *m, const cohort *c, const ssl_options *o, const char *ru
     TRY_DONE(rc, loop(&r, total ? total : 1, e));
     out->steps = r.at;
     out->images = images_of(&r, r.at);
-    out->best_step = r.best_step == SSL_RUN_NEVER ? r.at : r.best_step;
+    out->best_step = r.best_step;
     out->peak_bytes = (double)(vit_device(m)->bytes_most - r.data.cache.taken - r.eval.own.taken);
     rc = ssl_state_finish(&r, e);
 done:

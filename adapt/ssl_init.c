@@ -12,7 +12,8 @@ enum { TOKENS = 4096, TOKENS_MOST = 8192, TOKENS_A_PROTOTYPE = 2, CROPS = 512 };
 static void counts(const ssl_step *s, size_t crops, size_t *batches, size_t *each)
 {
     size_t tokens = TOKENS_A_PROTOTYPE * s->config.head.prototypes;
-    if (tokens < TOKENS || tokens > TOKENS_MOST) tokens = tokens < TOKENS ? TOKENS : TOKENS_MOST;
+    if (tokens < TOKENS) tokens = TOKENS;
+    if (tokens > TOKENS_MOST) tokens = TOKENS_MOST;
     *batches = (CROPS + crops - 1) / crops;
     *each = (tokens + *batches * crops - 1) / (*batches * crops);
     if (*each < 2) *each = 2;
